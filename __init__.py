@@ -1,0 +1,41 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Parallel Loop Transformers in stock Transformers.
+
+Importing this package registers the model type `iquestpltcoder`, so that `AutoModelForCausalLM.from_pretrained(PATH)`
+loads a checkpoint without `trust_remote_code`.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from .cache_plt import PLTCache, PLTCacheLayer
+from .configuration_plt import IQuestPLTCoderConfig
+from .modeling_plt import IQuestPLTCoderForCausalLM, IQuestPLTCoderModel, IQuestPLTCoderPreTrainedModel
+
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "IQuestPLTCoderConfig",
+    "IQuestPLTCoderForCausalLM",
+    "IQuestPLTCoderModel",
+    "IQuestPLTCoderPreTrainedModel",
+    "PLTCache",
+    "PLTCacheLayer",
+]
+
+# exist_ok: a second import in one process (a reload, a test) must not fail.
+AutoConfig.register(IQuestPLTCoderConfig.model_type, IQuestPLTCoderConfig, exist_ok=True)
+AutoModel.register(IQuestPLTCoderConfig, IQuestPLTCoderModel, exist_ok=True)
+AutoModelForCausalLM.register(IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM, exist_ok=True)

@@ -1,0 +1,629 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Configuration of the Parallel Loop Transformer (PLT) as released with LoopCoder-V2."""
+"""
+The Parallel Loop Transformer (PLT): a Llama whose layers run R times per token, at about the price of once.
+
+A forward pass fills a grid of (loop × time). State `H^r_i` of token i after loop r needs the loop before it *one token
+earlier* (the shift, "cross-loop parallelism") and, inside attention, loop 0 up to token i:
+
+                  i-2    i-1     i
+        loop 0     ■      ■      ■        x^0_i = E_i
+                     ╲      ╲
+        loop 1     ■      ■      ■        x^r_i = emb_scale · E_i + hidden_scale · H^{r-1}_{i-1}
+                     ╲      ╲
+        loop 2     ■      ■      ■        H^r_i = norm(layers(x^r_i)),   logits_i = lm_head(H^{R-1}_i)
+
+Nothing points straight down, so the whole last column is one block of independent rows: at decode, all loops of a token go
+through each layer together and every weight is read once. A chunk of tokens (prompt, training) goes row by row, one loop
+after the other. Either way the layers see a block of rows × time, with rows = loops × batch, loops outermost.
+
+Shapes are suffixes: B batch, R loops in the block, N = R·B rows, T tokens in the block, S keys, W keys of a window,
+D hidden_size, H query heads, K key/value heads, G = H/K, C head_dim.
+
+Sources: PLT (arXiv 2510.24824), LoopCoder-v2 (arXiv 2606.18023). Where they differ from the code that serves the released
+checkpoint, that code decides: g weights the global branch, the gate reads the residual, the fed-back state is normed.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.conversion_mapping import WeightRenaming, register_checkpoint_conversion_mapping
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.models.llama.modeling_llama import (
+    LlamaMLP,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .cache_plt import WindowView, prepare_cache
+from .configuration_plt import IQuestPLTCoderConfig
+
+
+@dataclass
+class PLTModelOutputWithPast(BaseModelOutputWithPast):
+    """
+    `last_hidden_state` (batch, time, hidden_size) is `H^{R-1}`. `hidden_states` are the embeddings and the outputs of the
+    layers in the last loop, `attentions` the last loop's gate-weighted mixture. `loop_states`, if asked for, are
+    `H^0 … H^{R-1}`, R tensors (batch, time, hidden_size), as fed back (`H^{R-1}`: as given to `lm_head`).
+    """
+
+    loop_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class PLTCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """As the library's, with the `loop_states` of [`PLTModelOutputWithPast`]."""
+
+    loop_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+class IQuestPLTCoderGate(nn.Module):
+    """
+    `g`, one number in (0, 1) per query head and token: the weight of the global branch in loops ≥ 1.
+
+    One set of weights per layer serves all loops. A plain module, not a Linear: quantizers and adapters that swap Linears
+    would drop `gate_norm`.
+    """
+
+    def __init__(self, config: IQuestPLTCoderConfig):
+        super().__init__()
+        self.use_hidden_states = config.plt_gate_use_hidden_states
+        in_features = config.hidden_size if self.use_hidden_states else config.head_dim
+        self.weight = nn.Parameter(torch.empty(config.num_attention_heads, in_features))
+        self.bias = nn.Parameter(torch.empty(config.num_attention_heads))
+        if self.use_hidden_states:
+            self.gate_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, residual_NTD: torch.Tensor, query_NHTC: torch.Tensor) -> torch.Tensor:
+        if self.use_hidden_states:
+            logits_NTH = nn.functional.linear(self.gate_norm(residual_NTD), self.weight, self.bias)
+        else:
+            logits_NTH = torch.einsum("nhtc,hc->nth", query_NHTC, self.weight) + self.bias
+        return torch.sigmoid(logits_NTH)
+
+
+class _FoldedLoops:
+    """
+    Stands for the attention module when the loops of a token count as further query heads of the same key/value head.
+
+    The R queries of a token stand at one position and see the same keys. Folded into the head axis they are one query of
+    length 1, which every attention kernel serves without a mask among them and without repeating the keys.
+    """
+
+    is_causal = True
+
+    def __init__(self, attention: "IQuestPLTCoderAttention", num_loops: int):
+        self.config = attention.config
+        self.layer_idx = attention.layer_idx
+        self.training = attention.training
+        self.modules = attention.modules
+        self.num_key_value_groups = attention.num_key_value_groups * num_loops
+
+
+class IQuestPLTCoderAttention(nn.Module):
+    """Gated sliding-window attention (G-SWA): loops ≥ 1 mix loop 0's keys with a window of their own."""
+
+    def __init__(self, config: IQuestPLTCoderConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = True
+        self.local_size = config.plt_window_size[0] + 1
+
+        def projection(in_features, out_features):
+            return nn.Linear(in_features, out_features, bias=config.attention_bias)
+
+        self.q_proj = projection(config.hidden_size, config.num_attention_heads * self.head_dim)
+        self.k_proj = projection(config.hidden_size, config.num_key_value_heads * self.head_dim)
+        self.v_proj = projection(config.hidden_size, config.num_key_value_heads * self.head_dim)
+        self.o_proj = projection(config.num_attention_heads * self.head_dim, config.hidden_size)
+        self.plt_gate = IQuestPLTCoderGate(config)
+
+    def forward(
+        self,
+        hidden_NTD: torch.Tensor,
+        residual_NTD: torch.Tensor,
+        loops: range,
+        key0_BKSC: torch.Tensor | None,
+        value0_BKSC: torch.Tensor | None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        global_mask: torch.Tensor | None,
+        window_mask: torch.Tensor | None,
+        past_key_values: Cache | None = None,
+        is_last_loop: bool = False,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """
+        Returns the output (N, T, D), the attention weights (B, H, T, S) of the last loop if the kernel gives them, and
+        loop 0's keys and values (B, K, S, C), which later loops take as `key0_BKSC` and `value0_BKSC`.
+        """
+        input_shape = hidden_NTD.shape[:-1]
+        batch = input_shape[0] // len(loops)
+        split_heads = (*input_shape, -1, self.head_dim)
+        query = self.q_proj(hidden_NTD).view(split_heads).transpose(1, 2)
+        key = self.k_proj(hidden_NTD).view(split_heads).transpose(1, 2)
+        value = self.v_proj(hidden_NTD).view(split_heads).transpose(1, 2)
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+
+        if loops.start == 0:  # written before the block's other rows read it
+            key0_BKSC, value0_BKSC = key[:batch], value[:batch]
+            if past_key_values is not None:
+                key0_BKSC, value0_BKSC = past_key_values.update(key0_BKSC, value0_BKSC, self.layer_idx)
+
+        output, weights = self._attend(query, key0_BKSC, value0_BKSC, global_mask, **kwargs)
+        if loops.stop > 1:
+            first = batch if loops.start == 0 else 0  # loop 0's rows, if here, have only the global branch
+            window = (key[first:], value[first:])
+            if past_key_values is not None:
+                window = self._update_windows(past_key_values.layers[self.layer_idx], loops, *window)
+            local_output, local_weights = self._attend(
+                query[first:], *window, window_mask, sliding_window=self.local_size, **kwargs
+            )
+            gate_NTH = self.plt_gate(residual_NTD[first:], query[first:])
+            mixed = _mix(gate_NTH[..., None], output[first:], local_output)
+            output = torch.cat([output[:first], mixed]) if first else mixed
+            if is_last_loop and weights is not None:
+                weights = _mix_weights(gate_NTH.transpose(1, 2)[..., None], weights, local_weights)
+
+        output = output.reshape(*input_shape, -1).contiguous()
+        return self.o_proj(output), weights if is_last_loop else None, key0_BKSC, value0_BKSC
+
+    def _attend(self, query_NHTC, key_BKSC, value_BKSC, mask, **kwargs):
+        """Causal attention of all rows to `key_BKSC`, (N, T, H, C), in one call whatever the number of loops."""
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        batch, kv_heads = key_BKSC.shape[:2]
+        rows, heads, time, head_dim = query_NHTC.shape
+        loops, module = rows // batch, self
+        if loops > 1:
+            module = _FoldedLoops(self, loops)
+            query_NHTC = query_NHTC.view(loops, batch, kv_heads, -1, time, head_dim).permute(1, 2, 0, 3, 4, 5)
+            query_NHTC = query_NHTC.reshape(batch, -1, time, head_dim)
+        output, weights = attention(
+            module,
+            query_NHTC,
+            key_BKSC,
+            value_BKSC,
+            mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        if loops > 1:
+            output = output.view(batch, time, kv_heads, loops, -1, head_dim).permute(3, 0, 1, 2, 4, 5)
+            output = output.reshape(rows, time, heads, head_dim)
+        return output, weights
+
+    @staticmethod
+    def _update_windows(layer, loops: range, key, value):
+        looped = range(max(loops.start, 1), loops.stop)
+        if len(looped) == 1:
+            return layer.update_window(looped.start, key, value)
+        updated = [
+            layer.update_window(loop, *kv)
+            for loop, *kv in zip(looped, key.chunk(len(looped)), value.chunk(len(looped)), strict=True)
+        ]
+        return tuple(torch.cat(kv) for kv in zip(*updated, strict=True))
+
+
+def _mix(gate, output_global, output_local):
+    return gate * output_global + (1 - gate) * output_local
+
+
+def _mix_weights(gate_BHT1, global_BHTS, local_BHTW):
+    """The gate-weighted mixture over positions: the window's W keys are the last W of the S."""
+    mixed = gate_BHT1 * global_BHTS
+    mixed[..., -local_BHTW.shape[-1] :] += (1 - gate_BHT1) * local_BHTW
+    return mixed
+
+
+class IQuestPLTCoderDecoderLayer(GradientCheckpointingLayer):
+    """A Llama layer applied to a block of the grid. What needs a gradient is positional: checkpointing tracks only that."""
+
+    def __init__(self, config: IQuestPLTCoderConfig, layer_idx: int):
+        super().__init__()
+        self.self_attn = IQuestPLTCoderAttention(config, layer_idx)
+        self.mlp = LlamaMLP(config)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_NTD: torch.Tensor,
+        loops: range,
+        key0_BKSC: torch.Tensor | None,
+        value0_BKSC: torch.Tensor | None,
+        is_last_loop: bool = False,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Returns the block (N, T, D), loop 0's keys and values, and the block again if it is to be recorded."""
+        residual = hidden_NTD
+        hidden_NTD, _, key0_BKSC, value0_BKSC = self.self_attn(
+            self.input_layernorm(hidden_NTD),
+            residual,
+            loops,
+            key0_BKSC,
+            value0_BKSC,
+            is_last_loop=is_last_loop,
+            **kwargs,
+        )
+        hidden_NTD = residual + hidden_NTD
+        hidden_NTD = hidden_NTD + self.mlp(self.post_attention_layernorm(hidden_NTD))
+        return hidden_NTD, key0_BKSC, value0_BKSC, hidden_NTD if is_last_loop else None
+
+
+class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
+    """Weight initialisation, the library's switches, and what a model of this shape costs to serve."""
+
+    config_class = IQuestPLTCoderConfig
+    config: IQuestPLTCoderConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["IQuestPLTCoderDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(IQuestPLTCoderDecoderLayer, index=3),
+        "attentions": OutputRecorder(IQuestPLTCoderAttention, index=1),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, IQuestPLTCoderGate):  # zero: training starts from the plain mean of the branches, g = 0.5
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+
+    def kv_bytes_per_token(self) -> int:
+        """Cache bytes that one more token of context costs, in the model's dtype; the same for every number of loops."""
+        config = self.config
+        return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * self.dtype.itemsize
+
+    def kv_bytes_per_sequence(self, length: int, num_loops: int | None = None) -> int:
+        """Cache bytes of one sequence of `length` tokens: the shared part, and a window and a carry per further loop."""
+        further_loops = self._check_num_loops(num_loops) - 1
+        window = self.kv_bytes_per_token() * min(length, self.config.plt_window_size[0])
+        carry = self.config.hidden_size * self.dtype.itemsize if length else 0
+        return self.kv_bytes_per_token() * length + further_loops * (window + carry)
+
+    def decode_flops(self, length: int, num_loops: int | None = None) -> int:
+        """
+        Floating-point operations (a multiply-add is two) of one decode step that attends to `length` tokens, itself
+        included: all matrix products and attention, without the element-wise rest. The head runs once.
+        """
+        config, num_loops = self.config, self._check_num_loops(num_loops)
+        attention_size = config.num_attention_heads * config.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
+        weights = config.hidden_size * (2 * attention_size + 2 * kv_size + 3 * config.intermediate_size)
+        gate = config.num_attention_heads * (
+            config.hidden_size if config.plt_gate_use_hidden_states else config.head_dim
+        )
+        keys = num_loops * length + (num_loops - 1) * min(length, config.plt_window_size[0] + 1)
+        per_layer = 2 * (num_loops * weights + (num_loops - 1) * gate) + 4 * attention_size * keys
+        return config.num_hidden_layers * per_layer + 2 * config.hidden_size * config.vocab_size
+
+    def _check_num_loops(self, num_loops: int | None) -> int:
+        if num_loops is None:
+            return self.config.plt_num_loops
+        if not isinstance(num_loops, int) or isinstance(num_loops, bool) or num_loops < 1:
+            raise ValueError(f"`num_loops` must be an integer >= 1, got {num_loops!r}.")
+        return num_loops
+
+
+class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
+    """The decoder without the language-model head."""
+
+    def __init__(self, config: IQuestPLTCoderConfig):
+        super().__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(
+            [IQuestPLTCoderDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
+        )
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        num_loops: int | None = None,
+        loop_schedule: str = "together",
+        output_loop_states: bool = False,
+        **kwargs,
+    ) -> PLTModelOutputWithPast:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, time)`): the new tokens; or `inputs_embeds`, one of the two.
+            attention_mask (`torch.Tensor` of shape `(batch, past + time)`, *optional*): 0 on padding. The loops' shift
+                starts anew at a row's first real token.
+            position_ids (`torch.LongTensor` of shape `(batch, time)`, *optional*): a 0, or in a packed row any step
+                other than +1, starts a new document.
+            past_key_values ([`~transformers.Cache`], *optional*): a [`PLTCache`] or `DynamicCache(config=config)`.
+            num_loops (`int`, *optional*): loops to run, any `R >= 1`; by default `config.plt_num_loops`.
+            loop_schedule (`str`): `"together"` runs all loops of a single new token in one pass over the weights,
+                `"sequence"` one after the other. The result is the same up to rounding. Several new tokens always go
+                in sequence, and so does a pass that records `output_hidden_states` or `output_attentions`.
+            output_loop_states (`bool`): whether to return `loop_states`.
+
+        Raises:
+            ValueError: for a cache, mask or number of loops the model cannot serve.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if loop_schedule not in ("together", "sequence"):
+            raise ValueError(f'`loop_schedule` must be "together" or "sequence", got {loop_schedule!r}.')
+        num_loops = self._check_num_loops(num_loops)
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if past_key_values is not None:
+            prepare_cache(past_key_values, num_loops, self.config.plt_window_size[0])
+
+        batch, time = inputs_embeds.shape[:2]
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if position_ids is None:
+            position_ids = (torch.arange(time, device=inputs_embeds.device) + past_length).unsqueeze(0)
+        records = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
+        together = time == 1 and loop_schedule == "together" and not records
+        looped_rows = num_loops - 1 if together else 1
+        global_mask, window_mask = self._masks(
+            inputs_embeds, attention_mask, position_ids, past_key_values, num_loops, looped_rows
+        )
+        block = {
+            "position_embeddings": self.rotary_emb(inputs_embeds, position_ids),
+            "global_mask": global_mask,
+            "window_mask": window_mask,
+            "past_key_values": past_key_values,
+            **kwargs,
+        }
+        starts = _sequence_starts(position_ids, attention_mask, past_key_values, past_length)
+        if not together:
+            block["position_ids"] = position_ids
+        run = self._loops_together if together else self._loops_in_sequence
+        loop_states = run(inputs_embeds, starts, num_loops, block)
+        return PLTModelOutputWithPast(
+            last_hidden_state=loop_states[-1],
+            past_key_values=past_key_values,
+            loop_states=tuple(loop_states) if output_loop_states else None,
+        )
+
+    def _loops_together(
+        self, embeds_BTD: torch.Tensor, starts_BT: torch.Tensor, num_loops: int, block: dict
+    ) -> list[torch.Tensor]:
+        """One token, all loops: one block of R·B rows, each layer called once. Returns `H^r` for every loop."""
+        carries = self._carries(block["past_key_values"], num_loops)
+        rows = [embeds_BTD] + [self._loop_input(embeds_BTD, carry, starts_BT) for carry in carries]
+        hidden_NTD = torch.cat(rows)
+        if embeds_BTD.shape[0] > 1:
+            block["position_embeddings"] = tuple(x.repeat(num_loops, 1, 1) for x in block["position_embeddings"])
+        for layer in self.layers:
+            hidden_NTD, *_ = layer(hidden_NTD, range(num_loops), None, None, **block)
+        if self.config.plt_normalize_per_loop:
+            loop_states = list(self.norm(hidden_NTD).chunk(num_loops))
+        else:
+            *loop_states, last = hidden_NTD.chunk(num_loops)
+            loop_states.append(self.norm(last))
+        self._update_carries(block["past_key_values"], loop_states)
+        return loop_states
+
+    def _loops_in_sequence(
+        self, embeds_BTD: torch.Tensor, starts_BT: torch.Tensor, num_loops: int, block: dict
+    ) -> list[torch.Tensor]:
+        """Any number of tokens, one loop after the other: R blocks of B rows. Returns `H^r` for every loop."""
+        carries = self._carries(block["past_key_values"], num_loops)
+        shared = [(None, None)] * len(self.layers)
+        loop_states = []
+        for loop in range(num_loops):
+            is_last = loop == num_loops - 1
+            hidden_BTD = embeds_BTD
+            if loop > 0:
+                hidden_BTD = self._loop_input(embeds_BTD, carries[loop - 1], starts_BT, loop_states[-1])
+            for index, layer in enumerate(self.layers):
+                hidden_BTD, *shared[index], _ = layer(
+                    hidden_BTD, range(loop, loop + 1), *shared[index], is_last_loop=is_last, **block
+                )
+            loop_states.append(self.norm(hidden_BTD) if self.config.plt_normalize_per_loop or is_last else hidden_BTD)
+        self._update_carries(block["past_key_values"], loop_states)
+        return loop_states
+
+    def _loop_input(
+        self,
+        embeds_BTD: torch.Tensor,
+        carry_B1D: torch.Tensor | None,
+        starts_BT: torch.Tensor,
+        states_BTD: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        `x^r_i = emb_scale · E_i + hidden_scale · H^{r-1}_{i-1}`: the shift. `states` are `H^{r-1}` of this chunk, `carry`
+        that of the token before it; at the start of a sequence it is zero.
+        """
+        if carry_B1D is None:
+            carry_B1D = torch.zeros_like(embeds_BTD[:, :1])
+        previous = carry_B1D.to(embeds_BTD.device)
+        if states_BTD is not None:
+            previous = torch.cat([previous, states_BTD[:, :-1].to(embeds_BTD.device)], dim=1)
+        previous = previous.masked_fill(starts_BT[..., None], 0)
+        emb_scale, hidden_scale = self.config.plt_emb_scale, self.config.plt_hidden_scale
+        embeds_BTD = embeds_BTD if emb_scale is None else emb_scale * embeds_BTD
+        return embeds_BTD + (previous if hidden_scale is None else hidden_scale * previous)
+
+    @staticmethod
+    def _carries(cache: Cache | None, num_loops: int) -> list[torch.Tensor | None]:
+        return [cache.layers[0].get_carry(loop) if cache is not None else None for loop in range(num_loops - 1)]
+
+    @staticmethod
+    def _update_carries(cache: Cache | None, loop_states: list[torch.Tensor]) -> None:
+        if cache is not None:
+            for loop, states in enumerate(loop_states[:-1]):
+                cache.layers[0].update_carry(loop, states)
+
+    def _masks(self, embeds_BTD, attention_mask, position_ids, cache, num_loops: int, looped_rows: int):
+        """The masks of the global and of the window branch; the latter for `looped_rows` loops that run together."""
+        if num_loops > 1 and attention_mask is not None and attention_mask.ndim != 2:
+            raise ValueError(
+                "A PLT model with more than one loop needs a 2D attention mask (batch, past + time): a 4D mask does not "
+                "say which token comes before another, and the loops' shift needs that. For packed documents pass "
+                "`position_ids` that restart, without a mask."
+            )
+        arguments = {
+            "config": self.config,
+            "inputs_embeds": embeds_BTD,
+            "attention_mask": attention_mask,
+            "past_key_values": cache,
+            "position_ids": position_ids,
+        }
+        global_mask = create_causal_mask(**arguments)
+        if num_loops == 1:
+            return global_mask, None
+        if cache is not None:
+            arguments["past_key_values"] = WindowView(cache.layers[0])
+        if looped_rows > 1:
+            arguments["inputs_embeds"] = embeds_BTD.repeat(looped_rows, 1, 1)
+            arguments["attention_mask"] = attention_mask if attention_mask is None else attention_mask.repeat(looped_rows, 1)
+            arguments["position_ids"] = None
+        if embeds_BTD.shape[1] == 1:  # the window holds no more than the one new token sees
+            return global_mask, create_causal_mask(**arguments)
+        # On the model's own config this field would turn every layer into a window layer.
+        arguments["config"] = copy.copy(self.config)
+        arguments["config"].sliding_window = self.config.plt_window_size[0] + 1
+        return global_mask, create_sliding_window_causal_mask(**arguments)
+
+
+def _sequence_starts(position_ids, attention_mask, cache, past_length: int) -> torch.Tensor:
+    """Where no token of the same sequence comes before: (batch, time) or (1, time), boolean."""
+    starts = position_ids == 0
+    if attention_mask is not None and attention_mask.ndim == 2:
+        time = position_ids.shape[1]
+        before = nn.functional.pad(attention_mask, (1, 0))[:, past_length : past_length + time]
+        starts = starts | (before == 0).to(starts.device)
+    elif attention_mask is None and cache is None:  # where the library's masks look for packed documents
+        jumps = torch.diff(position_ids, prepend=position_ids[:, :1] - 1) != 1
+        starts = starts | jumps
+    return starts
+
+
+class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
+    """The Parallel Loop Transformer with its language-model head: what `AutoModelForCausalLM` loads."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: IQuestPLTCoderConfig):
+        super().__init__(config)
+        self.model = IQuestPLTCoderModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_loops: int | None = None,
+        loop_schedule: str = "together",
+        output_loop_states: bool = False,
+        **kwargs,
+    ) -> PLTCausalLMOutputWithPast:
+        """
+        Logits of the last loop, (batch, time, vocab_size), and the loss if `labels` (batch, time) are given; -100 is
+        ignored, the shift by one token is done here. `logits_to_keep` is the library's. `num_loops`, `loop_schedule`,
+        `output_loop_states` and the rest: see [`IQuestPLTCoderModel.forward`]. All of them pass through `generate()`:
+
+        ```python
+        >>> model.generate(**inputs, num_loops=3)
+        >>> model.generate(**inputs, loop_schedule="sequence")
+        ```
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            num_loops=num_loops,
+            loop_schedule=loop_schedule,
+            output_loop_states=output_loop_states,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return PLTCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            loop_states=outputs.loop_states,
+        )
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """Not available: raises ValueError."""
+        raise ValueError(
+            "Continuous batching is not available for PLT models: its paged cache has no room for the loops' windows and "
+            "carries. Use `generate()` with a left-padded batch."
+        )
+
+
+# Training exports name the gate `loop_gate_proj`. Both names load, and a checkpoint is saved with those it came with.
+register_checkpoint_conversion_mapping(
+    IQuestPLTCoderConfig.model_type,
+    [WeightRenaming("self_attn.loop_gate_proj", "self_attn.plt_gate")],
+    overwrite=True,
+)
+
+__all__ = ["IQuestPLTCoderForCausalLM", "IQuestPLTCoderModel", "IQuestPLTCoderPreTrainedModel"]

@@ -1,0 +1,53 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What every test needs: no network, no leftovers between runs, one seed. Runs before Transformers is imported."""
+
+import os
+import tempfile
+
+
+_remote_code = tempfile.TemporaryDirectory(prefix="iquest-plt-tests-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_MODULES_CACHE"] = _remote_code.name  # where Transformers copies remote code before it imports it
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))  # the models of the tests are too small for more
+
+
+class RootIsNoPackage:
+    """Keeps pytest from importing the repository root as a package under a second name, the folder's own.
+
+    The root has an `__init__.py` because it is the package `iquest_plt`. pytest imports the `__init__.py` of each
+    directory above a test, which would load every module again and register its classes twice.
+    """
+
+    def __init__(self, root):
+        self.root = root
+
+    def pytest_collect_directory(self, path, parent):
+        return pytest.Dir.from_parent(parent, path=path) if path == self.root else None
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(RootIsNoPackage(config.rootpath))
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

@@ -1,0 +1,243 @@
+# Copyright 2026 The iquest-plt authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The Parallel Loop Transformer in float64 NumPy: the oracle of the test suite, and the definition to read first.
+
+One sequence, no cache, no padding, no tail cut: every loop runs over all T tokens, one loop after another.
+
+    x_i^0 = E_i                                                     loop 0 takes the plain embedding
+    x_i^r = emb_scale * E_i + hidden_scale * H^{r-1}_{i-1}          r >= 1, with H_{-1} = 0
+    attention in loop 0:     causal(q, K0, V0)
+    attention in loop r:     g * causal(q, K0, V0) + (1 - g) * window(q, K^r, V^r)
+    H^r = RMSNorm_final(x^r),   logits = lm_head(H^{R-1})
+
+Everything else (RMSNorm, RoPE, grouped-query attention, SwiGLU, residuals) is Llama, and R = 1 is exactly Llama.
+Sources: arXiv 2510.24824 (PLT), arXiv 2606.18023 (LoopCoder-v2); where they differ from the inference code that serves
+the released checkpoint, that code decides. Shapes: T tokens, R loops, D hidden, N query heads, K key/value heads,
+d head_dim, V vocabulary; i is a query position, j a key position.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# Mistakes that still give plausible text. `Reference(..., wrong=name)` makes one of them, so that a test can show that
+# its inputs would expose it. All but scale_loop0 and gate_loop0 need R >= 2, and some need more, as their lines say.
+# RMSNorm weights should differ from 1: a second norm with unit weight changes next to nothing.
+WRONG: dict[str, str] = {
+    "no_shift": "loop r reads H^{r-1} of its own token i instead of token i-1",
+    "shift_wraps": "the shift is a roll: the first token reads H^{r-1} of the last one instead of zero",
+    "shift_by_loop": "loop r reads H^{r-1}_{i-r} instead of H^{r-1}_{i-1} (needs R >= 3)",
+    "shift_embedding": "the embedding is shifted along with the carry: E_{i-1} in loops >= 1",
+    "rope_shifted": "loop r rotates queries and keys to position i-r instead of i",
+    "zero_carry": "the state of the loop before is dropped: x^r = emb_scale * E",
+    "carry_not_normed": "the fed-back state skips the final norm (needs plt_normalize_per_loop)",
+    "carry_always_normed": "the fed-back state is normed although plt_normalize_per_loop is False (needs False)",
+    "scale_loop0": "emb_scale is applied to the embedding of loop 0 too (needs emb_scale != 1)",
+    "no_emb_scale": "emb_scale is ignored (needs emb_scale != 1)",
+    "no_hidden_scale": "hidden_scale is ignored (needs hidden_scale != 1)",
+    "window_short": "the window holds w keys instead of w + 1 (needs 1 <= w < T)",
+    "window_long": "the window holds w + 2 keys instead of w + 1 (needs w + 1 < T)",
+    "window_unlimited": "the local branch sees all earlier keys of its loop (needs w + 1 < T)",
+    "local_shared_keys": "the local branch reads the keys and values of loop 0 instead of its own loop's",
+    "global_own_keys": "the global branch reads its own loop's keys and values instead of loop 0's",
+    "global_last_keys": "the global branch reads the keys and values of loop r-1 instead of loop 0 (needs R >= 3)",
+    "global_without_self": "the global branch misses position i, as if loop 0 wrote its cache too late",
+    "global_only": "no local branch and no gate",
+    "gate_loop0": "loop 0 mixes in its own window as well (needs w + 1 < T)",
+    "gate_swapped": "the gate weights the local branch instead of the global one",
+    "gate_half": "the gate is left at its initial value 0.5",
+    "gate_no_bias": "the gate bias is ignored",
+    "gate_on_normed": "the gate is fed RMSNorm_in(x) instead of the residual x (needs plt_gate_use_hidden_states)",
+    "gate_no_norm": "the gate skips its own norm (needs plt_gate_use_hidden_states)",
+    "gate_before_rope": "the gate is fed the query before RoPE (needs plt_gate_use_hidden_states = False)",
+}
+
+
+def sigmoid(x):
+    return 0.5 * (1.0 + np.tanh(0.5 * x))  # this form cannot overflow
+
+
+def rotate(x, positions, theta):
+    """RoPE as in Llama (`rotate_half`): component c of a head is paired with component c + d/2. x is [heads, T, d]."""
+    d = x.shape[-1]
+    angles = positions[:, None] * theta ** (-np.arange(0, d, 2) / d)  # [T, d/2]
+    cos, sin = np.cos(angles), np.sin(angles)
+    first, second = x[..., : d // 2], x[..., d // 2 :]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def attend(q, k, v, mask):
+    """Softmax attention. q is [N, T, d]; k and v are [K, T, d], one for N/K query heads; mask[i, j]: i sees j."""
+    k, v = (np.repeat(a, q.shape[0] // a.shape[0], axis=0) for a in (k, v))
+    scores = np.where(mask, q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1]), -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True) @ v
+
+
+class Reference:
+    """
+    Args:
+        config: any object with the fields of `IQuestPLTCoderConfig`; only default RoPE and SiLU are covered.
+        state_dict: name -> NumPy array or torch tensor, under the names of `IQuestPLTCoderForCausalLM.state_dict()`.
+            Biases are used wherever they are present; gate weights are not needed while one loop runs.
+        wrong: a key of `WRONG`, to compute that mistake instead of the model.
+    """
+
+    def __init__(self, config: Any, state_dict: Mapping[str, Any], *, wrong: str | None = None):
+        if wrong is not None and wrong not in WRONG:
+            raise ValueError(f"unknown wrong variant {wrong!r}; known: {', '.join(WRONG)}")
+        rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+        if rope.get("rope_type", rope.get("type", "default")) != "default":
+            raise ValueError(f"the reference knows default RoPE only, not {rope}")
+        self.theta = float(rope.get("rope_theta") or config.rope_theta)
+        self.config, self.wrong = config, wrong
+        self.weights = {
+            name: np.asarray(w.detach().cpu().double() if hasattr(w, "detach") else w, dtype=np.float64)
+            for name, w in state_dict.items()
+        }
+        self.emb_scale = 1.0 if config.plt_emb_scale is None else config.plt_emb_scale
+        self.hidden_scale = 1.0 if config.plt_hidden_scale is None else config.plt_hidden_scale
+        if wrong == "no_emb_scale":
+            self.emb_scale = 1.0
+        if wrong == "no_hidden_scale":
+            self.hidden_scale = 1.0
+
+    def linear(self, name, x):
+        return x @ self.weights[f"{name}.weight"].T + self.weights.get(f"{name}.bias", 0.0)
+
+    def norm(self, name, x):
+        mean_square = np.mean(x * x, axis=-1, keepdims=True)
+        return self.weights[f"{name}.weight"] * x / np.sqrt(mean_square + self.config.rms_norm_eps)
+
+    def __call__(
+        self, token_ids: Sequence[int], num_loops: int | None = None, initial_carry: Any = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Args:
+            token_ids: one sequence of T tokens.
+            num_loops: R, by default `config.plt_num_loops`.
+            initial_carry: [R-1, D], what loops 1 … R-1 read at the first token. The model has zero there; another
+                value emulates a shift that leaks from padding or from the document before (`loop_states[:-1, -1]`).
+
+        Returns:
+            logits [T, V] of the last loop, and loop_states [R, T, D]: H^r, which is what loop r feeds to loop r+1.
+            The last one is always normed, the others only under `plt_normalize_per_loop`.
+        """
+        config, wrong = self.config, self.wrong
+        R = config.plt_num_loops if num_loops is None else num_loops
+        E = self.weights["model.embed_tokens.weight"][np.asarray(token_ids, dtype=np.int64)]  # [T, D]
+        carry = np.zeros((R - 1, E.shape[1])) if initial_carry is None else np.asarray(initial_carry, dtype=np.float64)
+        if carry.shape != (R - 1, E.shape[1]):
+            raise ValueError(f"initial_carry must be {(R - 1, E.shape[1])}, got {carry.shape}")
+
+        loop_states = []  # H^0 … H^{R-1}, each [T, D]
+        keys_values = []  # keys_values[r][layer] = (K^r, V^r), each [K, T, d]
+        for r in range(R):
+            if r == 0:
+                x = self.emb_scale * E if wrong == "scale_loop0" else E
+            else:
+                H = loop_states[r - 1]
+                shifted = np.concatenate([carry[r - 1 : r], H[:-1]])  # row i holds H^{r-1}_{i-1}
+                if wrong == "no_shift":
+                    shifted = H
+                elif wrong == "shift_wraps":
+                    shifted = np.roll(H, 1, axis=0)
+                elif wrong == "shift_by_loop":
+                    shifted = np.concatenate([np.zeros_like(H[:r]), H[:-r]])[: len(H)]
+                elif wrong == "zero_carry":
+                    shifted = np.zeros_like(H)
+                embedding = np.concatenate([np.zeros_like(E[:1]), E[:-1]]) if wrong == "shift_embedding" else E
+                x = self.emb_scale * embedding + self.hidden_scale * shifted
+
+            keys_values.append([])
+            for layer in range(config.num_hidden_layers):
+                x = x + self.attention(layer, r, x, keys_values)
+                x = x + self.mlp(layer, x)
+
+            normed = config.plt_normalize_per_loop
+            normed = {"carry_not_normed": False, "carry_always_normed": True}.get(wrong, normed)
+            loop_states.append(self.norm("model.norm", x) if normed or r == R - 1 else x)
+
+        if config.tie_word_embeddings:
+            logits = loop_states[-1] @ self.weights["model.embed_tokens.weight"].T
+        else:
+            logits = self.linear("lm_head", loop_states[-1])
+        return logits, np.stack(loop_states)
+
+    def attention(self, layer, r, x, keys_values):
+        """W_o a for one layer of loop r. x is the residual [T, D]; appends this loop's keys and values."""
+        config, wrong = self.config, self.wrong
+        name = f"model.layers.{layer}.self_attn"
+        T, N, K, d = len(x), config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        w_left = config.plt_window_size[0]
+        positions = np.arange(T)
+        distance = positions[:, None] - positions[None, :]  # i - j
+        causal = distance >= 0
+        w = w_left + {"window_short": -1, "window_long": 1, "window_unlimited": T}.get(wrong, 0)
+        window = causal & (distance <= max(w, 0))  # w + 1 keys, position i itself among them
+
+        y = self.norm(f"model.layers.{layer}.input_layernorm", x)
+        q, k, v = (
+            self.linear(f"{name}.{proj}", y).reshape(T, heads, d).swapaxes(0, 1)  # [heads, T, d]
+            for proj, heads in (("q_proj", N), ("k_proj", K), ("v_proj", K))
+        )
+        unrotated_q = q
+        rope_positions = positions - r if wrong == "rope_shifted" else positions  # position i in every loop
+        q, k = rotate(q, rope_positions, self.theta), rotate(k, rope_positions, self.theta)
+        keys_values[r].append((k, v))
+
+        if r == 0 and wrong != "gate_loop0":
+            a = attend(q, k, v, causal)
+        else:
+            source = {"global_own_keys": r, "global_last_keys": r - 1}.get(wrong, 0)
+            k_shared, v_shared = keys_values[source][layer]
+            visible = causal
+            if wrong == "global_without_self":
+                visible = (distance > 0) | ((distance == 0) & (positions[:, None] == 0))  # token 0 has only itself
+            a_global = attend(q, k_shared, v_shared, visible)
+
+            k_own, v_own = keys_values[0 if wrong == "local_shared_keys" else r][layer]
+            a_local = attend(q, k_own, v_own, window)
+
+            g = self.gate(layer, x, y, unrotated_q if wrong == "gate_before_rope" else q)  # [N, T, 1]
+            if wrong == "gate_swapped":
+                g = 1.0 - g
+            elif wrong == "gate_half":
+                g = 0.5
+            elif wrong == "global_only":
+                g = 1.0
+            a = g * a_global + (1.0 - g) * a_local
+
+        return self.linear(f"{name}.o_proj", a.swapaxes(0, 1).reshape(T, -1))
+
+    def gate(self, layer, x, y, q):
+        """Weight of the global branch per query head and token, [N, T, 1]; all loops >= 1 share its parameters."""
+        name = f"model.layers.{layer}.self_attn.plt_gate"
+        weight = self.weights[f"{name}.weight"]
+        bias = 0.0 if self.wrong == "gate_no_bias" else self.weights.get(f"{name}.bias", 0.0)
+        if self.config.plt_gate_use_hidden_states:  # weight is [N, D]; x is the residual before the input norm
+            h = y if self.wrong == "gate_on_normed" else x
+            h = h if self.wrong == "gate_no_norm" else self.norm(f"{name}.gate_norm", h)
+            scores = h @ weight.T + bias  # [T, N]
+        else:  # weight is [N, d]: head n scores its own query, after RoPE
+            scores = np.stack([q_n @ w_n for q_n, w_n in zip(q, weight, strict=True)], axis=1) + bias  # [T, N]
+        return sigmoid(scores).T[:, :, None]
+
+    def mlp(self, layer, x):
+        """SwiGLU of the normed residual."""
+        name = f"model.layers.{layer}.mlp"
+        y = self.norm(f"model.layers.{layer}.post_attention_layernorm", x)
+        gate = self.linear(f"{name}.gate_proj", y)
+        return self.linear(f"{name}.down_proj", gate * sigmoid(gate) * self.linear(f"{name}.up_proj", y))

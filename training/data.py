@@ -1,0 +1,197 @@
+# Copyright 2026 The iquest-plt authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Text for the small checkpoint: the Python standard library, split by whole files.
+
+Exact copies are dropped. Files that share much of their text (`CLUSTER_OVERLAP`) form a cluster, and a cluster as a
+whole is held out or trained on, so no near-duplicate of a held-out file is ever seen in training.
+"""
+
+import fnmatch
+import hashlib
+import platform
+import re
+import sysconfig
+import zlib
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+# Generated tables and data rather than code, and files that describe the machine Python was built on.
+EXCLUDED = [
+    "site-packages/*",
+    "dist-packages/*",
+    "_sysconfigdata*",
+    "config-*",
+    "encodings/cp*",
+    "encodings/iso8859*",
+    "encodings/koi8*",
+    "encodings/mac_*",
+    "encodings/kz1048.py",
+    "encodings/ptcp154.py",
+    "encodings/hp_roman8.py",
+    "encodings/tis_620.py",
+    "encodings/aliases.py",
+    "pydoc_data/topics.py",
+    "lib2to3/tests/data/*",
+    "test/cjkencodings/*",
+]
+HELDOUT_SHARE = 0.04  # of the files; of the bytes about the same
+SHINGLE = 8  # code tokens in a shingle
+SKETCH = 8  # one shingle hash in SKETCH is kept
+CLUSTER_OVERLAP = 0.4  # shared share of the smaller file's shingles that puts two files in one cluster
+DUPLICATE_OVERLAP = 0.9  # and the share at which the smaller one is dropped as a copy
+MIN_BYTES = 64
+
+
+@dataclass
+class Document:
+    """One source file. `path` is relative to the standard library; `split` is "train" or "heldout"."""
+
+    path: str
+    text: str
+    split: str = "train"
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.text.encode())
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def collect(root: str | Path | None = None) -> list[Document]:
+    """Reads the UTF-8 .py files under `root` (default: the running Python's library), sorted by path."""
+    root = Path(root or sysconfig.get_path("stdlib"))
+    documents = []
+    for file in sorted(root.rglob("*.py")):
+        path = file.relative_to(root).as_posix()
+        if any(fnmatch.fnmatch(path, pattern) for pattern in EXCLUDED):
+            continue
+        try:
+            text = file.read_bytes().decode()
+        except UnicodeDecodeError:
+            continue
+        if len(text) >= MIN_BYTES:
+            documents.append(Document(path, text))
+    return documents
+
+
+def sketch(text: str) -> set[int]:
+    """A sample of the text's shingle hashes; two texts that share a shingle agree on whether it is in the sample."""
+    tokens = np.array([zlib.crc32(word.encode()) for word in re.findall(r"\w+|[^\w\s]", text)], dtype=np.uint64)
+    if len(tokens) < SHINGLE:
+        return set()
+    hashes = np.zeros(len(tokens) - SHINGLE + 1, dtype=np.uint64)
+    for offset in range(SHINGLE):
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + tokens[offset : offset + len(hashes)]
+        hashes ^= hashes >> np.uint64(29)
+    return set(hashes[hashes % np.uint64(SKETCH) == 0].tolist())
+
+
+def overlaps(sketches: list[set[int]]) -> dict[tuple[int, int], float]:
+    """Share of the smaller sketch found in the larger, for every pair (i < j) that shares anything."""
+    holders = defaultdict(list)
+    for index, hashes in enumerate(sketches):
+        for value in hashes:
+            holders[value].append(index)
+    # A shingle in very many files is boilerplate (a licence header) and says nothing about copying.
+    shared = Counter()
+    for indices in holders.values():
+        if len(indices) <= 20:
+            shared.update((i, j) for n, i in enumerate(indices) for j in indices[n + 1 :])
+    return {(i, j): count / min(len(sketches[i]), len(sketches[j])) for (i, j), count in shared.items()}
+
+
+def split(documents: list[Document], heldout_share: float = HELDOUT_SHARE) -> list[Document]:
+    """Drops copies and sets `split` of the rest: a hash of the first path of each cluster decides."""
+    documents = list({document.sha256: document for document in reversed(documents)}.values())[::-1]
+    pairs = overlaps([sketch(document.text) for document in documents])
+    parent = list(range(len(documents)))
+
+    def find(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = node = parent[parent[node]]
+        return node
+
+    dropped = set()
+    for (i, j), overlap in sorted(pairs.items()):
+        if overlap >= CLUSTER_OVERLAP:
+            low, high = sorted((find(i), find(j)))
+            parent[high] = low
+        if overlap >= DUPLICATE_OVERLAP:
+            dropped.add(min(i, j, key=lambda index: (documents[index].num_bytes, -index)))
+    for index, document in enumerate(documents):
+        digest = hashlib.sha256(documents[find(index)].path.encode()).digest()
+        document.split = "heldout" if int.from_bytes(digest[:8], "big") < heldout_share * 2**64 else "train"
+    return [document for index, document in enumerate(documents) if index not in dropped]
+
+
+def manifest(documents: list[Document]) -> dict:
+    """What the data is: source, licence, each file's bytes, hash and split, and the totals."""
+    totals = {
+        name: {
+            "files": sum(document.split == name for document in documents),
+            "bytes": sum(document.num_bytes for document in documents if document.split == name),
+        }
+        for name in ("train", "heldout")
+    }
+    return {
+        "source": "Python standard library, .py files",
+        "python_version": platform.python_version(),
+        "licence": "PSF-2.0",
+        "excluded": EXCLUDED,
+        "heldout_share": HELDOUT_SHARE,
+        "cluster_overlap": CLUSTER_OVERLAP,
+        "totals": totals,
+        "files": [
+            {"path": d.path, "bytes": d.num_bytes, "sha256": d.sha256, "split": d.split} for d in documents
+        ],
+    }
+
+
+def token_stream(token_lists: list[list[int]], end_token_id: int) -> np.ndarray:
+    """One uint16 array: each document's ids followed by `end_token_id`."""
+    return np.concatenate([np.array([*ids, end_token_id], dtype=np.uint16) for ids in token_lists])
+
+
+class PackedRows:
+    """A fixed, random-access sequence of training rows cut from a token stream (a map-style dataset).
+
+    Row `index` belongs to pass `index // rows_per_pass` over the stream. Every pass starts its cut at another offset
+    and visits the rows in another order, both from `seed` alone, so a resumed run sees the same rows. Rows are
+    contiguous slices: documents are separated by their end token only, and attention may look across it.
+    """
+
+    def __init__(self, stream: np.ndarray, length: int, num_rows: int, seed: int = 0):
+        self.stream, self.length, self.num_rows, self.seed = stream, length, num_rows, seed
+        self.rows_per_pass = (len(stream) - length) // length
+        if self.rows_per_pass < 1:
+            raise ValueError(f"a stream of {len(stream)} tokens holds no row of {length}")
+        self._pass = (-1, 0, None)
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        number, row = divmod(index, self.rows_per_pass)
+        if self._pass[0] != number:
+            rng = np.random.default_rng([self.seed, number])
+            self._pass = (number, int(rng.integers(self.length)), rng.permutation(self.rows_per_pass))
+        _, offset, order = self._pass
+        start = offset + int(order[row]) * self.length
+        return {"input_ids": self.stream[start : start + self.length].astype(np.int64).tolist()}
