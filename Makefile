@@ -10,7 +10,6 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
 OLDEST := .venv-oldest
-OLDEST_TRANSFORMERS := 5.16.1
 MODEL_FILES := configuration_plt.py modeling_plt.py
 
 .DEFAULT_GOAL := help
@@ -67,6 +66,6 @@ $(VENV)/mlinter-rules.toml: $(DEV) Makefile
 	awk '/^\[/ { off = $$0 == "[rules.TRF057]" } off && /^default_enabled/ { $$3 = "false" } 1' \
 		"$$($(BIN)/python -c 'import mlinter; print(mlinter.__path__[0])')/rules.toml" > $@
 
-$(OLDEST)/constraints.txt: constraints.txt Makefile
+$(OLDEST)/constraints.txt: constraints-oldest.txt constraints.txt
 	@mkdir -p $(@D)
-	sed 's/^transformers==.*/transformers==$(OLDEST_TRANSFORMERS)/' $< > $@
+	awk -F== 'NR == FNR { pinned[$$1] } NR == FNR || !($$1 in pinned)' $^ > $@

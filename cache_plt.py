@@ -11,7 +11,6 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Configuration of the Parallel Loop Transformer (PLT) as released with LoopCoder-V2."""
 """
 The key/value cache of the Parallel Loop Transformer.
 

@@ -112,7 +112,7 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         kwargs.pop("layer_types", None)  # derived, see below
         super().__post_init__(**kwargs)
-        self.validate_plt()
+        self.validate()
 
     @property
     def layer_types(self) -> list[str]:
@@ -121,6 +121,12 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
 
     def validate_layer_type(self):
         """`layer_types` is derived, so there is nothing to check; the parent only knows the library's own names."""
+
+    def validate(self):
+        """Runs all checks. By name: the parent's own list would call its `validate_layer_type`, not the one above."""
+        self.validate_plt()
+        for validator in PreTrainedConfig.__class_validators__:
+            getattr(self, validator.__name__)()
 
     def validate_plt(self):
         """Checks every field the model is built from. Raises `ValueError` with the field's name and what it may hold."""

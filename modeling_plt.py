@@ -11,7 +11,6 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Configuration of the Parallel Loop Transformer (PLT) as released with LoopCoder-V2."""
 """
 The Parallel Loop Transformer (PLT): a Llama whose layers run R times per token, at about the price of once.
 
@@ -49,7 +48,7 @@ from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.llama.modeling_llama import (
     LlamaMLP,
     LlamaRMSNorm,
@@ -63,6 +62,14 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .cache_plt import WindowView, prepare_cache
 from .configuration_plt import IQuestPLTCoderConfig
+
+
+try:
+    from transformers.modeling_utils import slice_logits_to_keep
+except ImportError:  # older than 5.20
+
+    def slice_logits_to_keep(hidden_states, logits_to_keep):
+        return hidden_states[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
 
 
 @dataclass
@@ -406,8 +413,12 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
 
         batch, time = inputs_embeds.shape[:2]
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if num_loops > 1:
+            _check_padding(attention_mask)
         if position_ids is None:
             position_ids = (torch.arange(time, device=inputs_embeds.device) + past_length).unsqueeze(0)
+            if num_loops > 1 and attention_mask is not None:  # the gate on the query knows absolute positions
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past_length : past_length + time]
         records = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
         together = time == 1 and loop_schedule == "together" and not records
         looped_rows = num_loops - 1 if together else 1
@@ -439,8 +450,9 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         carries = self._carries(block["past_key_values"], num_loops)
         rows = [embeds_BTD] + [self._loop_input(embeds_BTD, carry, starts_BT) for carry in carries]
         hidden_NTD = torch.cat(rows)
-        if embeds_BTD.shape[0] > 1:
-            block["position_embeddings"] = tuple(x.repeat(num_loops, 1, 1) for x in block["position_embeddings"])
+        cos, sin = block["position_embeddings"]
+        if cos.shape[0] > 1:  # else all rows stand at the same position
+            block["position_embeddings"] = cos.repeat(num_loops, 1, 1), sin.repeat(num_loops, 1, 1)
         for layer in self.layers:
             hidden_NTD, *_ = layer(hidden_NTD, range(num_loops), None, None, **block)
         if self.config.plt_normalize_per_loop:
@@ -504,12 +516,6 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
 
     def _masks(self, embeds_BTD, attention_mask, position_ids, cache, num_loops: int, looped_rows: int):
         """The masks of the global and of the window branch; the latter for `looped_rows` loops that run together."""
-        if num_loops > 1 and attention_mask is not None and attention_mask.ndim != 2:
-            raise ValueError(
-                "A PLT model with more than one loop needs a 2D attention mask (batch, past + time): a 4D mask does not "
-                "say which token comes before another, and the loops' shift needs that. For packed documents pass "
-                "`position_ids` that restart, without a mask."
-            )
         arguments = {
             "config": self.config,
             "inputs_embeds": embeds_BTD,
@@ -532,6 +538,25 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         arguments["config"] = copy.copy(self.config)
         arguments["config"].sliding_window = self.config.plt_window_size[0] + 1
         return global_mask, create_sliding_window_causal_mask(**arguments)
+
+
+def _check_padding(attention_mask) -> None:
+    """More than one loop needs to know which token comes before another. Raises ValueError where the mask hides it."""
+    if attention_mask is None:
+        return
+    if attention_mask.ndim != 2:
+        raise ValueError(
+            "A PLT model with more than one loop needs a 2D attention mask (batch, past + time): a 4D mask does not say "
+            "which token comes before another, and the loops' shift needs that. For packed documents pass `position_ids` "
+            "that restart, without a mask."
+        )
+    real = attention_mask.bool()
+    resumes = real[:, 1:] & ~real[:, :-1]  # a real token after padding
+    if not torch.compiler.is_compiling() and bool((resumes.sum(-1) + real[:, 0] > 1).any()):
+        raise ValueError(
+            "A row of the attention mask has padding between real tokens. PLT's windows and shift count tokens, so such "
+            "a row would not give what it gives alone. Pad on the left, and encode the whole conversation anew."
+        )
 
 
 def _sequence_starts(position_ids, attention_mask, cache, past_length: int) -> torch.Tensor:

@@ -65,15 +65,18 @@ def main() -> None:
     args = parse_args()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, set_seed
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # it would run into the text
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(args.checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(args.checkpoint, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(args.checkpoint, trust_remote_code=True).to(device).eval()
     num_loops = args.num_loops or model.config.plt_num_loops
     inputs = tokenizer(args.prompt, return_tensors="pt").to(device)
 
     set_seed(args.seed)
-    print(args.prompt, end="")
+    print(args.prompt, end="", flush=True)
     model.generate(
         **inputs,
         do_sample=args.sample,

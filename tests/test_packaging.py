@@ -127,14 +127,13 @@ def test_generation_stops_where_a_chat_turn_ends():
 @pytest.mark.parametrize("file", REMOTE_CODE)
 def test_remote_code_needs_only_torch_and_transformers(file):
     """`from .name import ...` is copied along with the file; anything else must come with torch and Transformers."""
+    allowed = {"torch", "transformers", "huggingface_hub"} | sys.stdlib_module_names
     for node in ast.walk(ast.parse((ROOT / file).read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             assert node.level == 1 and f"{node.module}.py" in REMOTE_CODE, ast.unparse(node)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            for name in names:
-                top = name.split(".")[0]
-                assert top in {"torch", "transformers", "huggingface_hub"} or top in sys.stdlib_module_names, ast.unparse(node)
+            assert {name.split(".")[0] for name in names} <= allowed, ast.unparse(node)
 
 
 def test_public_names():

@@ -1,0 +1,192 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The cache: what it holds, how it grows, every operation on it, and the caches that are refused."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from tiny import tiny_config, tiny_model, tokens
+from transformers import DynamicCache, EncoderDecoderCache
+
+from iquest_plt import PLTCache, PLTCacheLayer
+
+
+WINDOW = 4
+TIME = 12  # the windows have wrapped
+
+
+@pytest.fixture
+def model():
+    return tiny_model(plt_num_loops=3)
+
+
+def filled(model, ids, num_loops=3, record=False):
+    cache = PLTCache(model.config, num_loops)
+    if record:
+        cache.activate_past_recording()
+    model(ids, past_key_values=cache, num_loops=num_loops)
+    return cache
+
+
+def contents(cache):
+    """Every tensor of the cache, layer by layer."""
+    for layer in cache.layers:
+        yield from (layer.keys, layer.values)
+        for window in layer.windows:
+            yield from (window.keys, window.values)
+        yield from (carry for carry in layer.carries if carry is not None)
+
+
+def assert_same(cache, expected):
+    pairs = list(zip(contents(cache), contents(expected), strict=True))
+    assert all(a.shape == b.shape for a, b in pairs)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
+    assert cache.get_seq_length() == expected.get_seq_length()
+
+
+@pytest.mark.parametrize("cache_of", [lambda c: DynamicCache(config=c), PLTCache], ids=["DynamicCache", "PLTCache"])
+@torch.no_grad()
+def test_shapes(model, cache_of):
+    cache = cache_of(model.config)
+    assert all(type(layer) is PLTCacheLayer for layer in cache.layers)
+    model(tokens(2, TIME), past_key_values=cache)
+    assert cache.get_seq_length() == TIME
+    for index, layer in enumerate(cache.layers):
+        assert layer.keys.shape == layer.values.shape == (2, 2, TIME, 8)
+        assert [w.keys.shape for w in layer.windows] == [(2, 2, WINDOW, 8)] * 2
+        assert [c if c is None else c.shape for c in layer.carries] == ([(2, 1, 32)] * 2 if index == 0 else [None] * 2)
+
+
+@pytest.mark.parametrize("num_loops", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_costs_are_those_of_the_tensors(num_loops, dtype):
+    model = tiny_model().to(dtype)
+    for length in (1, 3, WINDOW, TIME):
+        cache = filled(model, tokens(1, length), num_loops)
+        assert cache.nbytes == model.kv_bytes_per_sequence(length, num_loops)
+        assert cache.nbytes == sum(t.nbytes for t in contents(cache))
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in contents(cache)}
+        assert sum(storages.values()) == cache.nbytes  # no view keeps the prompt alive
+    model(tokens(1, 1), past_key_values=cache, num_loops=num_loops)
+    assert cache.nbytes == model.kv_bytes_per_sequence(TIME + 1, num_loops)
+    assert model.kv_bytes_per_token() == 2 * 3 * 2 * 8 * dtype.itemsize
+
+
+@torch.no_grad()
+def test_two_loops_add_under_one_percent_at_8k_tokens():
+    """LoopCoder-V2's proportions of window and length; measured on the tensors."""
+    model = tiny_model(plt_window_size=[64, 0], max_position_embeddings=8192, num_hidden_layers=2)
+    ids = tokens(1, 8192)
+    one, two = filled(model, ids, 1).nbytes, filled(model, ids, 2).nbytes
+    assert two / one <= 1.01
+
+
+@torch.no_grad()
+def test_batch_operations(model):
+    ids = tokens(3, TIME)
+    whole = filled(model, ids)
+    rows = [filled(model, ids[i : i + 1]) for i in range(3)]
+
+    def joined(*indices):
+        expected = copy.deepcopy(whole)
+        for layer, *sources in zip(expected.layers, *(rows[i].layers for i in indices), strict=True):
+            layer.keys, layer.values = (torch.cat([getattr(s, n) for s in sources]) for n in ("keys", "values"))
+            for loop, window in enumerate(layer.windows):
+                window.keys = torch.cat([s.windows[loop].keys for s in sources])
+                window.values = torch.cat([s.windows[loop].values for s in sources])
+            layer.carries = [None if c[0] is None else torch.cat(c) for c in zip(*(s.carries for s in sources), strict=True)]
+        return expected
+
+    cache = copy.deepcopy(whole)
+    cache.reorder_cache(torch.tensor([2, 0, 0]))
+    assert_same(cache, joined(2, 0, 0))
+    cache = copy.deepcopy(whole)
+    cache.batch_select_indices(torch.tensor([1, 2]))
+    assert_same(cache, joined(1, 2))
+    cache = copy.deepcopy(whole)
+    cache.batch_repeat_interleave(2)
+    assert_same(cache, joined(0, 0, 1, 1, 2, 2))
+
+
+@pytest.mark.parametrize("window", [0, 3, WINDOW, 30])
+@pytest.mark.parametrize("removed", [0, 1, 5])
+@torch.no_grad()
+def test_crop_rolls_back_windows_and_carries(window, removed):
+    model = tiny_model(plt_num_loops=3, plt_window_size=[window, 0])
+    ids = tokens(2, TIME + 5)
+    cache = filled(model, ids[:, :TIME])
+    cache.activate_past_recording()
+    for i in range(TIME, TIME + 5):
+        model(ids[:, i : i + 1], past_key_values=cache)
+    cache.crop(-removed)
+    kept = TIME + 5 - removed
+    assert_same(cache, filled(model, ids[:, :kept]))
+    expected = model(ids[:, :kept]).past_key_values
+    step = tokens(2, 1, seed=9)
+    ours, theirs = model(step, past_key_values=cache), model(step, past_key_values=expected)
+    assert torch.allclose(ours.logits, theirs.logits, atol=1e-4)
+
+
+@torch.no_grad()
+def test_crop_to_nothing_and_reset(model):
+    ids = tokens(2, TIME)
+    for empty in (lambda c: c.crop(-TIME), lambda c: c.reset()):
+        cache = filled(model, ids)
+        empty(cache)
+        assert cache.get_seq_length() == 0
+        model(ids, past_key_values=cache)
+        assert_same(cache, filled(model, ids))
+
+
+@torch.no_grad()
+def test_crop_refuses_what_was_not_recorded(model):
+    cache = filled(model, tokens(2, TIME))
+    before = copy.deepcopy(cache)
+    with pytest.raises(ValueError, match="activate_past_recording"):
+        cache.crop(-1)
+    with pytest.raises(ValueError, match="negative"):
+        cache.crop(3)
+    assert_same(cache, before)
+    one_loop = filled(model, tokens(2, TIME), num_loops=1)  # nothing but what grows: always croppable
+    one_loop.crop(-3)
+    assert one_loop.get_seq_length() == TIME - 3
+
+
+@torch.no_grad()
+def test_copies_go_their_own_ways(model):
+    ids = tokens(1, TIME)
+    for duplicate in (copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))):
+        cache = filled(model, ids)
+        other = duplicate(cache)
+        model(tokens(1, 3, seed=5), past_key_values=other)
+        assert_same(cache, filled(model, ids))
+        assert other.get_seq_length() == TIME + 3
+
+
+@torch.no_grad()
+def test_foreign_caches_are_refused(model):
+    ids = tokens(1, 3)
+    for foreign in (DynamicCache(), EncoderDecoderCache(DynamicCache(), DynamicCache())):
+        with pytest.raises(ValueError, match="PLTCache"):
+            model(ids, past_key_values=foreign)
+    cache = filled(model, ids, num_loops=2)
+    before = copy.deepcopy(cache)
+    with pytest.raises(ValueError, match="built for num_loops=2"):
+        model(ids, past_key_values=cache, num_loops=3)
+    assert_same(cache, before)
+    with pytest.raises(ValueError, match="`num_loops`"):
+        PLTCache(tiny_config(), num_loops=0)

@@ -1,0 +1,165 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The model against the float64 oracle, and against Llama at R = 1."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import WRONG
+from tiny import TOLERANCE, distance, oracle, tiny_model, tokens
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+TIME = 24
+
+
+@pytest.mark.parametrize("window", [0, 1, 4, TIME - 1, TIME, TIME + 9])
+@pytest.mark.parametrize("scales", [(0.7, 0.4), (None, None)], ids=["scaled", "unscaled"])
+@pytest.mark.parametrize("gate_on_hidden", [True, False], ids=["gate-hidden", "gate-query"])
+@pytest.mark.parametrize("num_loops", [1, 2, 3, 4])
+@torch.no_grad()
+def test_logits_and_loop_states_equal_the_oracle(num_loops, gate_on_hidden, scales, window):
+    model = tiny_model(
+        plt_window_size=[window, 0],
+        plt_emb_scale=scales[0],
+        plt_hidden_scale=scales[1],
+        plt_gate_use_hidden_states=gate_on_hidden,
+    )
+    ids = tokens(1, TIME)
+    output = model(ids, num_loops=num_loops, output_loop_states=True, use_cache=False)
+    assert distance(output.logits[0], oracle(model, ids[0], num_loops)) < TOLERANCE
+    assert len(output.loop_states) == num_loops
+    assert torch.equal(model.lm_head(output.loop_states[-1]), output.logits)
+
+
+@torch.no_grad()
+def test_states_fed_back_without_the_norm():
+    model = tiny_model(plt_normalize_per_loop=False, plt_num_loops=3)
+    ids = tokens(1, TIME)
+    assert distance(model(ids).logits[0], oracle(model, ids[0])) < TOLERANCE
+
+
+# Each mistake must show in one of these two. Between them they have what the oracle says a mistake needs.
+CATCHERS = (
+    {"plt_gate_use_hidden_states": True, "plt_normalize_per_loop": True},
+    {"plt_gate_use_hidden_states": False, "plt_normalize_per_loop": False},
+)
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@torch.no_grad()
+def test_wrong_variants_are_caught(wrong):
+    ids = tokens(1, TIME)
+    errors = []
+    for fields in CATCHERS:
+        model = tiny_model(plt_num_loops=3, **fields)
+        errors.append(distance(model(ids).logits[0], oracle(model, ids[0], wrong=wrong)))
+    assert max(errors) > 1e-3, WRONG[wrong]
+
+
+def llama_of(model) -> LlamaForCausalLM:
+    names = LlamaConfig().to_dict().keys() - {"architectures", "model_type", "transformers_version"}
+    config = LlamaConfig(**{k: v for k, v in model.config.to_dict().items() if k in names})
+    llama = LlamaForCausalLM(config).eval()
+    weights = {k: v for k, v in model.state_dict().items() if "plt_gate" not in k}
+    llama.load_state_dict(weights)
+    llama.set_attn_implementation(model.config._attn_implementation)
+    return llama
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@torch.no_grad()
+def test_one_loop_is_llama_bit_for_bit(attention):
+    model = tiny_model(attention=attention, plt_num_loops=1)
+    llama = llama_of(model)
+    ids, mask = tokens(2, TIME), torch.ones(2, TIME, dtype=torch.long)
+    mask[0, :5] = 0
+    assert torch.equal(model(ids, attention_mask=mask).logits, llama(ids, attention_mask=mask).logits)
+    arguments = {"attention_mask": mask, "max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
+    arguments |= {"output_logits": True, "return_dict_in_generate": True}
+    ours, theirs = model.generate(ids, **arguments), llama.generate(ids, **arguments)
+    assert torch.equal(ours.sequences, theirs.sequences)
+    assert all(map(torch.equal, ours.logits, theirs.logits))
+
+
+def test_one_loop_trains_like_llama():
+    model = tiny_model(attention="eager", plt_num_loops=1).train()
+    llama = llama_of(model).train()
+    ids = tokens(2, TIME)
+    for each in (model, llama):
+        each(ids, labels=ids).loss.backward()
+    ours = dict(model.named_parameters())
+    assert all(torch.equal(ours[name].grad, p.grad) for name, p in llama.named_parameters())
+
+
+@st.composite
+def cases(draw):
+    kv_heads = draw(st.integers(1, 3))
+    heads = kv_heads * draw(st.integers(1, 3))
+    fields = {
+        "num_key_value_heads": kv_heads,
+        "num_attention_heads": heads,
+        "head_dim": draw(st.sampled_from([2, 6, 8])),
+        "hidden_size": draw(st.sampled_from([8, 24])),
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "attention_bias": draw(st.booleans()),
+        "mlp_bias": draw(st.booleans()),
+        "tie_word_embeddings": draw(st.booleans()),
+        "plt_num_loops": draw(st.integers(1, 5)),
+        "plt_window_size": [draw(st.integers(0, 20)), 0],
+        "plt_emb_scale": draw(st.none() | st.floats(-1, 1)),
+        "plt_hidden_scale": draw(st.none() | st.floats(-1, 1)),
+        "plt_normalize_per_loop": draw(st.booleans()),
+        "plt_gate_use_hidden_states": draw(st.booleans()),
+    }
+    lengths = draw(st.lists(st.integers(1, 20), min_size=1, max_size=3))
+    chunks = draw(st.lists(st.integers(1, 5), max_size=6))
+    return fields, lengths, chunks, draw(st.integers(0, 2**16))
+
+
+def check_case(case):
+    """A left-padded batch fed in chunks, then token by token: every real position equals the oracle's."""
+    fields, lengths, chunks, seed = case
+    model = tiny_model(seed=seed, attention="sdpa", **fields)
+    longest = max(lengths)
+    ids, mask = tokens(len(lengths), longest, seed=seed), torch.zeros(len(lengths), longest, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        mask[row, longest - length :] = 1
+    cache, outputs, start = None, [], 0
+    for size in [*chunks, *[1] * longest]:
+        chunk = ids[:, start : start + size]
+        if chunk.shape[1]:
+            output = model(chunk, attention_mask=mask[:, : start + size], past_key_values=cache, use_cache=True)
+            cache, start = output.past_key_values, start + size
+            outputs.append(output.logits)
+    logits = torch.cat(outputs, dim=1)
+    for row, length in enumerate(lengths):
+        real = ids[row, longest - length :]
+        assert distance(logits[row, longest - length :], oracle(model, real)) < TOLERANCE
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(cases())
+@torch.no_grad()
+def test_random_models_batches_and_chunks(case):
+    check_case(case)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None)
+@given(cases())
+@torch.no_grad()
+def test_many_random_models_batches_and_chunks(case):
+    check_case(case)

@@ -1,0 +1,146 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The model card of the small checkpoint and its training curve."""
+
+import math
+from pathlib import Path
+
+
+SAMPLE_PROMPT = 'class Stack:\n    """A last-in, first-out container."""\n\n    def __init__(self):\n'
+
+TEMPLATE = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+tags: [plt, looped-transformer, python, code]
+---
+
+# Small PLT
+
+A Parallel Loop Transformer of {parameters:.1f} million parameters that completes Python. It is small enough to travel with
+its code: for tests, demonstrations and benchmarks, not for work. Trained with R = {loops} loops on the source files of the
+standard library of Python {python_version}, in one command: `python -m iquest_plt.training.small`.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+path = "checkpoints/small"
+model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(path)
+inputs = tokenizer("def main():\\n", return_tensors="pt", return_token_type_ids=False)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64, num_loops=2)[0]))
+```
+
+## How good it is
+
+Held-out bits per byte, {heldout_files} whole files that were not trained on ({heldout_bytes:,} bytes); lower is better:
+
+| files | PLT R = 1 | **R = 2** | R = 3 | `xz -9`, files together | `xz -9`, each file | R = 2 below `xz` together |
+|---|---|---|---|---|---|---|
+{rows}
+
+Every number is for these very bf16 weights. The model sees {window} tokens at a time in windows that advance by {stride}; a
+file's end is predicted too. R = 1 and R = 3 run the same weights with another loop count than they were trained for.
+`metrics.json` has the numbers, `training/evaluate.py` the method.
+
+![Training curve](training_curve.png)
+
+Greedy continuation of the first {prompt_lines} lines, 64 tokens:
+
+```python
+{sample}
+```
+
+## How it was made
+
+* Data: {train_files} files, {train_bytes:,} bytes, {train_tokens:,} tokens; `data_manifest.json` names each with its hash. Generated
+  tables are left out. Copies are dropped, and files that share much text are held out or trained on together.
+* Tokenizer: byte-level BPE of {vocab_size} entries learned from the training files; no BOS is added.
+* {layers} layers of width {hidden_size}, {heads} query heads and {kv_heads} key/value head(s), window 64, gate on the residual stream.
+* {tokens:,} tokens in steps of {tokens_per_step}; rows of {early_row} tokens, in the last {decay_share:.0%} of the run {row}. Rows are contiguous
+  slices of the token stream, in which an end token separates the files. Muon for the layers' matrices (learning rate
+  {muon_lr}), AdamW for the rest ({adamw_lr}); warm-up, constant, then linear to 0. float32 weights, bf16 arithmetic.
+
+## Limits and licence
+
+It knows the standard library's style and little else: names are plausible, programs are often wrong. It has seen no chat; the chat
+and fill-in-the-middle tokens are untrained. Text beyond {row} tokens was never seen in one piece.
+
+Weights and code: Apache-2.0. The training text is Python's standard library, PSF-2.0 (with the licences of the parts named there);
+longer verbatim output may fall under it.
+"""
+
+
+class CARD:
+    """Fills TEMPLATE with measured numbers."""
+
+    @staticmethod
+    def render(metrics: dict, manifest: dict, recipe: dict, sample: str) -> str:
+        rows = [
+            f"| {name} | {m['plt_r1']:.3f} | **{m['plt_r2']:.3f}** | {m['plt_r3']:.3f} | {m['xz_9_together']:.3f} "
+            f"| {m['xz_9_per_file']:.3f} | {m['below_xz_9_together']:.1%} |"
+            for name, m in metrics["bits_per_byte"].items()
+        ]
+        model, totals = recipe["model"], manifest["totals"]
+        return TEMPLATE.format(
+            **{name: recipe[name] for name in ("tokens_per_step", "row", "early_row", "decay_share", "muon_lr")},
+            adamw_lr=recipe["adamw_lr"],
+            vocab_size=recipe["vocab_size"],
+            parameters=metrics["parameters"] / 1e6,
+            loops=2,
+            python_version=metrics["python_version"],
+            heldout_files=totals["heldout"]["files"],
+            heldout_bytes=totals["heldout"]["bytes"],
+            train_files=totals["train"]["files"],
+            train_bytes=totals["train"]["bytes"],
+            train_tokens=totals["train"]["tokens"],
+            tokens=metrics["training"]["tokens"],
+            window=metrics["window"],
+            stride=metrics["stride"],
+            rows="\n".join(rows),
+            prompt_lines=SAMPLE_PROMPT.count("\n"),
+            sample=sample.rstrip(),
+            layers=model["num_hidden_layers"],
+            hidden_size=model["hidden_size"],
+            heads=model["num_attention_heads"],
+            kv_heads=model["num_key_value_heads"],
+        )
+
+
+def plot_curve(path: Path, log: list[dict], manifest: dict, metrics: dict) -> None:
+    """Loss over tokens as bits per byte, with `xz -9` on the held-out files for scale."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    for key, split, label, style in (
+        ("loss", "train", "training rows", {"color": "tab:blue", "alpha": 0.5, "linewidth": 0.8}),
+        ("eval_loss", "heldout", "sample of held-out rows", {"color": "tab:orange", "marker": "."}),
+    ):
+        totals = manifest["totals"][split]
+        scale = totals["tokens"] / totals["bytes"] / math.log(2)
+        points = [(entry["tokens"] / 1e6, entry[key] * scale) for entry in log if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    result = metrics["bits_per_byte"]["all"]
+    axes.axhline(result["xz_9_together"], color="black", linestyle="--", linewidth=1, label="xz -9, held-out files together")
+    axes.axhline(
+        result["plt_r2"], color="tab:green", linestyle=":", linewidth=1.5, label="final weights, all held-out files"
+    )
+    axes.set(xlabel="million tokens", ylabel="bits per byte", ylim=(0.7, 3.0), title="Small PLT, R = 2")
+    axes.legend()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

@@ -1,0 +1,85 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Held-out bits per byte of a model, and what `xz -9` needs for the same files."""
+
+import lzma
+import math
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from ..tokenization import bpe
+from . import data
+
+
+WINDOW = 2048  # tokens the model sees at a time
+STRIDE = 1024  # so all but a file's first tokens have at least WINDOW - STRIDE tokens of context
+
+
+@torch.no_grad()
+def document_bits(model: PreTrainedModel, ids: list[int], end_token_id: int, num_loops: int | None = None) -> float:
+    """Bits to encode one document and its end token.
+
+    The context starts with an end token, as a document's context does in training. Longer documents are scored in
+    windows that overlap by `WINDOW - STRIDE` tokens; every token is scored once, in the first window that holds it.
+    """
+    tokens = torch.tensor([end_token_id, *ids, end_token_id], device=model.device)
+    nats, scored = 0.0, 1  # tokens[:scored] are done
+    for start in range(0, len(tokens), STRIDE):
+        window = tokens[start : start + WINDOW]
+        fresh = start + len(window) - scored
+        logits = model(window[None], use_cache=False, logits_to_keep=fresh + 1, num_loops=num_loops).logits[0, :-1]
+        nats += F.cross_entropy(logits.float(), window[-fresh:], reduction="sum").item()
+        scored += fresh
+        if scored == len(tokens):
+            break
+    return nats / math.log(2)
+
+
+def bits_per_byte(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: list[str], num_loops: int | None = None
+) -> float:
+    """Bits of all `texts`, end tokens included, over their UTF-8 bytes."""
+    encoded = bpe.encode_documents(tokenizer, texts)
+    bits = sum(document_bits(model, ids, tokenizer.eos_token_id, num_loops) for ids in encoded)
+    return bits / sum(len(text.encode()) for text in texts)
+
+
+def xz_bits_per_byte(texts: list[str]) -> dict[str, float]:
+    """`xz -9` on all files in one archive member ("together", the harder baseline) and on each file ("per_file")."""
+    contents = [text.encode() for text in texts]
+    size = sum(map(len, contents))
+    together = len(lzma.compress(b"".join(contents), preset=9))
+    per_file = sum(len(lzma.compress(content, preset=9)) for content in contents)
+    return {"together": 8 * together / size, "per_file": 8 * per_file / size}
+
+
+def heldout_documents(manifest: dict, stdlib=None) -> list[data.Document]:
+    """The held-out files of a manifest, read again.
+
+    Raises FileNotFoundError where this Python's library holds other texts than those the manifest names.
+    """
+    found = {document.path: document for document in data.collect(stdlib)}
+    documents = []
+    for entry in manifest["files"]:
+        if entry["split"] == "heldout":
+            document = found.get(entry["path"])
+            if document is None or document.sha256 != entry["sha256"]:
+                raise FileNotFoundError(
+                    f"{entry['path']} is not the file of Python {manifest['python_version']} that was held out: "
+                    "evaluate with that version"
+                )
+            documents.append(document)
+    return documents

@@ -1,0 +1,187 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Turns a training checkpoint into a model folder that explains itself: weights, card, curve, measurements, golden output."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoTokenizer, GenerationConfig
+
+import iquest_plt
+from iquest_plt import IQuestPLTCoderForCausalLM
+
+from ..tokenization import bpe
+from . import evaluate
+from .card import CARD, SAMPLE_PROMPT, plot_curve
+from .kernels import register_attention
+
+
+CODE_FILES = ["configuration_plt.py", "cache_plt.py", "modeling_plt.py"]
+AUTO_MAP = {
+    "AutoConfig": "configuration_plt.IQuestPLTCoderConfig",
+    "AutoModel": "modeling_plt.IQuestPLTCoderModel",
+    "AutoModelForCausalLM": "modeling_plt.IQuestPLTCoderForCausalLM",
+}
+LOOPS = (1, 2, 3)  # loop counts that are measured; the model is trained with 2
+GOLDEN_TOKENS, GOLDEN_POSITIONS = 128, 8  # a text longer than the window, and its last positions
+
+
+def export(out: str | Path, folder: str | Path, stdlib: Path | None = None) -> dict:
+    """Writes the model folder for the last checkpoint of the run `out`; returns its metrics. Existing files are replaced."""
+    from .small import last_checkpoint
+
+    out, folder = Path(out), Path(folder)
+    checkpoint = last_checkpoint(out)
+    if checkpoint is None:
+        raise FileNotFoundError(f"{out} holds no checkpoint: train first")
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = json.loads((out / "data_manifest.json").read_text())
+    recipe = json.loads((out / "recipe.json").read_text())
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
+
+    write_model(checkpoint, folder, tokenizer)
+    shutil.copyfile(out / "data_manifest.json", folder / "data_manifest.json")
+    documents = evaluate.heldout_documents(manifest, stdlib)
+    write_golden(folder, tokenizer, documents[0].text)
+    print("Measuring bits per byte ...", flush=True)
+    metrics = measure(folder, tokenizer, documents)
+    log = write_log(folder, state, recipe)
+    metrics["training"] = {
+        "tokens": state["global_step"] * recipe["tokens_per_step"],
+        "steps": state["global_step"],
+        "finished": state["global_step"] >= state["max_steps"],
+    }
+    metrics["python_version"] = manifest["python_version"]
+    write_json(folder / "metrics.json", metrics)
+    plot_curve(folder / "training_curve.png", log, manifest, metrics)
+    sample = complete(folder, tokenizer, SAMPLE_PROMPT)
+    (folder / "README.md").write_text(CARD.render(metrics, manifest, recipe, sample))
+    print(json.dumps(metrics["bits_per_byte"]), flush=True)
+    return metrics
+
+
+def write_json(path: Path, content: dict | list) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def write_model(checkpoint: Path, folder: Path, tokenizer) -> None:
+    """bf16 weights, configurations, tokenizer, and the code files that `trust_remote_code=True` runs."""
+    model = IQuestPLTCoderForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.convert_tokens_to_ids(bpe.STOP_TOKENS),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**config, "auto_map": AUTO_MAP})
+    bpe.save(tokenizer, folder)
+    root = Path(iquest_plt.__file__).resolve().parent
+    for name in CODE_FILES:
+        target = folder / name
+        target.unlink(missing_ok=True)
+        if folder.resolve().is_relative_to(root):  # inside the repository nothing is copied
+            target.symlink_to(os.path.relpath(root / name, folder.resolve()))
+        else:
+            shutil.copyfile(root / name, target)
+
+
+@torch.no_grad()
+def write_golden(folder: Path, tokenizer, text: str) -> None:
+    """The first tokens of a held-out file and, per loop count, the logits of the last of them.
+
+    Computed in float32 from the saved bf16 weights, `logits_r{R}` (1, positions, vocab_size) at `positions` of
+    `input_ids` (1, tokens).
+    """
+    model = IQuestPLTCoderForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    ids = bpe.encode_documents(tokenizer, [text])[0][:GOLDEN_TOKENS]
+    input_ids = torch.tensor([ids])
+    positions = torch.arange(len(ids))[-GOLDEN_POSITIONS:]
+    golden = {"input_ids": input_ids, "positions": positions}
+    for loops in LOOPS:
+        logits = model(input_ids, use_cache=False, num_loops=loops).logits
+        golden[f"logits_r{loops}"] = logits[:, positions].contiguous()
+    save_file(golden, folder / "golden.safetensors")
+
+
+def measure(folder: Path, tokenizer, documents: list) -> dict:
+    """Bits per byte on the held-out files, of the model for each loop count and of `xz -9`."""
+    model = IQuestPLTCoderForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, attn_implementation=register_attention()
+    )
+    groups = {
+        "all": documents,
+        "library": [document for document in documents if "test" not in document.path],
+        "tests": [document for document in documents if "test" in document.path],
+    }
+    encoded = {d.path: bpe.encode_documents(tokenizer, [d.text])[0] for d in documents}
+    bits = {
+        loops: {
+            path: evaluate.document_bits(model, ids, tokenizer.eos_token_id, loops) for path, ids in encoded.items()
+        }
+        for loops in LOOPS
+    }
+
+    def of_model(group, loops):
+        return sum(bits[loops][d.path] for d in group) / sum(d.num_bytes for d in group)
+
+    result = {}
+    for name, group in groups.items():
+        if group:
+            xz = evaluate.xz_bits_per_byte([document.text for document in group])
+            result[name] = {
+                "files": len(group),
+                "bytes": sum(document.num_bytes for document in group),
+                **{f"plt_r{loops}": round(of_model(group, loops), 4) for loops in LOOPS},
+                **{f"xz_9_{how}": round(value, 4) for how, value in xz.items()},
+                "below_xz_9_together": round(1 - of_model(group, model.config.plt_num_loops) / xz["together"], 4),
+            }
+    # A few short files, for a test that measures again.
+    part = sorted((d for d in documents if 1000 < d.num_bytes < 8000), key=lambda d: d.path)[:4]
+    return {
+        "parameters": model.num_parameters(),
+        "window": evaluate.WINDOW,
+        "stride": evaluate.STRIDE,
+        "bits_per_byte": result,
+        "slice": {
+            "paths": [document.path for document in part],
+            "plt_r2": round(of_model(part, 2), 4) if part else None,
+        },
+    }
+
+
+def write_log(folder: Path, state: dict, recipe: dict) -> list[dict]:
+    """training_log.json: what the trainer logged, with the tokens seen so far in place of epochs."""
+    names = ("step", "loss", "grad_norm", "learning_rate", "eval_loss")
+    log = []
+    for entry in state["log_history"]:
+        if "loss" in entry or "eval_loss" in entry:
+            values = {name: round(entry[name], 6) for name in names if name in entry}
+            log.append({**values, "tokens": entry["step"] * recipe["tokens_per_step"]})
+    write_json(folder / "training_log.json", log)
+    return log
+
+
+@torch.no_grad()
+def complete(folder: Path, tokenizer, prompt: str) -> str:
+    """A greedy continuation of `prompt`."""
+    model = IQuestPLTCoderForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    output = model.generate(**inputs, max_new_tokens=64, do_sample=False)
+    return tokenizer.decode(output[0], skip_special_tokens=True)

@@ -1,0 +1,288 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Trains the small PLT on the Python standard library. One command, and the same command again resumes:
+
+    python -m iquest_plt.training.small --out runs/small
+
+It collects and splits the sources, trains the tokenizer, then the model with Transformers' Trainer, evaluates on the
+held-out files and exports a model folder to OUT/export. A killed run goes on from its last checkpoint, with the losses
+of a run that was never killed. `--tokens N` sets the length (the learning rate is constant until the last part of the
+run, so N may be changed on resuming until then). `--export FOLDER` exports the last checkpoint, finished or not, and
+trains nothing. Logs: `tensorboard --logdir OUT/logs`.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import statistics
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.func import functional_call
+from torch.utils.data import SequentialSampler
+from transformers import AutoTokenizer, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from iquest_plt import IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM
+
+from ..tokenization import bpe
+from . import data
+from .kernels import chunked_cross_entropy, register_attention
+from .optimizer import make_optimizer
+
+
+@dataclass
+class Recipe:
+    """Everything that decides the result. Lengths are in tokens."""
+
+    model: dict = field(
+        default_factory=lambda: {
+            "hidden_size": 384,
+            "intermediate_size": 1024,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 2048,
+            "rope_theta": 10000.0,
+        }
+    )
+    vocab_size: int = bpe.VOCAB_SIZE
+    tokens: int = 12_000_000
+    tokens_per_step: int = 4096
+    row: int = 2048
+    early_row: int = 1024  # before the decay, rows are cut to this: cheaper, and the long rows need less practice
+    warmup_steps: int = 50
+    decay_share: float = 0.4  # of the run, at its end: the learning rate falls linearly to 0
+    muon_lr: float = 0.02
+    adamw_lr: float = 0.004
+    weight_decay: float = 0.1
+    save_steps: int = 100
+    eval_steps: int = 200
+    eval_rows: int = 16
+    log_steps: int = 10
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        return self.tokens // self.tokens_per_step
+
+    @property
+    def decay_start(self) -> int:
+        return round(self.steps * (1 - self.decay_share))
+
+    def lr_factor(self, step: int) -> float:
+        """Warm-up, constant, linear decay: what the groups' learning rates are multiplied by."""
+        decay = (self.steps - step) / max(1, self.steps - self.decay_start)
+        return max(0.0, min(1.0, (step + 1) / self.warmup_steps, decay))
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a number, or far above what it was."""
+
+
+class SmallTrainer(Trainer):
+    """Trainer with float32 weights, bf16 arithmetic, and the recipe's optimizer, schedule and row order."""
+
+    def __init__(self, recipe: Recipe, **kwargs):
+        super().__init__(**kwargs)
+        self.recipe = recipe
+        self.smooth_loss = self.best_loss = None
+
+    def create_optimizer(self, model=None):
+        self.optimizer = make_optimizer(self.model, self.recipe.muon_lr, self.recipe.adamw_lr, self.recipe.weight_decay)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.recipe.lr_factor)
+        return self.lr_scheduler
+
+    def _get_train_sampler(self, train_dataset=None):
+        return SequentialSampler(self.train_dataset)  # PackedRows has shuffled, pass by pass
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Mean cross-entropy in nats per token. Casting the weights once a step beats autocast, which casts per call."""
+        input_ids = inputs["input_ids"]
+        if model.training and self.state.global_step < self.recipe.decay_start:
+            input_ids = input_ids.view(-1, min(self.recipe.early_row, self.recipe.row))
+        weights = {name: param.bfloat16() for name, param in model.model.named_parameters()}
+        states = functional_call(model.model, weights, (input_ids,), {"use_cache": False}).last_hidden_state
+        states, labels = states[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten()
+        loss = chunked_cross_entropy(states, model.lm_head.weight.bfloat16(), labels) / len(labels)
+        if model.training:
+            self._check(loss.item())
+        return (loss, {}) if return_outputs else loss
+
+    def _check(self, loss: float):
+        step = self.state.global_step
+        advice = "Start again from an older checkpoint, or in a new folder with lower learning rates."
+        if not math.isfinite(loss):
+            raise DivergedError(f"The loss at step {step} is {loss}. {advice}")
+        self.smooth_loss = loss if self.smooth_loss is None else 0.95 * self.smooth_loss + 0.05 * loss
+        self.best_loss = min(self.best_loss or math.inf, self.smooth_loss)
+        if self.smooth_loss > self.best_loss + 1.5:
+            raise DivergedError(
+                f"The loss around step {step} is {self.smooth_loss:.2f}, it has been {self.best_loss:.2f}. {advice}"
+            )
+
+
+class Progress(TrainerCallback):
+    """One line per log interval: share done, loss, tokens/s (median of the recent steps), time left."""
+
+    def __init__(self, recipe: Recipe, bytes_per_token: float):
+        self.recipe, self.bytes_per_token = recipe, bytes_per_token
+        self.times, self.started = [], None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.started = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.times = [*self.times[-49:], time.monotonic() - self.started]
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        share = state.global_step / state.max_steps
+        bar = "#" * round(20 * share)
+        line = f"[{bar:<20}] {share:6.1%}  step {state.global_step}/{state.max_steps}"
+        if "eval_loss" in logs:
+            bits = logs["eval_loss"] / math.log(2) / self.bytes_per_token
+            line += f"  held-out sample {logs['eval_loss']:.3f} nats/token = {bits:.3f} bits/byte"
+        elif "loss" in logs and self.times:
+            seconds = statistics.median(self.times)
+            left = (state.max_steps - state.global_step) * seconds / 60
+            line += f"  loss {logs['loss']:.3f}  grad {float(logs['grad_norm']):.2f}"
+            line += f"  lr {logs['learning_rate']:.4f}  {self.recipe.tokens_per_step / seconds:.0f} tokens/s"
+            line += f"  {left:.0f} min left"
+        else:
+            return
+        print(line, flush=True)
+
+
+def prepare(out: Path, recipe: Recipe, stdlib: Path | None = None):
+    """Makes or reloads the data: returns the tokenizer, the train and held-out streams, and the data manifest."""
+    done = out / "data_manifest.json"
+    if not done.exists():
+        print("Collecting and splitting the sources ...", flush=True)
+        documents = data.split(data.collect(stdlib))
+        texts = {name: [d.text for d in documents if d.split == name] for name in ("train", "heldout")}
+        print(f"Training the tokenizer on {len(texts['train'])} files ...", flush=True)
+        tokenizer = bpe.train(texts["train"], recipe.vocab_size)
+        bpe.save(tokenizer, out / "tokenizer")
+        manifest = data.manifest(documents)
+        for name in texts:
+            stream = data.token_stream(bpe.encode_documents(tokenizer, texts[name]), tokenizer.eos_token_id)
+            np.save(out / f"{name}.npy", stream)
+            manifest["totals"][name]["tokens"] = len(stream)
+        done.write_text(json.dumps(manifest, indent=1) + "\n")  # last: it says that the rest is complete
+    manifest = json.loads(done.read_text())
+    streams = [np.load(out / f"{name}.npy") for name in ("train", "heldout")]
+    return AutoTokenizer.from_pretrained(out / "tokenizer"), *streams, manifest
+
+
+def build_model(recipe: Recipe, tokenizer) -> IQuestPLTCoderForCausalLM:
+    """A freshly initialised float32 model that runs the training kernels."""
+    config = IQuestPLTCoderConfig(
+        vocab_size=recipe.vocab_size,
+        plt_num_loops=2,
+        plt_window_size=[64, 0],
+        plt_emb_scale=0.707,
+        plt_hidden_scale=0.053,
+        plt_gate_use_hidden_states=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.convert_tokens_to_ids(bpe.STOP_TOKENS),
+        pad_token_id=tokenizer.pad_token_id,
+        **recipe.model,
+    )
+    torch.manual_seed(recipe.seed)
+    return IQuestPLTCoderForCausalLM._from_config(
+        config, attn_implementation=register_attention(), dtype=torch.float32
+    )
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The newest complete checkpoint; one cut off while it was written is deleted."""
+    found = sorted(out.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    while found and not all((found[-1] / name).exists() for name in ("trainer_state.json", "scheduler.pt")):
+        shutil.rmtree(found.pop())
+    return found[-1] if found else None
+
+
+def train(out: str | Path, recipe: Recipe, stdlib: Path | None = None, callbacks: tuple = ()) -> SmallTrainer:
+    """Trains to the end of the recipe, from the last checkpoint in `out` if there is one. Returns the trainer."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer, train_stream, heldout_stream, manifest = prepare(out, recipe, stdlib)
+    (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
+    rows_per_step = recipe.tokens_per_step // recipe.row
+    rows = data.PackedRows(train_stream, recipe.row, recipe.steps * rows_per_step, recipe.seed)
+    stride = max(1, (len(heldout_stream) - recipe.row) // recipe.eval_rows)
+    sample = [
+        {"input_ids": heldout_stream[start : start + recipe.row].astype(np.int64).tolist()}
+        for start in range(0, len(heldout_stream) - recipe.row, stride)
+    ]
+    model = build_model(recipe, tokenizer)
+    heldout = manifest["totals"]["heldout"]
+    print(f"{model.num_parameters():,} parameters, {recipe.steps} steps, {len(train_stream):,} tokens", flush=True)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(out / "logs")
+    trainer = SmallTrainer(
+        recipe,
+        model=model,
+        train_dataset=rows,
+        eval_dataset=sample,
+        callbacks=[Progress(recipe, heldout["bytes"] / heldout["tokens"]), *callbacks],
+        args=TrainingArguments(
+            output_dir=str(out),
+            max_steps=recipe.steps,
+            per_device_train_batch_size=rows_per_step,
+            per_device_eval_batch_size=rows_per_step,
+            prediction_loss_only=True,
+            label_names=["input_ids"],
+            max_grad_norm=1.0,
+            logging_steps=recipe.log_steps,
+            eval_strategy="steps",
+            eval_steps=recipe.eval_steps,
+            save_steps=recipe.save_steps,
+            save_total_limit=2,
+            report_to="tensorboard",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            seed=recipe.seed,
+        ),
+    )
+    trainer.pop_callback(PrinterCallback)  # Progress says it better
+    checkpoint = last_checkpoint(out)
+    if checkpoint is not None:
+        print(f"Resuming from {checkpoint.name}", flush=True)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return trainer
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/small"), help="folder of the run")
+    parser.add_argument("--tokens", type=int, default=Recipe.tokens, help="training tokens in all")
+    parser.add_argument("--export", type=Path, metavar="FOLDER", help="only evaluate and export the last checkpoint")
+    args = parser.parse_args(argv)
+    if args.export is None:
+        train(args.out, Recipe(tokens=args.tokens))
+    from .export import export
+
+    export(args.out, args.export or args.out / "export")
+
+
+if __name__ == "__main__":
+    main()
