@@ -32,8 +32,8 @@ class PLTCacheLayer(DynamicLayer):
     """
     One decoder layer's cache: the shared keys and values of loop 0, plus a window for each further loop.
 
-    Registered for the layer type `parallel_loop_attention`, so that `generate()` and `DynamicCache(config=config)` build
-    it unaided. The number of loops and the window are those of the first forward pass (or of [`PLTCache`]), and stay.
+    Registered for the layer type `parallel_loop_attention`, so that `generate()` and `DynamicCache(config=config)`
+    build it unaided. Number of loops and window are those of the first forward pass (or of [`PLTCache`]), and stay.
     """
 
     _layer_type = LAYER_TYPE
@@ -72,8 +72,8 @@ class PLTCacheLayer(DynamicLayer):
             return
         if self.num_loops is not None:
             raise ValueError(
-                f"This cache was built for num_loops={self.num_loops} and cannot serve num_loops={num_loops}: the windows "
-                "and carries of the other loops were never computed. Start from a new cache."
+                f"This cache was built for num_loops={self.num_loops} and cannot serve num_loops={num_loops}: the "
+                "windows and carries of the other loops were never computed. Start from a new cache."
             )
         self.num_loops, self.window = num_loops, window
         self.carries = [None] * (num_loops - 1)
@@ -99,7 +99,7 @@ class PLTCacheLayer(DynamicLayer):
         return visible
 
     def update_carry(self, loop: int, states: torch.Tensor) -> None:
-        """Stores `H^loop` (batch, time, hidden_size) of the new tokens: the last one, or all while recording the past."""
+        """Stores `H^loop` (batch, time, hidden_size) of the new tokens: the last, or all while recording the past."""
         if not self.record_past:
             states = states[:, -1:].clone()
         elif self.carries[loop] is not None:
@@ -132,7 +132,9 @@ class PLTCacheLayer(DynamicLayer):
             ValueError: if the number is positive, or if the states of the token to go back to were not recorded.
         """
         if tokens_to_remove > 0:
-            raise ValueError(f"`crop` takes the number of tokens to remove as a negative number, got {tokens_to_remove}.")
+            raise ValueError(
+                f"`crop` takes the number of tokens to remove as a negative number, got {tokens_to_remove}."
+            )
         if not self.is_initialized:
             return
         if -tokens_to_remove >= self.get_seq_length() > 0:
@@ -142,7 +144,7 @@ class PLTCacheLayer(DynamicLayer):
         if tokens_to_remove and any(length < 1 for length in keep):
             raise ValueError(
                 f"Cannot remove {-tokens_to_remove} tokens: the loop states of the token before them are gone. Call "
-                "`cache.activate_past_recording()` before the tokens that may be rolled back, or start from a new cache."
+                "`cache.activate_past_recording()` before the tokens that may be rolled back, or start a new cache."
             )
         super().crop(tokens_to_remove)
         self.carries = [
@@ -243,8 +245,8 @@ def prepare_cache(cache: Cache, num_loops: int, window: int) -> None:
     # By layer type, not by class: remote code and the installed package are different classes of the same thing.
     if not layers or any(getattr(layer, "_layer_type", None) != LAYER_TYPE for layer in layers):
         raise ValueError(
-            f"A PLT model cannot use this {type(cache).__name__}: it has no room for the loops' windows and carries. Pass "
-            "`PLTCache(model.config)` or `DynamicCache(config=model.config)`, or no cache at all."
+            f"A PLT model cannot use this {type(cache).__name__}: it has no room for the loops' windows and carries. "
+            "Pass `PLTCache(model.config)` or `DynamicCache(config=model.config)`, or no cache at all."
         )
     for layer in layers:
         layer.set_num_loops(num_loops, window)

@@ -23,6 +23,7 @@ from transformers.configuration_utils import PreTrainedConfig
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 
+# Not @strict: its errors are no ValueErrors.  # trf-ignore: TRF010
 class IQuestPLTCoderConfig(PreTrainedConfig):
     r"""
     A Llama-style decoder whose layers run `plt_num_loops` times per token. The defaults are those of the released
@@ -50,7 +51,7 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
             `False`: the rotated query, `g_h = sigmoid(<q_h, w_h> + b_h)`. In both, the output of a head in loops
             `r >= 1` is `g * a_global + (1 - g) * a_local`.
         rope_parameters (`dict`, *optional*):
-            `{"rope_type": ..., "rope_theta": ..., ...}`. The older pair `rope_theta` and `rope_scaling` is read as well.
+            `{"rope_type": ..., "rope_theta": ..., ...}`. The older pair `rope_theta`, `rope_scaling` is read as well.
 
     The other arguments are those of [`~transformers.LlamaConfig`].
 
@@ -116,7 +117,7 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """The cache layer type of every layer: with it `generate()` and `DynamicCache(config=...)` build PLT's cache."""
+        """Every layer's cache layer type: with it `generate()` and `DynamicCache(config=...)` build PLT's cache."""
         return ["parallel_loop_attention"] * self.num_hidden_layers
 
     def validate_layer_type(self):
@@ -129,9 +130,14 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
             getattr(self, validator.__name__)()
 
     def validate_plt(self):
-        """Checks every field the model is built from. Raises `ValueError` with the field's name and what it may hold."""
+        """Checks every field the model is built from. Raises `ValueError` naming the field and what it may hold."""
         self._require_positive_integers(
-            "vocab_size", "intermediate_size", "num_hidden_layers", "head_dim", "max_position_embeddings", "plt_num_loops"
+            "vocab_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "head_dim",
+            "max_position_embeddings",
+            "plt_num_loops",
         )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
@@ -149,7 +155,8 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
             or window[1] != 0
         ):
             raise ValueError(
-                f"`plt_window_size` must be `[left, 0]` with an integer left >= 0 (the model is causal), got {window!r}."
+                "`plt_window_size` must be `[left, 0]` with an integer left >= 0 (the model is causal), got "
+                f"{window!r}."
             )
         self.plt_window_size = list(window)
         for name in ("plt_emb_scale", "plt_hidden_scale"):
@@ -163,7 +170,9 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be true or false, got {getattr(self, name)!r}.")
         rope_type = self.rope_parameters.get("rope_type", "default")
         if rope_type not in ROPE_TYPES:
-            raise ValueError(f"Unknown rope type {rope_type!r} in `rope_parameters`: use one of {', '.join(ROPE_TYPES)}.")
+            raise ValueError(
+                f"Unknown rope type {rope_type!r} in `rope_parameters`: use one of {', '.join(ROPE_TYPES)}."
+            )
 
     def _require_positive_integers(self, *names: str):
         for name in names:

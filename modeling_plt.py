@@ -24,15 +24,17 @@ earlier* (the shift, "cross-loop parallelism") and, inside attention, loop 0 up 
                      ╲      ╲
         loop 2     ■      ■      ■        H^r_i = norm(layers(x^r_i)),   logits_i = lm_head(H^{R-1}_i)
 
-Nothing points straight down, so the whole last column is one block of independent rows: at decode, all loops of a token go
-through each layer together and every weight is read once. A chunk of tokens (prompt, training) goes row by row, one loop
-after the other. Either way the layers see a block of rows × time, with rows = loops × batch, loops outermost.
+No state of a column needs another of the same column but for loop 0's keys and values, and those are written first in
+every layer. So the whole last column is one block: at decode, all loops of a token go through each layer together and
+every weight is read once. A chunk of tokens (prompt, training) goes row by row, one loop after the other. Either way
+the layers see a block of rows × time, with rows = loops × batch, loops outermost.
 
 Shapes are suffixes: B batch, R loops in the block, N = R·B rows, T tokens in the block, S keys, W keys of a window,
 D hidden_size, H query heads, K key/value heads, G = H/K, C head_dim.
 
-Sources: PLT (arXiv 2510.24824), LoopCoder-v2 (arXiv 2606.18023). Where they differ from the code that serves the released
-checkpoint, that code decides: g weights the global branch, the gate reads the residual, the fed-back state is normed.
+Sources: PLT (arXiv 2510.24824), LoopCoder-v2 (arXiv 2606.18023). Where they differ from the code that serves the
+released checkpoint, that code decides: g weights the global branch, the gate reads the residual, the fed-back state is
+normed.
 """
 
 import copy
@@ -75,8 +77,8 @@ except ImportError:  # older than 5.20
 @dataclass
 class PLTModelOutputWithPast(BaseModelOutputWithPast):
     """
-    `last_hidden_state` (batch, time, hidden_size) is `H^{R-1}`. `hidden_states` are the embeddings and the outputs of the
-    layers in the last loop, `attentions` the last loop's gate-weighted mixture. `loop_states`, if asked for, are
+    `last_hidden_state` (batch, time, hidden_size) is `H^{R-1}`. `hidden_states` are the embeddings and the outputs of
+    the layers in the last loop, `attentions` the last loop's gate-weighted mixture. `loop_states`, if asked for, are
     `H^0 … H^{R-1}`, R tensors (batch, time, hidden_size), as fed back (`H^{R-1}`: as given to `lm_head`).
     """
 
@@ -94,12 +96,13 @@ class IQuestPLTCoderGate(nn.Module):
     """
     `g`, one number in (0, 1) per query head and token: the weight of the global branch in loops ≥ 1.
 
-    One set of weights per layer serves all loops. A plain module, not a Linear: quantizers and adapters that swap Linears
-    would drop `gate_norm`.
+    One set of weights per layer serves all loops. A plain module, not a Linear: quantizers and adapters that swap
+    Linears would drop `gate_norm`.
     """
 
     def __init__(self, config: IQuestPLTCoderConfig):
         super().__init__()
+        # CODEPATH: True in LoopCoder-V2, False by default.
         self.use_hidden_states = config.plt_gate_use_hidden_states
         in_features = config.hidden_size if self.use_hidden_states else config.head_dim
         self.weight = nn.Parameter(torch.empty(config.num_attention_heads, in_features))
@@ -119,8 +122,8 @@ class _FoldedLoops:
     """
     Stands for the attention module when the loops of a token count as further query heads of the same key/value head.
 
-    The R queries of a token stand at one position and see the same keys. Folded into the head axis they are one query of
-    length 1, which every attention kernel serves without a mask among them and without repeating the keys.
+    The R queries of a token stand at one position and see the same keys. Folded into the head axis they are one query
+    of length 1, which every attention kernel serves without a mask among them and without repeating the keys.
     """
 
     is_causal = True
@@ -256,7 +259,7 @@ def _mix_weights(gate_BHT1, global_BHTS, local_BHTW):
 
 
 class IQuestPLTCoderDecoderLayer(GradientCheckpointingLayer):
-    """A Llama layer applied to a block of the grid. What needs a gradient is positional: checkpointing tracks only that."""
+    """A Llama layer on a block of the grid. What needs a gradient is positional: checkpointing tracks only that."""
 
     def __init__(self, config: IQuestPLTCoderConfig, layer_idx: int):
         super().__init__()
@@ -311,17 +314,17 @@ class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, IQuestPLTCoderGate):  # zero: training starts from the plain mean of the branches, g = 0.5
+        if isinstance(module, IQuestPLTCoderGate):  # g = 0.5: training starts from the plain mean of the branches
             init.zeros_(module.weight)
             init.zeros_(module.bias)
 
     def kv_bytes_per_token(self) -> int:
-        """Cache bytes that one more token of context costs, in the model's dtype; the same for every number of loops."""
+        """Cache bytes that one more token of context costs, in the model's dtype; the same for any number of loops."""
         config = self.config
         return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * self.dtype.itemsize
 
     def kv_bytes_per_sequence(self, length: int, num_loops: int | None = None) -> int:
-        """Cache bytes of one sequence of `length` tokens: the shared part, and a window and a carry per further loop."""
+        """Cache bytes of one sequence of `length` tokens: the shared part, a window and a carry per further loop."""
         further_loops = self._check_num_loops(num_loops) - 1
         window = self.kv_bytes_per_token() * min(length, self.config.plt_window_size[0])
         carry = self.config.hidden_size * self.dtype.itemsize if length else 0
@@ -336,9 +339,7 @@ class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
         attention_size = config.num_attention_heads * config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim
         weights = config.hidden_size * (2 * attention_size + 2 * kv_size + 3 * config.intermediate_size)
-        gate = config.num_attention_heads * (
-            config.hidden_size if config.plt_gate_use_hidden_states else config.head_dim
-        )
+        gate = self.base_model.layers[0].self_attn.plt_gate.weight.numel()
         keys = num_loops * length + (num_loops - 1) * min(length, config.plt_window_size[0] + 1)
         per_layer = 2 * (num_loops * weights + (num_loops - 1) * gate) + 4 * attention_size * keys
         return config.num_hidden_layers * per_layer + 2 * config.hidden_size * config.vocab_size
@@ -411,7 +412,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         if past_key_values is not None:
             prepare_cache(past_key_values, num_loops, self.config.plt_window_size[0])
 
-        batch, time = inputs_embeds.shape[:2]
+        time = inputs_embeds.shape[1]
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
         if num_loops > 1:
             _check_padding(attention_mask)
@@ -455,11 +456,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             block["position_embeddings"] = cos.repeat(num_loops, 1, 1), sin.repeat(num_loops, 1, 1)
         for layer in self.layers:
             hidden_NTD, *_ = layer(hidden_NTD, range(num_loops), None, None, **block)
-        if self.config.plt_normalize_per_loop:
-            loop_states = list(self.norm(hidden_NTD).chunk(num_loops))
-        else:
-            *loop_states, last = hidden_NTD.chunk(num_loops)
-            loop_states.append(self.norm(last))
+        loop_states = self._loop_states(hidden_NTD, range(num_loops), num_loops)
         self._update_carries(block["past_key_values"], loop_states)
         return loop_states
 
@@ -471,17 +468,27 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         shared = [(None, None)] * len(self.layers)
         loop_states = []
         for loop in range(num_loops):
-            is_last = loop == num_loops - 1
+            loops = range(loop, loop + 1)
             hidden_BTD = embeds_BTD
             if loop > 0:
                 hidden_BTD = self._loop_input(embeds_BTD, carries[loop - 1], starts_BT, loop_states[-1])
             for index, layer in enumerate(self.layers):
                 hidden_BTD, *shared[index], _ = layer(
-                    hidden_BTD, range(loop, loop + 1), *shared[index], is_last_loop=is_last, **block
+                    hidden_BTD, loops, *shared[index], is_last_loop=loop == num_loops - 1, **block
                 )
-            loop_states.append(self.norm(hidden_BTD) if self.config.plt_normalize_per_loop or is_last else hidden_BTD)
+            loop_states += self._loop_states(hidden_BTD, loops, num_loops)
         self._update_carries(block["past_key_values"], loop_states)
         return loop_states
+
+    def _loop_states(self, hidden_NTD: torch.Tensor, loops: range, num_loops: int) -> list[torch.Tensor]:
+        """`H^r` (B, T, D) of each loop in the block: normed if it is fed back so, and always after the last loop."""
+        # CODEPATH: True in LoopCoder-V2 and by default.
+        if self.config.plt_normalize_per_loop:
+            return list(self.norm(hidden_NTD).chunk(len(loops)))
+        states = list(hidden_NTD.chunk(len(loops)))
+        if loops.stop == num_loops:
+            states[-1] = self.norm(states[-1])
+        return states
 
     def _loop_input(
         self,
@@ -491,8 +498,8 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         states_BTD: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        `x^r_i = emb_scale · E_i + hidden_scale · H^{r-1}_{i-1}`: the shift. `states` are `H^{r-1}` of this chunk, `carry`
-        that of the token before it; at the start of a sequence it is zero.
+        `x^r_i = emb_scale · E_i + hidden_scale · H^{r-1}_{i-1}`: the shift. `states` are `H^{r-1}` of this chunk,
+        `carry` that of the token before it; at the start of a sequence it is zero.
         """
         if carry_B1D is None:
             carry_B1D = torch.zeros_like(embeds_BTD[:, :1])
@@ -530,7 +537,9 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             arguments["past_key_values"] = WindowView(cache.layers[0])
         if looped_rows > 1:
             arguments["inputs_embeds"] = embeds_BTD.repeat(looped_rows, 1, 1)
-            arguments["attention_mask"] = attention_mask if attention_mask is None else attention_mask.repeat(looped_rows, 1)
+            arguments["attention_mask"] = (
+                attention_mask if attention_mask is None else attention_mask.repeat(looped_rows, 1)
+            )
             arguments["position_ids"] = None
         if embeds_BTD.shape[1] == 1:  # the window holds no more than the one new token sees
             return global_mask, create_causal_mask(**arguments)
@@ -546,16 +555,16 @@ def _check_padding(attention_mask) -> None:
         return
     if attention_mask.ndim != 2:
         raise ValueError(
-            "A PLT model with more than one loop needs a 2D attention mask (batch, past + time): a 4D mask does not say "
-            "which token comes before another, and the loops' shift needs that. For packed documents pass `position_ids` "
-            "that restart, without a mask."
+            "A PLT model with more than one loop needs a 2D attention mask (batch, past + time): a 4D mask does not "
+            "say which token comes before another, and the loops' shift needs that. For packed documents pass "
+            "`position_ids` that restart, without a mask."
         )
     real = attention_mask.bool()
     resumes = real[:, 1:] & ~real[:, :-1]  # a real token after padding
     if not torch.compiler.is_compiling() and bool((resumes.sum(-1) + real[:, 0] > 1).any()):
         raise ValueError(
-            "A row of the attention mask has padding between real tokens. PLT's windows and shift count tokens, so such "
-            "a row would not give what it gives alone. Pad on the left, and encode the whole conversation anew."
+            "A row of the attention mask has padding between real tokens. PLT's windows and shift count tokens, so "
+            "such a row would not give what it gives alone. Pad on the left, and encode the whole conversation anew."
         )
 
 
@@ -604,7 +613,7 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
         """
         Logits of the last loop, (batch, time, vocab_size), and the loss if `labels` (batch, time) are given; -100 is
         ignored, the shift by one token is done here. `logits_to_keep` is the library's. `num_loops`, `loop_schedule`,
-        `output_loop_states` and the rest: see [`IQuestPLTCoderModel.forward`]. All of them pass through `generate()`:
+        `output_loop_states` and the rest: see [`IQuestPLTCoderModel.forward`]. `generate()` passes them on:
 
         ```python
         >>> model.generate(**inputs, num_loops=3)
@@ -639,12 +648,12 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
     def init_continuous_batching(self, *args, **kwargs):
         """Not available: raises ValueError."""
         raise ValueError(
-            "Continuous batching is not available for PLT models: its paged cache has no room for the loops' windows and "
-            "carries. Use `generate()` with a left-padded batch."
+            "Continuous batching is not available for PLT models: its paged cache has no room for the loops' windows "
+            "and carries. Use `generate()` with a left-padded batch."
         )
 
 
-# Training exports name the gate `loop_gate_proj`. Both names load, and a checkpoint is saved with those it came with.
+# Training exports name the gate `loop_gate_proj`. Both names load; a checkpoint is saved with those it came with.
 register_checkpoint_conversion_mapping(
     IQuestPLTCoderConfig.model_type,
     [WeightRenaming("self_attn.loop_gate_proj", "self_attn.plt_gate")],

@@ -71,7 +71,9 @@ def main() -> None:
     ]
     columns = ["loops R", "schedule", "ms per token", f"ratio to R={arguments.loops[0]}", "ratio to Llama"]
     title = "What does one more loop cost at decode?"
-    results = [dict(zip(("loops", "schedule", "ms_per_token", "ratio", "ratio_llama"), row, strict=True)) for row in rows]
+    results = [
+        dict(zip(("loops", "schedule", "ms_per_token", "ratio", "ratio_llama"), row, strict=True)) for row in rows
+    ]
     report(title, "decode", arguments, columns, rows, {"parameters": plt.num_parameters(), "results": results})
 
 

@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+
 # Mistakes that still give plausible text. `Reference(..., wrong=name)` makes one of them, so that a test can show that
 # its inputs would expose it. All but scale_loop0 and gate_loop0 need R >= 2, and some need more, as their lines say.
 # RMSNorm weights should differ from 1: a second norm with unit weight changes next to nothing.

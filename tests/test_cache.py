@@ -108,7 +108,9 @@ def test_batch_operations(model):
             for loop, window in enumerate(layer.windows):
                 window.keys = torch.cat([s.windows[loop].keys for s in sources])
                 window.values = torch.cat([s.windows[loop].values for s in sources])
-            layer.carries = [None if c[0] is None else torch.cat(c) for c in zip(*(s.carries for s in sources), strict=True)]
+            layer.carries = [
+                None if c[0] is None else torch.cat(c) for c in zip(*(s.carries for s in sources), strict=True)
+            ]
         return expected
 
     cache = copy.deepcopy(whole)

@@ -14,8 +14,8 @@
 """
 One grid for all ways to run: attention kernel × way of feeding the tokens × layout of the batch × number of loops.
 
-Every cell is compared with the oracle, row by row: whatever stands beside a row, and however its tokens arrive, it gives
-what it gives alone.
+Every cell is compared with the oracle, row by row: whatever stands beside a row, and however its tokens arrive, it
+gives what it gives alone.
 """
 
 import pytest

@@ -47,9 +47,7 @@ STOP_TOKENS = ["</s>", "<|im_end|>", "<|endoftext|>"]
 
 # Words take one leading non-letter (" foo", ".foo", "_foo"), digits stand alone, and newlines never merge with the
 # indentation after them, so a prompt that ends in a newline still lies on a token boundary seen in training.
-SPLIT_PATTERN = (
-    r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+SPLIT_PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def train(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
@@ -75,9 +73,7 @@ def train(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> PreTrainedToken
     backend.train_from_iterator(texts, trainer)
     backend.add_special_tokens(TOP_TOKENS)
     if backend.get_vocab_size() != vocab_size:
-        raise ValueError(
-            f"the texts give only {backend.get_vocab_size()} entries of {vocab_size}: train on more text"
-        )
+        raise ValueError(f"the texts give only {backend.get_vocab_size()} entries of {vocab_size}: train on more text")
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         unk_token="<unk>",

@@ -28,9 +28,9 @@ tags: [plt, looped-transformer, python, code]
 
 # Small PLT
 
-A Parallel Loop Transformer of {parameters:.1f} million parameters that completes Python. It is small enough to travel with
-its code: for tests, demonstrations and benchmarks, not for work. Trained with R = {loops} loops on the source files of the
-standard library of Python {python_version}, in one command: `python -m iquest_plt.training.small`.
+A Parallel Loop Transformer of {parameters:.1f} million parameters that completes Python. It is small enough to travel
+with its code: for tests, demonstrations and benchmarks, not for work. Trained with R = {loops} loops on the source
+files of the standard library of Python {python_version}, in one command: `python -m iquest_plt.training.small`.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -50,9 +50,9 @@ Held-out bits per byte, {heldout_files} whole files that were not trained on ({h
 |---|---|---|---|---|---|---|
 {rows}
 
-Every number is for these very bf16 weights. The model sees {window} tokens at a time in windows that advance by {stride}; a
-file's end is predicted too. R = 1 and R = 3 run the same weights with another loop count than they were trained for.
-`metrics.json` has the numbers, `training/evaluate.py` the method.
+Every number is for these very bf16 weights. The model sees {window} tokens at a time in windows that advance by
+{stride}; a file's end is predicted too. R = 1 and R = 3 run the same weights with another loop count than they were
+trained for. `metrics.json` has the numbers, `training/evaluate.py` the method.
 
 ![Training curve](training_curve.png)
 
@@ -64,21 +64,24 @@ Greedy continuation of the first {prompt_lines} lines, 64 tokens:
 
 ## How it was made
 
-* Data: {train_files} files, {train_bytes:,} bytes, {train_tokens:,} tokens; `data_manifest.json` names each with its hash. Generated
-  tables are left out. Copies are dropped, and files that share much text are held out or trained on together.
+* Data: {train_files} files, {train_bytes:,} bytes, {train_tokens:,} tokens; `data_manifest.json` names each with its
+  hash. Generated tables are left out. Copies are dropped, and files that share much text go to the same side of the
+  split.
 * Tokenizer: byte-level BPE of {vocab_size} entries learned from the training files; no BOS is added.
-* {layers} layers of width {hidden_size}, {heads} query heads and {kv_heads} key/value head(s), window 64, gate on the residual stream.
-* {tokens:,} tokens in steps of {tokens_per_step}; rows of {early_row} tokens, in the last {decay_share:.0%} of the run {row}. Rows are contiguous
-  slices of the token stream, in which an end token separates the files. Muon for the layers' matrices (learning rate
-  {muon_lr}), AdamW for the rest ({adamw_lr}); warm-up, constant, then linear to 0. float32 weights, bf16 arithmetic.
+* {layers} layers of width {hidden_size}, {heads} query heads and {kv_heads} key/value head(s), window 64, gate on the
+  residual stream.
+* {tokens:,} tokens in steps of {tokens_per_step}; rows of {early_row} tokens, {row} in the last {decay_share:.0%} of
+  the run. Rows are contiguous slices of the token stream, in which an end token separates the files. Muon for the
+  layers' matrices (learning rate {muon_lr}), AdamW for the rest ({adamw_lr}); warm-up, constant, then linear to 0.
+  float32 weights, bf16 arithmetic.
 
 ## Limits and licence
 
-It knows the standard library's style and little else: names are plausible, programs are often wrong. It has seen no chat; the chat
-and fill-in-the-middle tokens are untrained. Text beyond {row} tokens was never seen in one piece.
+It knows the standard library's style and little else: names are plausible, programs are often wrong. It has seen no
+chat; the chat and fill-in-the-middle tokens are untrained. It never saw more than {row} tokens in one piece.
 
-Weights and code: Apache-2.0. The training text is Python's standard library, PSF-2.0 (with the licences of the parts named there);
-longer verbatim output may fall under it.
+Weights and code: Apache-2.0. The training text is Python's standard library, PSF-2.0 (with the licences of the parts
+named there); longer verbatim output may fall under it.
 """
 
 
@@ -136,7 +139,7 @@ def plot_curve(path: Path, log: list[dict], manifest: dict, metrics: dict) -> No
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
     result = metrics["bits_per_byte"]["all"]
-    axes.axhline(result["xz_9_together"], color="black", linestyle="--", linewidth=1, label="xz -9, held-out files together")
+    axes.axhline(result["xz_9_together"], color="black", linestyle="--", linewidth=1, label="xz -9, files together")
     axes.axhline(
         result["plt_r2"], color="tab:green", linestyle=":", linewidth=1.5, label="final weights, all held-out files"
     )

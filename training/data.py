@@ -158,9 +158,7 @@ def manifest(documents: list[Document]) -> dict:
         "heldout_share": HELDOUT_SHARE,
         "cluster_overlap": CLUSTER_OVERLAP,
         "totals": totals,
-        "files": [
-            {"path": d.path, "bytes": d.num_bytes, "sha256": d.sha256, "split": d.split} for d in documents
-        ],
+        "files": [{"path": d.path, "bytes": d.num_bytes, "sha256": d.sha256, "split": d.split} for d in documents],
     }
 
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Turns a training checkpoint into a model folder that explains itself: weights, card, curve, measurements, golden output."""
+"""Turns a training checkpoint into a model folder : weights, card, training curve, measurements, golden output."""
 
 import json
 import os
@@ -42,7 +42,7 @@ GOLDEN_TOKENS, GOLDEN_POSITIONS = 128, 8  # a text longer than the window, and i
 
 
 def export(out: str | Path, folder: str | Path, stdlib: Path | None = None) -> dict:
-    """Writes the model folder for the last checkpoint of the run `out`; returns its metrics. Existing files are replaced."""
+    """Writes the model folder for the last checkpoint of the run `out`; returns its metrics. Replaces what is there."""
     from .small import last_checkpoint
 
     out, folder = Path(out), Path(folder)

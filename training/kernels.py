@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What makes training the small model fast on a CPU: attention by matrix products, and a loss that never holds all logits.
+"""What makes training fast on a CPU: attention by matrix products, and a loss that never holds all logits.
 
 Both compute what the model computes, in another order. A CPU multiplies bf16 matrices several times faster than its
 fused attention kernel runs, above all in the backward pass.
@@ -29,7 +29,7 @@ CHUNK = 256  # queries per block of causal attention: keys after the block are n
 
 @lru_cache
 def _bias(queries: int, keys: int, groups: int, window: int | None, like: tuple) -> torch.Tensor:
-    """(groups · queries, keys): 0 where the query may look, -inf elsewhere; the last query stands at the last key. `like`: device, dtype."""
+    """(groups · queries, keys): 0 where the query may look, else -inf. The last query stands at the last key."""
     distance = torch.arange(queries)[:, None] + (keys - queries) - torch.arange(keys)[None]
     allowed = (distance >= 0) if window is None else (distance >= 0) & (distance <= window)
     bias = torch.zeros(queries, keys).masked_fill(~allowed, float("-inf"))
@@ -54,7 +54,9 @@ def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
         stop = min(start + CHUNK, time)
         block = query[:, :, start:stop].reshape(rows * kv_heads, -1, size)
         bias = _bias(stop - start, stop, groups, None, like)
-        blocks.append(_attend(block, key[:, :stop], value[:, :stop], bias, scaling).view(-1, groups, stop - start, size))
+        blocks.append(
+            _attend(block, key[:, :stop], value[:, :stop], bias, scaling).view(-1, groups, stop - start, size)
+        )
     return torch.cat(blocks, dim=2).view(rows, heads, time, size)
 
 

@@ -115,7 +115,7 @@ class SmallTrainer(Trainer):
         return SequentialSampler(self.train_dataset)  # PackedRows has shuffled, pass by pass
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Mean cross-entropy in nats per token. Casting the weights once a step beats autocast, which casts per call."""
+        """Mean cross-entropy, nats per token. Weights are cast once a step: autocast would cast them in every call."""
         input_ids = inputs["input_ids"]
         if model.training and self.state.global_step < self.recipe.decay_start:
             input_ids = input_ids.view(-1, min(self.recipe.early_row, self.recipe.row))
@@ -207,9 +207,7 @@ def build_model(recipe: Recipe, tokenizer) -> IQuestPLTCoderForCausalLM:
         **recipe.model,
     )
     torch.manual_seed(recipe.seed)
-    return IQuestPLTCoderForCausalLM._from_config(
-        config, attn_implementation=register_attention(), dtype=torch.float32
-    )
+    return IQuestPLTCoderForCausalLM._from_config(config, attn_implementation=register_attention(), dtype=torch.float32)
 
 
 def last_checkpoint(out: Path) -> Path | None:
