@@ -22,7 +22,7 @@ Only the first line grows with the text, and it does not know how many loops the
 """
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 
 LAYER_TYPE = "parallel_loop_attention"
@@ -183,6 +183,18 @@ class PLTCacheLayer(DynamicLayer):
 
     # `offload` and `prefetch` are the parent's: they move what grows. Windows and carries are small, and used after the
     # shared part of the layer has left the device.
+
+
+class _NoStaticCacheLayer(StaticLayer):
+    """Registered under the same name, so that asking for a static cache is answered in words and not by a KeyError."""
+
+    _layer_type = LAYER_TYPE
+
+    def __init__(self, *args, **kwargs):
+        raise ValueError(
+            "PLT models have no static cache: the windows and carries of the loops are only kept dynamically. Leave out "
+            "`cache_implementation`, or use `PLTCache(model.config)`."
+        )
 
 
 class PLTCache(Cache):

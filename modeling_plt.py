@@ -405,6 +405,8 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         if loop_schedule not in ("together", "sequence"):
             raise ValueError(f'`loop_schedule` must be "together" or "sequence", got {loop_schedule!r}.')
         num_loops = self._check_num_loops(num_loops)
+        if num_loops > 1:
+            _check_padding(attention_mask)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
@@ -414,14 +416,11 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
 
         time = inputs_embeds.shape[1]
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if num_loops > 1:
-            _check_padding(attention_mask)
         if position_ids is None:
             position_ids = (torch.arange(time, device=inputs_embeds.device) + past_length).unsqueeze(0)
             if num_loops > 1 and attention_mask is not None:  # the gate on the query knows absolute positions
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past_length : past_length + time]
-        records = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
-        together = time == 1 and loop_schedule == "together" and not records
+        together = time == 1 and loop_schedule == "together" and not self._records(kwargs)
         looped_rows = num_loops - 1 if together else 1
         global_mask, window_mask = self._masks(
             inputs_embeds, attention_mask, position_ids, past_key_values, num_loops, looped_rows
@@ -443,6 +442,11 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             past_key_values=past_key_values,
             loop_states=tuple(loop_states) if output_loop_states else None,
         )
+
+    def _records(self, kwargs: dict) -> bool:
+        """Whether layer outputs are recorded, by argument or by configuration: then they must be those of one loop."""
+        names = ("output_hidden_states", "output_attentions")
+        return any(kwargs.get(name, getattr(self.config, name, False)) for name in names)
 
     def _loops_together(
         self, embeds_BTD: torch.Tensor, starts_BT: torch.Tensor, num_loops: int, block: dict

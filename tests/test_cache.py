@@ -192,3 +192,9 @@ def test_foreign_caches_are_refused(model):
     assert_same(cache, before)
     with pytest.raises(ValueError, match="`num_loops`"):
         PLTCache(tiny_config(), num_loops=0)
+
+
+@pytest.mark.parametrize(("kind", "message"), [("static", "no static cache"), ("quantized", "full attention layers")])
+def test_cache_implementations_that_cannot_work_are_refused(model, kind, message):
+    with pytest.raises(ValueError, match=message):
+        model.generate(tokens(1, 3), max_new_tokens=3, cache_implementation=kind, pad_token_id=0)

@@ -151,6 +151,9 @@ def test_recording_a_decode_step_changes_nothing_but_rounding():
     recorded = model(step, past_key_values=model(ids).past_key_values, output_attentions=True)
     assert torch.allclose(plain.logits, recorded.logits, atol=1e-5)
     assert [a.shape for a in recorded.attentions] == [(2, 4, 1, 10)] * 3
+    model.config.output_hidden_states = True
+    recorded = model(step, past_key_values=model(ids).past_key_values)
+    assert [h.shape for h in recorded.hidden_states] == [(2, 1, 32)] * 4
 
 
 def test_loss_is_what_trainer_expects():

@@ -155,7 +155,6 @@ def manifest(documents: list[Document]) -> dict:
         "python_version": platform.python_version(),
         "licence": "PSF-2.0",
         "excluded": EXCLUDED,
-        "heldout_share": HELDOUT_SHARE,
         "cluster_overlap": CLUSTER_OVERLAP,
         "totals": totals,
         "files": [{"path": d.path, "bytes": d.num_bytes, "sha256": d.sha256, "split": d.split} for d in documents],

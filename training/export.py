@@ -88,7 +88,7 @@ def write_model(checkpoint: Path, folder: Path, tokenizer) -> None:
         eos_token_id=tokenizer.convert_tokens_to_ids(bpe.STOP_TOKENS),
         pad_token_id=tokenizer.pad_token_id,
     )
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_original_format=False)  # the gate is named plt_gate, as in the released weights
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", {**config, "auto_map": AUTO_MAP})
     bpe.save(tokenizer, folder)

@@ -62,6 +62,7 @@ class Recipe:
         }
     )
     vocab_size: int = bpe.VOCAB_SIZE
+    heldout_share: float = data.HELDOUT_SHARE
     tokens: int = 12_000_000
     tokens_per_step: int = 4096
     row: int = 2048
@@ -113,6 +114,11 @@ class SmallTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         return SequentialSampler(self.train_dataset)  # PackedRows has shuffled, pass by pass
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        # Trainer's own way skips the renaming of tensors that from_pretrained does, and would drop the gates.
+        saved = IQuestPLTCoderForCausalLM.from_pretrained(resume_from_checkpoint, dtype=torch.float32)
+        self.model.load_state_dict(saved.state_dict())
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Mean cross-entropy, nats per token. Weights are cast once a step: autocast would cast them in every call."""
@@ -176,8 +182,10 @@ def prepare(out: Path, recipe: Recipe, stdlib: Path | None = None):
     done = out / "data_manifest.json"
     if not done.exists():
         print("Collecting and splitting the sources ...", flush=True)
-        documents = data.split(data.collect(stdlib))
+        documents = data.split(data.collect(stdlib), recipe.heldout_share)
         texts = {name: [d.text for d in documents if d.split == name] for name in ("train", "heldout")}
+        if not all(texts.values()):
+            raise ValueError("The split leaves no file to train on or none to hold out: give it more files")
         print(f"Training the tokenizer on {len(texts['train'])} files ...", flush=True)
         tokenizer = bpe.train(texts["train"], recipe.vocab_size)
         bpe.save(tokenizer, out / "tokenizer")
