@@ -76,10 +76,14 @@ class PLTCacheLayer(DynamicLayer):
                 "windows and carries of the other loops were never computed. Start from a new cache."
             )
         self.num_loops, self.window = num_loops, window
-        self.carries = [None] * (num_loops - 1)
-        if window:  # else a token sees only itself: nothing to keep
+        self._clear_loops()
+
+    def _clear_loops(self) -> None:
+        further_loops = (self.num_loops or 1) - 1
+        self.carries = [None] * further_loops
+        if self.window:  # else a token sees only itself: nothing to keep
             # The library counts the token itself, PLT does not.
-            self.windows = [DynamicSlidingWindowLayer(sliding_window=window + 1) for _ in range(num_loops - 1)]
+            self.windows = [DynamicSlidingWindowLayer(sliding_window=self.window + 1) for _ in range(further_loops)]
         self.record_past = self._record_past
 
     def update_window(
@@ -92,11 +96,14 @@ class PLTCacheLayer(DynamicLayer):
         if not self.windows:
             return key_states, value_states
         window = self.windows[loop - 1]
-        visible = window.update(key_states, value_states)
-        if key_states.shape[-2] > 1 and not self.record_past:
+        keys, values = window.update(key_states, value_states)
+        if self.record_past:  # Transformers 5.16 returns all that was recorded
+            visible = window.sliding_window - 1 + key_states.shape[-2]
+            return keys[..., -visible:, :], values[..., -visible:, :]
+        if key_states.shape[-2] > 1:
             # What the window kept is a view: without a copy it would hold the whole prompt's keys and values alive.
             window.keys, window.values = window.keys.clone(), window.values.clone()
-        return visible
+        return keys, values
 
     def update_carry(self, loop: int, states: torch.Tensor) -> None:
         """Stores `H^loop` (batch, time, hidden_size) of the new tokens: the last, or all while recording the past."""
@@ -156,9 +163,9 @@ class PLTCacheLayer(DynamicLayer):
 
     def reset(self) -> None:
         super().reset()
-        for window in self.windows:
-            window.reset()
-        self.carries = [None] * len(self.carries)
+        self.keys = self.values = None  # Transformers 5.16 zeroes what has to go
+        self.is_initialized = False
+        self._clear_loops()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)

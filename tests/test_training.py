@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from iquest_plt import IQuestPLTCoderForCausalLM
 from iquest_plt.training import data, evaluate, kernels, optimizer
@@ -167,7 +167,7 @@ class KilledError(Exception):
     pass
 
 
-class Kill(small.TrainerCallback):
+class Kill(TrainerCallback):
     """Stops the run after the first step beyond a checkpoint."""
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -70,9 +70,10 @@ Greedy continuation of the first {prompt_lines} lines, 64 tokens:
 * Tokenizer: byte-level BPE of {vocab_size} entries learned from the training files; no BOS is added.
 * {layers} layers of width {hidden_size}, {heads} query heads and {kv_heads} key/value head(s), window 64, gate on the
   residual stream.
-* {tokens:,} tokens in steps of {tokens_per_step}; rows of {early_row} tokens, {row} in the last {decay_share:.0%} of
-  the run. Rows are contiguous slices of the token stream, in which an end token separates the files. Muon for the
-  layers' matrices (learning rate {muon_lr}), AdamW for the rest ({adamw_lr}); warm-up, constant, then linear to 0.
+* {tokens:,} tokens in steps of {tokens_per_step}; rows of {early_row} tokens, {row} in the last {long_row_share:.0%}
+  of the run. Rows are contiguous slices of the token stream, in which an end token separates the files. Muon for the
+  layers' matrices (learning rate {muon_lr}), AdamW for the rest ({adamw_lr},
+  embeddings {embedding_lr}); warm-up, constant, then linear to 0.
   float32 weights, bf16 arithmetic.
 
 ## Limits and licence
@@ -97,8 +98,9 @@ class CARD:
         ]
         model, totals = recipe["model"], manifest["totals"]
         return TEMPLATE.format(
-            **{name: recipe[name] for name in ("tokens_per_step", "row", "early_row", "decay_share", "muon_lr")},
+            **{name: recipe[name] for name in ("tokens_per_step", "row", "early_row", "long_row_share", "muon_lr")},
             adamw_lr=recipe["adamw_lr"],
+            embedding_lr=recipe["embedding_lr"],
             vocab_size=recipe["vocab_size"],
             parameters=metrics["parameters"] / 1e6,
             loops=2,

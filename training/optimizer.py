@@ -86,15 +86,22 @@ class MuonAdamW(torch.optim.Optimizer):
             param.addcdiv_(state["exp_avg"], scale, value=-group["lr"] / (1 - beta1**step))
 
 
-def make_optimizer(model: nn.Module, muon_lr: float, adamw_lr: float, weight_decay: float) -> MuonAdamW:
-    """Matrices inside the layers go to Muon; embeddings, head, gates and norms to AdamW, undecayed."""
-    hidden, rest = [], []
+def make_optimizer(
+    model: nn.Module, muon_lr: float, adamw_lr: float, embedding_lr: float, weight_decay: float
+) -> MuonAdamW:
+    """Matrices inside the layers go to Muon; embeddings, and head, gates and norms, to AdamW, undecayed."""
+    hidden, embeddings, rest = [], [], []
     for name, param in model.named_parameters():
-        is_hidden = param.ndim == 2 and ".layers." in name and "plt_gate" not in name
-        (hidden if is_hidden else rest).append(param)
+        if "embed_tokens" in name:
+            embeddings.append(param)
+        elif param.ndim == 2 and ".layers." in name and "plt_gate" not in name:
+            hidden.append(param)
+        else:
+            rest.append(param)
     return MuonAdamW(
         [
             {"params": hidden, "lr": muon_lr, "weight_decay": weight_decay, "kind": "muon"},
             {"params": rest, "lr": adamw_lr, "weight_decay": 0.0, "kind": "adamw"},
+            {"params": embeddings, "lr": embedding_lr, "weight_decay": 0.0, "kind": "adamw"},
         ]
     )

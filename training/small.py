@@ -27,8 +27,6 @@ import json
 import math
 import os
 import shutil
-import statistics
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -36,7 +34,7 @@ import numpy as np
 import torch
 from torch.func import functional_call
 from torch.utils.data import SequentialSampler
-from transformers import AutoTokenizer, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoTokenizer, PrinterCallback, Trainer, TrainingArguments
 
 from iquest_plt import IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM
 
@@ -44,6 +42,7 @@ from ..tokenization import bpe
 from . import data
 from .kernels import chunked_cross_entropy, register_attention
 from .optimizer import make_optimizer
+from .progress import Progress
 
 
 @dataclass
@@ -63,14 +62,17 @@ class Recipe:
     )
     vocab_size: int = bpe.VOCAB_SIZE
     heldout_share: float = data.HELDOUT_SHARE
-    tokens: int = 12_000_000
+    tokens: int = 13_000_000
     tokens_per_step: int = 4096
     row: int = 2048
-    early_row: int = 1024  # before the decay, rows are cut to this: cheaper, and the long rows need less practice
+    early_row: int = 1024  # until the last part, rows are cut to this: cheaper, and long rows need less practice
+    long_row_share: float = 0.25  # of the run, at its end, with rows of full length
     warmup_steps: int = 50
-    decay_share: float = 0.4  # of the run, at its end: the learning rate falls linearly to 0
+    decay_share: float = 0.6  # of the run, at its end: the learning rate falls linearly to 0
     muon_lr: float = 0.02
-    adamw_lr: float = 0.004
+    adamw_lr: float = 0.005
+    embedding_lr: float = 0.01
+    embedding_std: float = 0.5
     weight_decay: float = 0.1
     save_steps: int = 100
     eval_steps: int = 200
@@ -105,7 +107,13 @@ class SmallTrainer(Trainer):
         self.smooth_loss = self.best_loss = None
 
     def create_optimizer(self, model=None):
-        self.optimizer = make_optimizer(self.model, self.recipe.muon_lr, self.recipe.adamw_lr, self.recipe.weight_decay)
+        self.optimizer = make_optimizer(
+            self.model,
+            self.recipe.muon_lr,
+            self.recipe.adamw_lr,
+            self.recipe.embedding_lr,
+            self.recipe.weight_decay,
+        )
         return self.optimizer
 
     def create_scheduler(self, num_training_steps, optimizer=None):
@@ -123,7 +131,7 @@ class SmallTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Mean cross-entropy, nats per token. Weights are cast once a step: autocast would cast them in every call."""
         input_ids = inputs["input_ids"]
-        if model.training and self.state.global_step < self.recipe.decay_start:
+        if model.training and self.state.global_step < self.recipe.steps * (1 - self.recipe.long_row_share):
             input_ids = input_ids.view(-1, min(self.recipe.early_row, self.recipe.row))
         weights = {name: param.bfloat16() for name, param in model.model.named_parameters()}
         states = functional_call(model.model, weights, (input_ids,), {"use_cache": False}).last_hidden_state
@@ -144,37 +152,6 @@ class SmallTrainer(Trainer):
             raise DivergedError(
                 f"The loss around step {step} is {self.smooth_loss:.2f}, it has been {self.best_loss:.2f}. {advice}"
             )
-
-
-class Progress(TrainerCallback):
-    """One line per log interval: share done, loss, tokens/s (median of the recent steps), time left."""
-
-    def __init__(self, recipe: Recipe, bytes_per_token: float):
-        self.recipe, self.bytes_per_token = recipe, bytes_per_token
-        self.times, self.started = [], None
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.started = time.monotonic()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.times = [*self.times[-49:], time.monotonic() - self.started]
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        share = state.global_step / state.max_steps
-        bar = "#" * round(20 * share)
-        line = f"[{bar:<20}] {share:6.1%}  step {state.global_step}/{state.max_steps}"
-        if "eval_loss" in logs:
-            bits = logs["eval_loss"] / math.log(2) / self.bytes_per_token
-            line += f"  held-out sample {logs['eval_loss']:.3f} nats/token = {bits:.3f} bits/byte"
-        elif "loss" in logs and self.times:
-            seconds = statistics.median(self.times)
-            left = (state.max_steps - state.global_step) * seconds / 60
-            line += f"  loss {logs['loss']:.3f}  grad {float(logs['grad_norm']):.2f}"
-            line += f"  lr {logs['learning_rate']:.4f}  {self.recipe.tokens_per_step / seconds:.0f} tokens/s"
-            line += f"  {left:.0f} min left"
-        else:
-            return
-        print(line, flush=True)
 
 
 def prepare(out: Path, recipe: Recipe, stdlib: Path | None = None):
@@ -215,7 +192,17 @@ def build_model(recipe: Recipe, tokenizer) -> IQuestPLTCoderForCausalLM:
         **recipe.model,
     )
     torch.manual_seed(recipe.seed)
-    return IQuestPLTCoderForCausalLM._from_config(config, attn_implementation=register_attention(), dtype=torch.float32)
+    model = IQuestPLTCoderForCausalLM._from_config(
+        config, attn_implementation=register_attention(), dtype=torch.float32
+    )
+    with torch.no_grad():
+        # Layers that start as the identity, on embeddings large enough not to drown in the layers' first outputs: the
+        # loss falls much faster from the start.
+        model.model.embed_tokens.weight.normal_(std=recipe.embedding_std)
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    return model
 
 
 def last_checkpoint(out: Path) -> Path | None:
@@ -248,7 +235,7 @@ def train(out: str | Path, recipe: Recipe, stdlib: Path | None = None, callbacks
         model=model,
         train_dataset=rows,
         eval_dataset=sample,
-        callbacks=[Progress(recipe, heldout["bytes"] / heldout["tokens"]), *callbacks],
+        callbacks=[Progress(recipe.tokens_per_step, heldout["bytes"] / heldout["tokens"]), *callbacks],
         args=TrainingArguments(
             output_dir=str(out),
             max_steps=recipe.steps,

@@ -1,0 +1,51 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a training run prints."""
+
+import math
+import statistics
+import time
+
+from transformers import TrainerCallback
+
+
+class Progress(TrainerCallback):
+    """One line per log interval: share done, loss, tokens/s (median of the recent steps), time left."""
+
+    def __init__(self, tokens_per_step: int, bytes_per_token: float):
+        self.tokens_per_step, self.bytes_per_token = tokens_per_step, bytes_per_token
+        self.times, self.started = [], None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.started = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.times = [*self.times[-49:], time.monotonic() - self.started]
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        share = state.global_step / state.max_steps
+        bar = "#" * round(20 * share)
+        line = f"[{bar:<20}] {share:6.1%}  step {state.global_step}/{state.max_steps}"
+        if "eval_loss" in logs:
+            bits = logs["eval_loss"] / math.log(2) / self.bytes_per_token
+            line += f"  held-out sample {logs['eval_loss']:.3f} nats/token = {bits:.3f} bits/byte"
+        elif "loss" in logs and self.times:
+            seconds = statistics.median(self.times)
+            left = (state.max_steps - state.global_step) * seconds / 60
+            line += f"  loss {logs['loss']:.3f}  grad {float(logs['grad_norm']):.2f}"
+            line += f"  lr {logs['learning_rate']:.4f}  {self.tokens_per_step / seconds:.0f} tokens/s"
+            line += f"  {left:.0f} min left"
+        else:
+            return
+        print(line, flush=True)
