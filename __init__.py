@@ -39,3 +39,7 @@ __all__ = [
 AutoConfig.register(IQuestPLTCoderConfig.model_type, IQuestPLTCoderConfig, exist_ok=True)
 AutoModel.register(IQuestPLTCoderConfig, IQuestPLTCoderModel, exist_ok=True)
 AutoModelForCausalLM.register(IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM, exist_ok=True)
+# `save_pretrained` then writes these files and `auto_map` beside the weights, so that the folder loads as remote code.
+IQuestPLTCoderConfig.register_for_auto_class()
+IQuestPLTCoderModel.register_for_auto_class("AutoModel")
+IQuestPLTCoderForCausalLM.register_for_auto_class("AutoModelForCausalLM")

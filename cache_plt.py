@@ -66,14 +66,14 @@ class PLTCacheLayer(DynamicLayer):
         Makes room for `num_loops` loops, each further one with a window of `window` keys besides the token itself.
 
         Raises:
-            ValueError: if the cache already serves another number of loops.
+            ValueError: if the cache already serves another number of loops, or another window.
         """
-        if self.num_loops == num_loops:
+        if (self.num_loops, self.window) == (num_loops, window):
             return
         if self.num_loops is not None:
             raise ValueError(
-                f"This cache was built for num_loops={self.num_loops} and cannot serve num_loops={num_loops}: the "
-                "windows and carries of the other loops were never computed. Start from a new cache."
+                f"This cache was built for num_loops={self.num_loops} and a window of {self.window}. It cannot serve "
+                f"num_loops={num_loops} and a window of {window}: their states were never computed. Start a new cache."
             )
         self.num_loops, self.window = num_loops, window
         self._clear_loops()
@@ -109,8 +109,8 @@ class PLTCacheLayer(DynamicLayer):
         """Stores `H^loop` (batch, time, hidden_size) of the new tokens: the last, or all while recording the past."""
         if not self.record_past:
             states = states[:, -1:].clone()
-        elif self.carries[loop] is not None:
-            states = torch.cat([self.carries[loop], states], dim=1)
+        else:  # `cat` also copies: what is returned to the caller must not be what is kept
+            states = torch.cat([states] if self.carries[loop] is None else [self.carries[loop], states], dim=1)
         self.carries[loop] = states
 
     def get_carry(self, loop: int) -> torch.Tensor | None:
@@ -199,8 +199,8 @@ class _NoStaticCacheLayer(StaticLayer):
 
     def __init__(self, *args, **kwargs):
         raise ValueError(
-            "PLT models have no static cache: the windows and carries of the loops are only kept dynamically. Leave out "
-            "`cache_implementation`, or use `PLTCache(model.config)`."
+            "PLT models have no static cache: the windows and carries of the loops are only kept dynamically. Leave "
+            "out `cache_implementation`, or use `PLTCache(model.config)`."
         )
 
 
@@ -222,9 +222,7 @@ class PLTCache(Cache):
     """
 
     def __init__(self, config, num_loops: int | None = None):
-        self.num_loops = config.plt_num_loops if num_loops is None else num_loops
-        if not isinstance(self.num_loops, int) or self.num_loops < 1:
-            raise ValueError(f"`num_loops` must be an integer >= 1, got {num_loops!r}.")
+        self.num_loops = config.check_num_loops(num_loops)
         super().__init__(layers=[PLTCacheLayer() for _ in range(config.num_hidden_layers)])
         for layer in self.layers:
             layer.set_num_loops(self.num_loops, config.plt_window_size[0])
@@ -235,30 +233,12 @@ class PLTCache(Cache):
         return sum(layer.nbytes for layer in self.layers)
 
 
-class WindowView:
-    """What the library's mask functions ask of a cache, answered for the windows of loops ≥ 1."""
-
-    is_compileable = False
-    is_sliding = (True,)
-
-    def __init__(self, layer: PLTCacheLayer):
-        self.layer = layer
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.layer.get_seq_length()
-
-    get_query_offset = get_seq_length
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self.layer.get_window_mask_sizes(query_length)
-
-
-def prepare_cache(cache: Cache, num_loops: int, window: int) -> None:
+def prepare_cache(cache: Cache, config, num_loops: int) -> None:
     """
     Readies `cache` for a forward pass of `num_loops` loops.
 
     Raises:
-        ValueError: if it is not made of PLT layers, or was built for another number of loops.
+        ValueError: if it is not made of PLT layers, or was built for another model or number of loops.
     """
     layers = getattr(cache, "layers", None)
     # By layer type, not by class: remote code and the installed package are different classes of the same thing.
@@ -267,8 +247,12 @@ def prepare_cache(cache: Cache, num_loops: int, window: int) -> None:
             f"A PLT model cannot use this {type(cache).__name__}: it has no room for the loops' windows and carries. "
             "Pass `PLTCache(model.config)` or `DynamicCache(config=model.config)`, or no cache at all."
         )
+    if len(layers) != config.num_hidden_layers:
+        raise ValueError(
+            f"This cache has {len(layers)} layers, the model {config.num_hidden_layers}. Start a new cache."
+        )
     for layer in layers:
-        layer.set_num_loops(num_loops, window)
+        layer.set_num_loops(num_loops, config.plt_window_size[0])
 
 
 __all__ = ["PLTCache", "PLTCacheLayer"]

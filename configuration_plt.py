@@ -127,7 +127,10 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
         """Runs all checks. By name: the parent's own list would call its `validate_layer_type`, not the one above."""
         self.validate_plt()
         for validator in PreTrainedConfig.__class_validators__:
-            getattr(self, validator.__name__)()
+            try:
+                getattr(self, validator.__name__)()
+            except KeyError as error:  # the library's word for a missing rotary setting
+                raise ValueError(f"Invalid configuration: {error.args[0]}") from error
 
     def validate_plt(self):
         """Checks every field the model is built from. Raises `ValueError` naming the field and what it may hold."""
@@ -161,18 +164,26 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
         self.plt_window_size = list(window)
         for name in ("plt_emb_scale", "plt_hidden_scale"):
             value = getattr(self, name)
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)
-            ):
+            if value is not None and not _is_finite(value):
                 raise ValueError(f"`{name}` must be a finite number or None (which means 1.0), got {value!r}.")
         for name in ("plt_normalize_per_loop", "plt_gate_use_hidden_states"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"`{name}` must be true or false, got {getattr(self, name)!r}.")
+        rope_theta = self.rope_parameters.get("rope_theta")
+        if not _is_finite(rope_theta) or rope_theta <= 0:
+            raise ValueError(f"`rope_theta` must be a positive number, got {rope_theta!r}.")
         rope_type = self.rope_parameters.get("rope_type", "default")
         if rope_type not in ROPE_TYPES:
             raise ValueError(
                 f"Unknown rope type {rope_type!r} in `rope_parameters`: use one of {', '.join(ROPE_TYPES)}."
             )
+
+    def check_num_loops(self, num_loops: int | None) -> int:
+        """The number of loops to run: `num_loops`, or the configured one for None. Raises ValueError if not >= 1."""
+        num_loops = self.plt_num_loops if num_loops is None else num_loops
+        if not _is_int(num_loops) or num_loops < 1:
+            raise ValueError(f"`num_loops` must be an integer >= 1, got {num_loops!r}.")
+        return num_loops
 
     def _require_positive_integers(self, *names: str):
         for name in names:
@@ -183,6 +194,10 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
 
 def _is_int(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 __all__ = ["IQuestPLTCoderConfig"]

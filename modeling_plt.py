@@ -37,7 +37,6 @@ released checkpoint, that code decides: g weights the global branch, the gate re
 normed.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,7 +46,6 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.conversion_mapping import WeightRenaming, register_checkpoint_conversion_mapping
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -62,8 +60,9 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .cache_plt import WindowView, prepare_cache
+from .cache_plt import prepare_cache
 from .configuration_plt import IQuestPLTCoderConfig
+from .masks_plt import check_mask, create_masks, is_packed, packed_positions, sequence_starts
 
 
 try:
@@ -148,7 +147,6 @@ class IQuestPLTCoderAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
-        self.local_size = config.plt_window_size[0] + 1
 
         def projection(in_features, out_features):
             return nn.Linear(in_features, out_features, bias=config.attention_bias)
@@ -196,8 +194,9 @@ class IQuestPLTCoderAttention(nn.Module):
             window = (key[first:], value[first:])
             if past_key_values is not None:
                 window = self._update_windows(past_key_values.layers[self.layer_idx], loops, *window)
+            local_size = self.config.plt_window_size[0] + 1  # the library counts the token itself
             local_output, local_weights = self._attend(
-                query[first:], *window, window_mask, sliding_window=self.local_size, **kwargs
+                query[first:], *window, window_mask, sliding_window=local_size, **kwargs
             )
             gate_NTH = self.plt_gate(residual_NTD[first:], query[first:])
             mixed = _mix(gate_NTH[..., None], output[first:], local_output)
@@ -259,7 +258,7 @@ def _mix_weights(gate_BHT1, global_BHTS, local_BHTW):
 
 
 class IQuestPLTCoderDecoderLayer(GradientCheckpointingLayer):
-    """A Llama layer on a block of the grid. What needs a gradient is positional: checkpointing tracks only that."""
+    """A Llama layer on a block of the grid. What differs between its calls is positional: checkpointing tracks that."""
 
     def __init__(self, config: IQuestPLTCoderConfig, layer_idx: int):
         super().__init__()
@@ -274,7 +273,7 @@ class IQuestPLTCoderDecoderLayer(GradientCheckpointingLayer):
         loops: range,
         key0_BKSC: torch.Tensor | None,
         value0_BKSC: torch.Tensor | None,
-        is_last_loop: bool = False,
+        is_last_loop: bool,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Returns the block (N, T, D), loop 0's keys and values, and the block again if it is to be recorded."""
@@ -311,6 +310,13 @@ class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
         "attentions": OutputRecorder(IQuestPLTCoderAttention, index=1),
     }
 
+    def save_pretrained(self, *args, save_original_format: bool = False, **kwargs):
+        """
+        As the library's, but always with the released tensor names: Trainer reads its checkpoints back as they are,
+        and would not find gates that go by the name of a training export. `save_original_format=True` keeps that name.
+        """
+        return super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -325,7 +331,7 @@ class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
 
     def kv_bytes_per_sequence(self, length: int, num_loops: int | None = None) -> int:
         """Cache bytes of one sequence of `length` tokens: the shared part, a window and a carry per further loop."""
-        further_loops = self._check_num_loops(num_loops) - 1
+        further_loops = self.config.check_num_loops(num_loops) - 1
         window = self.kv_bytes_per_token() * min(length, self.config.plt_window_size[0])
         carry = self.config.hidden_size * self.dtype.itemsize if length else 0
         return self.kv_bytes_per_token() * length + further_loops * (window + carry)
@@ -335,7 +341,7 @@ class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
         Floating-point operations (a multiply-add is two) of one decode step that attends to `length` tokens, itself
         included: all matrix products and attention, without the element-wise rest. The head runs once.
         """
-        config, num_loops = self.config, self._check_num_loops(num_loops)
+        config, num_loops = self.config, self.config.check_num_loops(num_loops)
         attention_size = config.num_attention_heads * config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim
         weights = config.hidden_size * (2 * attention_size + 2 * kv_size + 3 * config.intermediate_size)
@@ -344,18 +350,12 @@ class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
         per_layer = 2 * (num_loops * weights + (num_loops - 1) * gate) + 4 * attention_size * keys
         return config.num_hidden_layers * per_layer + 2 * config.hidden_size * config.vocab_size
 
-    def _check_num_loops(self, num_loops: int | None) -> int:
-        if num_loops is None:
-            return self.config.plt_num_loops
-        if not isinstance(num_loops, int) or isinstance(num_loops, bool) or num_loops < 1:
-            raise ValueError(f"`num_loops` must be an integer >= 1, got {num_loops!r}.")
-        return num_loops
-
 
 class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
     """The decoder without the language-model head."""
 
     def __init__(self, config: IQuestPLTCoderConfig):
+        config.validate()  # again: `from_pretrained(..., plt_num_loops=R)` sets fields after the config was made
         super().__init__(config)
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
@@ -388,8 +388,9 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             input_ids (`torch.LongTensor` of shape `(batch, time)`): the new tokens; or `inputs_embeds`, one of the two.
             attention_mask (`torch.Tensor` of shape `(batch, past + time)`, *optional*): 0 on padding. The loops' shift
                 starts anew at a row's first real token.
-            position_ids (`torch.LongTensor` of shape `(batch, time)`, *optional*): a 0, or in a packed row any step
-                other than +1, starts a new document.
+            position_ids (`torch.LongTensor` of shape `(batch, time)`, *optional*): counted from a row's first real
+                token, as `generate()` does. Without a mask, any step other than +1 starts a new document: the loops'
+                shift, both branches of attention and the window start anew there, and no cache is made.
             past_key_values ([`~transformers.Cache`], *optional*): a [`PLTCache`] or `DynamicCache(config=config)`.
             num_loops (`int`, *optional*): loops to run, any `R >= 1`; by default `config.plt_num_loops`.
             loop_schedule (`str`): `"together"` runs all loops of a single new token in one pass over the weights,
@@ -404,26 +405,33 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if loop_schedule not in ("together", "sequence"):
             raise ValueError(f'`loop_schedule` must be "together" or "sequence", got {loop_schedule!r}.')
-        num_loops = self._check_num_loops(num_loops)
-        if num_loops > 1:
-            _check_padding(attention_mask)
+        num_loops = self.config.check_num_loops(num_loops)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+        if self.gradient_checkpointing and self.training:
+            use_cache, past_key_values = False, None  # the layers would not fill it
+        time = inputs_embeds.shape[1]
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if position_ids is None and kwargs.get("cu_seq_lens_q") is not None:
+            position_ids = packed_positions(kwargs["cu_seq_lens_q"], time)
+        if num_loops > 1:
+            check_mask(attention_mask, past_length + time)
+            if is_packed(position_ids, attention_mask, past_length):
+                if past_key_values is not None:
+                    raise ValueError("Packed documents have no common cache: leave out `past_key_values`.")
+                use_cache = False  # with a cache the library's masks do not keep documents apart
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if past_key_values is not None:
-            prepare_cache(past_key_values, num_loops, self.config.plt_window_size[0])
-
-        time = inputs_embeds.shape[1]
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+            prepare_cache(past_key_values, self.config, num_loops)
         if position_ids is None:
             position_ids = (torch.arange(time, device=inputs_embeds.device) + past_length).unsqueeze(0)
             if num_loops > 1 and attention_mask is not None:  # the gate on the query knows absolute positions
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past_length : past_length + time]
         together = time == 1 and loop_schedule == "together" and not self._records(kwargs)
         looped_rows = num_loops - 1 if together else 1
-        global_mask, window_mask = self._masks(
-            inputs_embeds, attention_mask, position_ids, past_key_values, num_loops, looped_rows
+        global_mask, window_mask = create_masks(
+            self.config, inputs_embeds, attention_mask, position_ids, past_key_values, num_loops, looped_rows
         )
         block = {
             "position_embeddings": self.rotary_emb(inputs_embeds, position_ids),
@@ -432,7 +440,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             "past_key_values": past_key_values,
             **kwargs,
         }
-        starts = _sequence_starts(position_ids, attention_mask, past_key_values, past_length)
+        starts = sequence_starts(position_ids, attention_mask, past_key_values, past_length)
         if not together:
             block["position_ids"] = position_ids
         run = self._loops_together if together else self._loops_in_sequence
@@ -458,8 +466,8 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         cos, sin = block["position_embeddings"]
         if cos.shape[0] > 1:  # else all rows stand at the same position
             block["position_embeddings"] = cos.repeat(num_loops, 1, 1), sin.repeat(num_loops, 1, 1)
-        for layer in self.layers:
-            hidden_NTD, *_ = layer(hidden_NTD, range(num_loops), None, None, **block)
+        for layer in self.layers[: self.config.num_hidden_layers]:
+            hidden_NTD, *_ = layer(hidden_NTD, range(num_loops), None, None, False, **block)
         loop_states = self._loop_states(hidden_NTD, range(num_loops), num_loops)
         self._update_carries(block["past_key_values"], loop_states)
         return loop_states
@@ -476,10 +484,8 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             hidden_BTD = embeds_BTD
             if loop > 0:
                 hidden_BTD = self._loop_input(embeds_BTD, carries[loop - 1], starts_BT, loop_states[-1])
-            for index, layer in enumerate(self.layers):
-                hidden_BTD, *shared[index], _ = layer(
-                    hidden_BTD, loops, *shared[index], is_last_loop=loop == num_loops - 1, **block
-                )
+            for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
+                hidden_BTD, *shared[index], _ = layer(hidden_BTD, loops, *shared[index], loop == num_loops - 1, **block)
             loop_states += self._loop_states(hidden_BTD, loops, num_loops)
         self._update_carries(block["past_key_values"], loop_states)
         return loop_states
@@ -524,65 +530,6 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         if cache is not None:
             for loop, states in enumerate(loop_states[:-1]):
                 cache.layers[0].update_carry(loop, states)
-
-    def _masks(self, embeds_BTD, attention_mask, position_ids, cache, num_loops: int, looped_rows: int):
-        """The masks of the global and of the window branch; the latter for `looped_rows` loops that run together."""
-        arguments = {
-            "config": self.config,
-            "inputs_embeds": embeds_BTD,
-            "attention_mask": attention_mask,
-            "past_key_values": cache,
-            "position_ids": position_ids,
-        }
-        global_mask = create_causal_mask(**arguments)
-        if num_loops == 1:
-            return global_mask, None
-        if cache is not None:
-            arguments["past_key_values"] = WindowView(cache.layers[0])
-        if looped_rows > 1:
-            arguments["inputs_embeds"] = embeds_BTD.repeat(looped_rows, 1, 1)
-            arguments["attention_mask"] = (
-                attention_mask if attention_mask is None else attention_mask.repeat(looped_rows, 1)
-            )
-            arguments["position_ids"] = None
-        if embeds_BTD.shape[1] == 1:  # the window holds no more than the one new token sees
-            return global_mask, create_causal_mask(**arguments)
-        # On the model's own config this field would turn every layer into a window layer.
-        arguments["config"] = copy.copy(self.config)
-        arguments["config"].sliding_window = self.config.plt_window_size[0] + 1
-        return global_mask, create_sliding_window_causal_mask(**arguments)
-
-
-def _check_padding(attention_mask) -> None:
-    """More than one loop needs to know which token comes before another. Raises ValueError where the mask hides it."""
-    if attention_mask is None:
-        return
-    if attention_mask.ndim != 2:
-        raise ValueError(
-            "A PLT model with more than one loop needs a 2D attention mask (batch, past + time): a 4D mask does not "
-            "say which token comes before another, and the loops' shift needs that. For packed documents pass "
-            "`position_ids` that restart, without a mask."
-        )
-    real = attention_mask.bool()
-    resumes = real[:, 1:] & ~real[:, :-1]  # a real token after padding
-    if not torch.compiler.is_compiling() and bool((resumes.sum(-1) + real[:, 0] > 1).any()):
-        raise ValueError(
-            "A row of the attention mask has padding between real tokens. PLT's windows and shift count tokens, so "
-            "such a row would not give what it gives alone. Pad on the left, and encode the whole conversation anew."
-        )
-
-
-def _sequence_starts(position_ids, attention_mask, cache, past_length: int) -> torch.Tensor:
-    """Where no token of the same sequence comes before: (batch, time) or (1, time), boolean."""
-    starts = position_ids == 0
-    if attention_mask is not None and attention_mask.ndim == 2:
-        time = position_ids.shape[1]
-        before = nn.functional.pad(attention_mask, (1, 0))[:, past_length : past_length + time]
-        starts = starts | (before == 0).to(starts.device)
-    elif attention_mask is None and cache is None:  # where the library's masks look for packed documents
-        jumps = torch.diff(position_ids, prepend=position_ids[:, :1] - 1) != 1
-        starts = starts | jumps
-    return starts
 
 
 class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
@@ -657,7 +604,7 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
         )
 
 
-# Training exports name the gate `loop_gate_proj`. Both names load; a checkpoint is saved with those it came with.
+# Training exports name the gate `loop_gate_proj`. Both names load.
 register_checkpoint_conversion_mapping(
     IQuestPLTCoderConfig.model_type,
     [WeightRenaming("self_attn.loop_gate_proj", "self_attn.plt_gate")],

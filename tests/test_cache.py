@@ -190,8 +190,14 @@ def test_foreign_caches_are_refused(model):
     with pytest.raises(ValueError, match="built for num_loops=2"):
         model(ids, past_key_values=cache, num_loops=3)
     assert_same(cache, before)
-    with pytest.raises(ValueError, match="`num_loops`"):
-        PLTCache(tiny_config(), num_loops=0)
+    for num_loops in (0, True, 1.5):
+        with pytest.raises(ValueError, match="`num_loops`"):
+            PLTCache(tiny_config(), num_loops=num_loops)
+    for fields in ({"plt_window_size": [2, 0]}, {"num_hidden_layers": 2}, {"num_hidden_layers": 4}):
+        cache = PLTCache(tiny_config(plt_num_loops=3, **fields))
+        with pytest.raises(ValueError, match="Start a new cache"):
+            model(ids, past_key_values=cache)
+        assert cache.get_seq_length() == 0
 
 
 @pytest.mark.parametrize(("kind", "message"), [("static", "no static cache"), ("quantized", "full attention layers")])

@@ -76,6 +76,7 @@ def test_the_number_of_loops_and_the_schedule_are_arguments():
         {"prompt_lookup_num_tokens": 3},
         {"assistant": "one loop"},
         {"assistant": "another model"},
+        {"assistant_early_exit": 1},
         {"output_attentions": True, "output_hidden_states": True, "return_dict_in_generate": True},
     ],
     ids=str,

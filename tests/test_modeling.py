@@ -13,6 +13,8 @@
 # limitations under the License.
 """The model as a citizen of Transformers: names, initialisation, outputs, losses, gradients, refusals."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,7 +23,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.trainer_pt_utils import get_model_param_count
 
-from iquest_plt import IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM
+from iquest_plt import IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM, PLTCache
 
 
 LAYER_TENSORS = [
@@ -80,13 +82,14 @@ def test_training_exports_name_the_gate_otherwise(tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
+    assert load_file(file).keys() == model.state_dict().keys()
     renamed = {k.replace("plt_gate", "loop_gate_proj"): v for k, v in load_file(file).items()}
     save_file(renamed, file, metadata={"format": "pt"})
     loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
     loaded.save_pretrained(tmp_path / "again")
-    assert load_file(tmp_path / "again" / "model.safetensors").keys() == renamed.keys()
+    assert load_file(tmp_path / "again" / "model.safetensors").keys() == model.state_dict().keys()
 
 
 def test_save_and_load(tmp_path):
@@ -96,6 +99,17 @@ def test_save_and_load(tmp_path):
     assert type(loaded) is IQuestPLTCoderForCausalLM and loaded.config.plt_num_loops == 3
     ids = tokens(1, 9)
     assert torch.equal(loaded(ids).logits, model(ids).logits)
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoModelForCausalLM"] == "modeling_plt.IQuestPLTCoderForCausalLM"
+    assert {p.name for p in tmp_path.glob("*_plt.py")} == {
+        "cache_plt.py",
+        "configuration_plt.py",
+        "masks_plt.py",
+        "modeling_plt.py",
+    }
+    for fields in ({"plt_num_loops": 0}, {"plt_window_size": [3, 1]}):
+        with pytest.raises(ValueError, match="plt_"):
+            AutoModelForCausalLM.from_pretrained(tmp_path, **fields)
 
 
 @pytest.mark.parametrize("num_loops", [1, 2, 4])
@@ -186,6 +200,15 @@ def test_gradient_checkpointing_gives_the_same_gradients(reentrant):
     assert all(torch.allclose(actual[name], g, atol=1e-6) for name, g in expected.items())
 
 
+def test_gradient_checkpointing_leaves_a_given_cache_alone():
+    model = tiny_model(plt_num_loops=3).train()
+    model.gradient_checkpointing_enable()
+    cache = PLTCache(model.config)
+    output = model(tokens(1, 9), past_key_values=cache)
+    assert output.past_key_values is None
+    assert cache.get_seq_length() == 0 and all(layer.carries == [None, None] for layer in cache.layers)
+
+
 def test_gradients_reach_loop_zero():
     """Nothing is detached: the last token's loss moves loop 0's keys, and the embeddings through the shift."""
     model = tiny_model(plt_num_loops=2)
@@ -233,6 +256,9 @@ def test_decode_flops_count_the_matrix_products():
         ({"num_loops": 2.0}, "`num_loops` must be an integer >= 1"),
         ({"loop_schedule": "parallel"}, "`loop_schedule` must be"),
         ({"attention_mask": torch.ones(1, 1, 4, 4, dtype=torch.bool)}, "2D attention mask"),
+        ({"attention_mask": torch.ones(1, 3)}, "it must cover both"),
+        ({"attention_mask": {}}, "2D attention mask"),
+        ({"attention_mask": torch.ones(1, 4), "position_ids": torch.tensor([[0, 1, 0, 1]])}, "without an"),
         ({"attention_mask": torch.tensor([[0, 1, 0, 1]])}, "Pad on the left"),
         ({"attention_mask": torch.tensor([[1, 0, 1, 1]])}, "Pad on the left"),
         ({"inputs_embeds": torch.zeros(1, 4, 32)}, "exactly one of input_ids or inputs_embeds"),

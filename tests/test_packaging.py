@@ -34,7 +34,7 @@ from iquest_plt import IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM
 
 
 ROOT = Path(__file__).resolve().parent.parent
-REMOTE_CODE = ("configuration_plt.py", "modeling_plt.py", "cache_plt.py")
+REMOTE_CODE = ("configuration_plt.py", "modeling_plt.py", "masks_plt.py", "cache_plt.py")
 RELEASED = {  # config.json of Multilingual-Multimodal-NLP/LoopCoder-V2, without the names of its code
     "architectures": ["IQuestPLTCoderForCausalLM"],
     "attention_bias": False,
@@ -180,7 +180,8 @@ def checkpoint(tmp_path):
     )
     path = tmp_path / "checkpoint"
     IQuestPLTCoderForCausalLM(config).save_pretrained(path)
-    for name in REMOTE_CODE:
+    for name in REMOTE_CODE:  # saving has copied them
+        (path / name).unlink()
         (path / name).symlink_to(os.path.relpath(ROOT / name, path.resolve()))
     on_disk = json.loads((path / "config.json").read_text())
     on_disk["auto_map"] = json.loads((ROOT / "config.json").read_text())["auto_map"]

@@ -31,7 +31,7 @@ from .card import CARD, SAMPLE_PROMPT, plot_curve
 from .kernels import register_attention
 
 
-CODE_FILES = ["configuration_plt.py", "cache_plt.py", "modeling_plt.py"]
+CODE_FILES = ["configuration_plt.py", "cache_plt.py", "masks_plt.py", "modeling_plt.py"]
 AUTO_MAP = {
     "AutoConfig": "configuration_plt.IQuestPLTCoderConfig",
     "AutoModel": "modeling_plt.IQuestPLTCoderModel",
@@ -88,7 +88,9 @@ def write_model(checkpoint: Path, folder: Path, tokenizer) -> None:
         eos_token_id=tokenizer.convert_tokens_to_ids(bpe.STOP_TOKENS),
         pad_token_id=tokenizer.pad_token_id,
     )
-    model.save_pretrained(folder, save_original_format=False)  # the gate is named plt_gate, as in the released weights
+    for name in CODE_FILES:  # links of an earlier export: saving would write through them
+        (folder / name).unlink(missing_ok=True)
+    model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", {**config, "auto_map": AUTO_MAP})
     bpe.save(tokenizer, folder)

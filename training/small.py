@@ -62,13 +62,13 @@ class Recipe:
     )
     vocab_size: int = bpe.VOCAB_SIZE
     heldout_share: float = data.HELDOUT_SHARE
-    tokens: int = 13_000_000
+    tokens: int = 11_200_000
     tokens_per_step: int = 4096
     row: int = 2048
     early_row: int = 1024  # until the last part, rows are cut to this: cheaper, and long rows need less practice
     long_row_share: float = 0.25  # of the run, at its end, with rows of full length
     warmup_steps: int = 50
-    decay_share: float = 0.6  # of the run, at its end: the learning rate falls linearly to 0
+    decay_share: float = 0.75  # of the run, at its end: the learning rate falls linearly to 0
     muon_lr: float = 0.02
     adamw_lr: float = 0.005
     embedding_lr: float = 0.01
