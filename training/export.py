@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Turns a training checkpoint into a model folder : weights, card, training curve, measurements, golden output."""
+"""Turns a training checkpoint into a model folder: weights, card, training curve, measurements, golden output."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from iquest_plt import IQuestPLTCoderForCausalLM
 
 from ..tokenization import bpe
 from . import evaluate
-from .card import CARD, SAMPLE_PROMPT, plot_curve
+from .card import SAMPLE_PROMPT, plot_curve, render_card
 from .kernels import register_attention
 
 
@@ -71,7 +71,7 @@ def export(out: str | Path, folder: str | Path, stdlib: Path | None = None) -> d
     write_json(folder / "metrics.json", metrics)
     plot_curve(folder / "training_curve.png", log, manifest, metrics)
     sample = complete(folder, tokenizer, SAMPLE_PROMPT)
-    (folder / "README.md").write_text(CARD.render(metrics, manifest, recipe, sample))
+    (folder / "README.md").write_text(render_card(metrics, manifest, recipe, sample))
     print(json.dumps(metrics["bits_per_byte"]), flush=True)
     return metrics
 
@@ -152,7 +152,10 @@ def measure(folder: Path, tokenizer, documents: list) -> dict:
                 "bytes": sum(document.num_bytes for document in group),
                 **{f"plt_r{loops}": round(of_model(group, loops), 4) for loops in LOOPS},
                 **{f"xz_9_{how}": round(value, 4) for how, value in xz.items()},
-                "below_xz_9_together": round(1 - of_model(group, model.config.plt_num_loops) / xz["together"], 4),
+                **{
+                    f"below_xz_9_{how}": round(1 - of_model(group, model.config.plt_num_loops) / value, 4)
+                    for how, value in xz.items()
+                },
             }
     # A few short files, for a test that measures again.
     part = sorted((d for d in documents if 1000 < d.num_bytes < 8000), key=lambda d: d.path)[:4]
