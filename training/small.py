@@ -123,11 +123,6 @@ class SmallTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None):
         return SequentialSampler(self.train_dataset)  # PackedRows has shuffled, pass by pass
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        # Trainer's own way skips the renaming of tensors that from_pretrained does, and would drop the gates.
-        saved = IQuestPLTCoderForCausalLM.from_pretrained(resume_from_checkpoint, dtype=torch.float32)
-        self.model.load_state_dict(saved.state_dict())
-
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Mean cross-entropy, nats per token. Weights are cast once a step: autocast would cast them in every call."""
         input_ids = inputs["input_ids"]
