@@ -14,122 +14,184 @@
 """
 The key/value cache of the Parallel Loop Transformer.
 
-    layer l     keys, values          K⁰, V⁰ of loop 0, growing: (batch, kv_heads, length, head_dim)
-                windows[r - 1]        k^r, v^r of loop r ≥ 1, the last w tokens: (batch, kv_heads, ≤ w, head_dim)
-    layer 0     carries[r]            H^r of the last token, r < R - 1: (batch, 1, hidden_size)
+    every layer     keys, values              K⁰, V⁰ of loop 0: (batch, kv_heads, length, head_dim)
+                    window_keys, …_values     k^r, v^r of loops r ≥ 1: (R - 1, batch, kv_heads, ≤ w, head_dim)
+                    is_token                  which window columns are tokens, not padding: (batch, ≤ w) or None for all
+    layer 0         carries                   H^r of the last token, r < R - 1: (R - 1, batch, 1, hidden_size)
 
-Only the first line grows with the text, and it does not know how many loops there are.
+Only the first line grows with the text, and it does not know how many loops there are. Windows hold a row's last w
+*tokens*: padding is left out as soon as a token stands before it, so a row is the same whatever stands beside it.
 """
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+from transformers import cache_utils
+from transformers.cache_utils import Cache, DynamicLayer, HQQQuantizedLayer, QuantoQuantizedLayer, StaticLayer
 
 
 LAYER_TYPE = "parallel_loop_attention"
 
 
-class PLTCacheLayer(DynamicLayer):
+def last_tokens(is_token: torch.Tensor, count: int) -> torch.Tensor:
+    """The columns of each row's last `count` tokens, in order, after columns of padding where there are fewer."""
+    return is_token.to(torch.int8).argsort(dim=-1, stable=True)[:, -count:]
+
+
+def _take_columns(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """`columns` (batch, n) of `states` (loops, batch, kv_heads, length, head_dim)."""
+    index = columns[None, :, None, :, None].expand(*states.shape[:3], -1, states.shape[-1])
+    return states.gather(-2, index)
+
+
+class LoopStates:
     """
-    One decoder layer's cache: the shared keys and values of loop 0, plus a window for each further loop.
+    What the loops add to a cache layer, in front of a library layer that keeps the shared part.
 
-    Registered for the layer type `parallel_loop_attention`, so that `generate()` and `DynamicCache(config=config)`
-    build it unaided. Number of loops and window are those of the first forward pass (or of [`PLTCache`]), and stay.
+    Number of loops and window are those of the first forward pass (or of [`PLTCache`]), and stay.
     """
 
-    _layer_type = LAYER_TYPE
+    layer_type = LAYER_TYPE
 
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         self.num_loops: int | None = None
         self.window: int | None = None
-        self.windows: list[DynamicSlidingWindowLayer] = []
-        self.carries: list[torch.Tensor | None] = []
-        self._record_past = False
+        self.record_past = False
+        self._clear_loops()
 
-    @property
-    def record_past(self) -> bool:
-        """Whether windows and carries keep everything until `crop`, so that rejected tokens can be rolled back."""
-        return self._record_past
-
-    @record_past.setter
-    def record_past(self, value: bool) -> None:
-        self._record_past = value
-        for window in self.windows:
-            window.record_past = value
-
-    def activate_past_recording(self) -> None:
-        """Starts recording the past: see `record_past` and `crop`."""
-        self.record_past = True
+    def _clear_loops(self) -> None:
+        self.window_keys: torch.Tensor | None = None
+        self.window_values: torch.Tensor | None = None
+        self.is_token: torch.Tensor | None = None
+        self.carries: torch.Tensor | None = None
+        self._unfinished: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def set_num_loops(self, num_loops: int, window: int) -> None:
         """
-        Makes room for `num_loops` loops, each further one with a window of `window` keys besides the token itself.
+        Sets the number of loops, and the window of the further ones: `window` keys besides the token itself.
 
         Raises:
             ValueError: if the cache already serves another number of loops, or another window.
         """
-        if (self.num_loops, self.window) == (num_loops, window):
-            return
-        if self.num_loops is not None:
+        if self.num_loops is None:
+            self.num_loops, self.window = num_loops, window
+        elif (self.num_loops, self.window) != (num_loops, window):
             raise ValueError(
                 f"This cache was built for num_loops={self.num_loops} and a window of {self.window}. It cannot serve "
                 f"num_loops={num_loops} and a window of {window}: their states were never computed. Start a new cache."
             )
-        self.num_loops, self.window = num_loops, window
-        self._clear_loops()
 
-    def _clear_loops(self) -> None:
-        further_loops = (self.num_loops or 1) - 1
-        self.carries = [None] * further_loops
-        if self.window:  # else a token sees only itself: nothing to keep
-            # The library counts the token itself, PLT does not.
-            self.windows = [DynamicSlidingWindowLayer(sliding_window=self.window + 1) for _ in range(further_loops)]
-        self.record_past = self._record_past
+    @property
+    def window_length(self) -> int:
+        """The number of columns of the windows that the next tokens may see."""
+        if self.window_keys is None:
+            return 0
+        columns = self.window_keys.shape[-2]
+        # What is recorded for a rollback is out of sight. Where there is padding, only a mask can tell which columns.
+        return columns if self.is_token is not None else min(columns, self.window)
+
+    def get_window_tokens(self, batch_size: int, device: torch.device) -> torch.Tensor | None:
+        """Which columns of the windows hold tokens, (batch, window_length); None if all."""
+        return self.is_token
 
     def update_window(
-        self, loop: int, key_states: torch.Tensor, value_states: torch.Tensor
+        self,
+        loops: range,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        is_token: torch.Tensor | None = None,
+        keep: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Appends the keys and values of loop `loop >= 1`, each (batch, kv_heads, time, head_dim), and returns those that
-        the new tokens may see: (batch, kv_heads, min(past, w) + time, head_dim).
+        Appends the keys and values of `loops`, all of them >= 1.
+
+        Args:
+            key_states, value_states: (loops * batch, kv_heads, time, head_dim), loops outermost.
+            is_token (`torch.Tensor`, *optional*): (batch, window_length + time), false on padding.
+            keep (`torch.Tensor`, *optional*): (batch, <= w), the columns to keep; by default the last.
+
+        Returns the keys and values that the new tokens may see, (loops * batch, kv_heads, window_length + time,
+        head_dim).
         """
-        if not self.windows:
+        if not self.window:  # a token sees only itself: nothing to keep
             return key_states, value_states
-        window = self.windows[loop - 1]
-        keys, values = window.update(key_states, value_states)
-        if self.record_past:  # Transformers 5.16 returns all that was recorded
-            visible = window.sliding_window - 1 + key_states.shape[-2]
-            return keys[..., -visible:, :], values[..., -visible:, :]
-        if key_states.shape[-2] > 1:
-            # What the window kept is a view: without a copy it would hold the whole prompt's keys and values alive.
-            window.keys, window.values = window.keys.clone(), window.values.clone()
-        return keys, values
+        visible, kept = [], []
+        seen = self.window_length + key_states.shape[-2]
+        for past, states in ((self.window_keys, key_states), (self.window_values, value_states)):
+            states = states.unflatten(0, (len(loops), -1))
+            if past is not None:
+                states = torch.cat([past[loops.start - 1 : loops.stop - 1], states], dim=-2)
+            visible.append(states[..., -seen:, :].flatten(0, 1))
+            if not self.record_past:
+                states = states[..., -self.window :, :] if keep is None else _take_columns(states, keep)
+                if keep is None and (past is None or key_states.shape[-2] > 1):
+                    states = states.clone()  # a view would hold all that came with it alive
+            kept.append(states)
+        if is_token is not None and not self.record_past:
+            is_token = is_token[:, -self.window :] if keep is None else is_token.gather(1, keep)
+        self._keep_window(loops, *kept, is_token)
+        return tuple(visible)
 
-    def update_carry(self, loop: int, states: torch.Tensor) -> None:
-        """Stores `H^loop` (batch, time, hidden_size) of the new tokens: the last, or all while recording the past."""
-        if not self.record_past:
-            states = states[:, -1:].clone()
-        else:  # `cat` also copies: what is returned to the caller must not be what is kept
-            states = torch.cat([states] if self.carries[loop] is None else [self.carries[loop], states], dim=1)
-        self.carries[loop] = states
+    def _keep_window(self, loops: range, keys: torch.Tensor, values: torch.Tensor, is_token) -> None:
+        self._unfinished.append((keys, values))
+        if loops.stop == self.num_loops:  # where loops come one after the other, all windows change with the last
+            self.window_keys, self.window_values = (
+                parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*self._unfinished, strict=True)
+            )
+            self._unfinished, self.is_token = [], is_token
 
-    def get_carry(self, loop: int) -> torch.Tensor | None:
-        """`H^loop` of the last token, (batch, 1, hidden_size), or None before the first token."""
-        carry = self.carries[loop]
-        return carry if carry is None else carry[:, -1:]
+    def update_carries(self, states: list[torch.Tensor]) -> None:
+        """
+        Stores what each loop but the last hands to the next token. `states[r]` (batch, time, hidden_size) is `H^r` of
+        the last token up to each column: the last column counts, or all while recording the past.
+        """
+        new = torch.stack(states if self.record_past else [state[:, -1:] for state in states])
+        keeps_past = self.record_past and self.carries is not None
+        self.carries = torch.cat([self.carries, new], dim=2) if keeps_past else new
+
+    def get_carries(self) -> torch.Tensor | None:
+        """`H^r` of the last token for r < R - 1, (R - 1, batch, 1, hidden_size); zero, or None, before the first."""
+        return self.carries if self.carries is None else self.carries[:, :, -1:]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors held, windows and carries included."""
-        layers = [layer for layer in (self, *self.windows) if layer.is_initialized]
-        tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
-        return sum(tensor.nbytes for tensor in (*tensors, *self.carries) if tensor is not None)
+        """Bytes of all tensors held."""
+        tensors = (self.keys, self.values, *self._loop_tensors().values())
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
-    def get_window_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(length, offset) of the keys that `update_window` will return for `query_length` new tokens."""
-        seen = self.get_seq_length()
-        past = min(seen, self.window)
-        return past + query_length, seen - past
+    def _loop_tensors(self) -> dict[str, torch.Tensor]:
+        names = ("window_keys", "window_values", "is_token", "carries")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def _map_batch(self, function) -> None:
+        """Applies `function(tensor, dim)` along the batch dimension of every tensor of the loops."""
+        for name, tensor in self._loop_tensors().items():
+            setattr(self, name, function(tensor, 0 if name == "is_token" else 1))
+
+    def reset(self) -> None:
+        super().reset()
+        self._clear_loops()
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._map_batch(lambda tensor, dim: tensor.index_select(dim, beam_idx.to(tensor.device)))
+
+    # `offload` and `prefetch` are the parent's: they move what grows. Windows and carries are small, and used after the
+    # shared part of the layer has left the device.
+
+
+class PLTCacheLayer(LoopStates, DynamicLayer):
+    """
+    One decoder layer's cache: the shared keys and values of loop 0, plus a window for each further loop.
+
+    Registered for the layer type `parallel_loop_attention`, so that `generate()` and `DynamicCache(config=config)`
+    build it unaided.
+    """
+
+    _layer_type = LAYER_TYPE
+
+    def activate_past_recording(self) -> None:
+        """From here on windows and carries keep everything until `crop`, so that tokens can be rolled back."""
+        self.record_past = True
 
     def crop(self, tokens_to_remove: int) -> None:
         """
@@ -147,61 +209,132 @@ class PLTCacheLayer(DynamicLayer):
         if -tokens_to_remove >= self.get_seq_length() > 0:
             self.reset()
             return
-        keep = [carry.shape[1] + tokens_to_remove for carry in self.carries if carry is not None]
-        if tokens_to_remove and any(length < 1 for length in keep):
+        if tokens_to_remove and self.carries is not None and self.carries.shape[2] <= -tokens_to_remove:
             raise ValueError(
                 f"Cannot remove {-tokens_to_remove} tokens: the loop states of the token before them are gone. Call "
                 "`cache.activate_past_recording()` before the tokens that may be rolled back, or start a new cache."
             )
         super().crop(tokens_to_remove)
-        self.carries = [
-            carry if carry is None else carry[:, : carry.shape[1] + tokens_to_remove][:, -1:] for carry in self.carries
-        ]
-        if self.record_past or tokens_to_remove:
-            for window in self.windows:
-                window.crop(tokens_to_remove)
+        columns = slice(None, tokens_to_remove or None)
+        if self.carries is not None:
+            self.carries = self.carries[:, :, columns][:, :, -1:]
+        if self.window_keys is not None:
+            states = [self.window_keys[..., columns, :], self.window_values[..., columns, :]]
+            if self.is_token is None:
+                states = [state[..., -self.window :, :] for state in states]
+            else:
+                keep = last_tokens(self.is_token[:, columns], self.window)
+                states, self.is_token = [_take_columns(state, keep) for state in states], self.is_token.gather(1, keep)
+            self.window_keys, self.window_values = states
 
     def reset(self) -> None:
         super().reset()
         self.keys = self.values = None  # Transformers 5.16 zeroes what has to go
         self.is_initialized = False
-        self._clear_loops()
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        super().reorder_cache(beam_idx)
-        for window in self.windows:
-            window.reorder_cache(beam_idx)
-        self._map_carries(lambda carry: carry.index_select(0, beam_idx.to(carry.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        for window in self.windows:
-            window.batch_repeat_interleave(repeats)
-        self._map_carries(lambda carry: carry.repeat_interleave(repeats, dim=0))
+        self._map_batch(lambda tensor, dim: tensor.repeat_interleave(repeats, dim=dim))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         super().batch_select_indices(indices)
-        for window in self.windows:
-            window.batch_select_indices(indices)
-        self._map_carries(lambda carry: carry[indices])
-
-    def _map_carries(self, function) -> None:
-        self.carries = [carry if carry is None else function(carry) for carry in self.carries]
-
-    # `offload` and `prefetch` are the parent's: they move what grows. Windows and carries are small, and used after the
-    # shared part of the layer has left the device.
+        self._map_batch(lambda tensor, dim: tensor[(slice(None),) * dim + (indices,)])
 
 
-class _NoStaticCacheLayer(StaticLayer):
-    """Registered under the same name, so that asking for a static cache is answered in words and not by a KeyError."""
+class PLTStaticCacheLayer(LoopStates, StaticLayer):
+    """
+    The same with fixed shapes, for `torch.compile`: what `cache_implementation="static"` and
+    `StaticCache(config=config, max_cache_len=...)` are made of. Windows always have w columns.
+    """
 
     _layer_type = LAYER_TYPE
 
-    def __init__(self, *args, **kwargs):
+    @property
+    def window_length(self) -> int:
+        return self.window
+
+    def get_window_tokens(self, batch_size: int, device: torch.device) -> torch.Tensor:
+        if self.is_token is None:
+            return torch.zeros(batch_size, self.window, dtype=torch.bool, device=device)
+        return self.is_token
+
+    def update_window(self, loops, key_states, value_states, is_token=None, keep=None):
+        if self.window and self.window_keys is None:
+            batch = key_states.shape[0] // len(loops)
+            for name, states in (("window_keys", key_states), ("window_values", value_states)):
+                shape = (self.num_loops - 1, batch, states.shape[1], self.window, states.shape[3])
+                self._allocate(name, states.new_zeros(shape))
+            self._allocate("is_token", self.get_window_tokens(batch, key_states.device))
+        return super().update_window(loops, key_states, value_states, is_token, keep)
+
+    def _keep_window(self, loops, keys, values, is_token):
+        rows = slice(loops.start - 1, loops.stop - 1)
+        self.window_keys[rows].copy_(keys)
+        self.window_values[rows].copy_(values)
+        if loops.stop == self.num_loops:
+            self.is_token.copy_(is_token)
+
+    def update_carries(self, states):
+        states = torch.stack([state[:, -1:] for state in states])
+        if self.carries is None:
+            self._allocate("carries", torch.zeros_like(states))
+        self.carries.copy_(states)
+
+    def _allocate(self, name: str, tensor: torch.Tensor) -> None:
+        setattr(self, name, tensor)
+        if not torch.compiler.is_compiling():  # as the library marks the shared part, for CUDA graphs
+            torch._dynamo.mark_static_address(tensor)
+
+    def reset(self) -> None:
+        loop_tensors = self._loop_tensors()
+        super().reset()
+        for name, tensor in loop_tensors.items():  # the same addresses, zeroed
+            setattr(self, name, tensor.zero_())
+
+
+class _QuantizedLoopStates(LoopStates):
+    """Loop 0's keys and values quantized by the library, in groups of tokens; windows and carries as they are."""
+
+    def _refuse(self, *args, **kwargs):
         raise ValueError(
-            "PLT models have no static cache: the windows and carries of the loops are only kept dynamically. Leave "
-            "out `cache_implementation`, or use `PLTCache(model.config)`."
+            "A quantized cache cannot be cropped, rolled back or regrouped: its tokens are packed together. Use the "
+            "default cache, or start a new one."
         )
+
+    crop = activate_past_recording = batch_repeat_interleave = batch_select_indices = _refuse
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + _nbytes([self._quantized_keys, self._quantized_values])
+
+
+class PLTQuantoCacheLayer(_QuantizedLoopStates, QuantoQuantizedLayer):
+    """2 or 4 bits, by optimum-quanto."""
+
+
+class PLTHQQCacheLayer(_QuantizedLoopStates, HQQQuantizedLayer):
+    """1 to 8 bits, by HQQ."""
+
+
+QUANTIZED_LAYERS = {"quanto": PLTQuantoCacheLayer, "hqq": PLTHQQCacheLayer}
+
+if hasattr(cache_utils, "Fp8QuantizedLayer"):  # Transformers 5.22
+
+    class PLTFp8CacheLayer(_QuantizedLoopStates, cache_utils.Fp8QuantizedLayer):
+        """8-bit floats, without a further dependency."""
+
+    QUANTIZED_LAYERS["fp8"] = PLTFp8CacheLayer
+
+
+def _nbytes(held) -> int:
+    """Bytes of the tensors inside whatever a quantizer returns."""
+    if isinstance(held, torch.Tensor):
+        if hasattr(held, "__tensor_flatten__"):
+            return _nbytes([getattr(held, name) for name in held.__tensor_flatten__()[0]])
+        return held.nbytes
+    if isinstance(held, dict):
+        held = held.values()
+    return sum(map(_nbytes, held)) if isinstance(held, (list, tuple, type({}.values()))) else 0
 
 
 class PLTCache(Cache):
@@ -211,6 +344,8 @@ class PLTCache(Cache):
     Args:
         config ([`IQuestPLTCoderConfig`]): the model's configuration.
         num_loops (`int`, *optional*): the number of loops it serves; `config.plt_num_loops` by default.
+        quantization (`dict`, *optional*): to quantize the keys and values of loop 0, the part that grows:
+            `{"backend": "quanto" | "hqq" | "fp8"}` and the options of [`~transformers.QuantizedCache`].
 
     Example:
 
@@ -221,9 +356,16 @@ class PLTCache(Cache):
     ```
     """
 
-    def __init__(self, config, num_loops: int | None = None):
+    def __init__(self, config, num_loops: int | None = None, quantization: dict | None = None):
         self.num_loops = config.check_num_loops(num_loops)
-        super().__init__(layers=[PLTCacheLayer() for _ in range(config.num_hidden_layers)])
+        layer_class, options = PLTCacheLayer, {}
+        if quantization is not None:
+            options = {name: value for name, value in quantization.items() if name != "backend"}
+            backend = quantization.get("backend", "quanto")
+            if backend not in QUANTIZED_LAYERS:
+                raise ValueError(f"Unknown cache quantization {backend!r}: use one of {', '.join(QUANTIZED_LAYERS)}.")
+            layer_class = QUANTIZED_LAYERS[backend]
+        super().__init__(layers=[layer_class(**options) for _ in range(config.num_hidden_layers)])
         for layer in self.layers:
             layer.set_num_loops(self.num_loops, config.plt_window_size[0])
 
@@ -242,7 +384,7 @@ def prepare_cache(cache: Cache, config, num_loops: int) -> None:
     """
     layers = getattr(cache, "layers", None)
     # By layer type, not by class: remote code and the installed package are different classes of the same thing.
-    if not layers or any(getattr(layer, "_layer_type", None) != LAYER_TYPE for layer in layers):
+    if not layers or any(getattr(layer, "layer_type", None) != LAYER_TYPE for layer in layers):
         raise ValueError(
             f"A PLT model cannot use this {type(cache).__name__}: it has no room for the loops' windows and carries. "
             "Pass `PLTCache(model.config)` or `DynamicCache(config=model.config)`, or no cache at all."
@@ -255,4 +397,4 @@ def prepare_cache(cache: Cache, config, num_loops: int) -> None:
         layer.set_num_loops(num_loops, config.plt_window_size[0])
 
 
-__all__ = ["PLTCache", "PLTCacheLayer"]
+__all__ = ["PLTCache", "PLTCacheLayer", "PLTStaticCacheLayer"]

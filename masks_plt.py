@@ -11,64 +11,157 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a PLT forward pass asks of masks and positions: the masks of both branches, and where sequences start."""
+"""
+What a block of tokens looks like to the layers: the masks of both branches, and which token comes before which.
+
+Padding may stand anywhere, also between tokens. The loops' shift and their windows count tokens, not columns, so that a
+row gives what it gives alone. Most batches need none of it (`None` below) or no more than the library's masks.
+"""
 
 import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from .cache_plt import PLTCacheLayer
+from .cache_plt import last_tokens
 
 
-class WindowView:
-    """What the library's mask functions ask of a cache, answered for the windows of loops ≥ 1."""
+@dataclass
+class BlockLayout:
+    """
+    Attributes:
+        global_mask: the mask of attention to loop 0's keys, as the attention kernel wants it.
+        window_mask: the same for a loop's own window, (batch, ...).
+        window_tokens (batch, window + time): which keys of the window branch are tokens; None: all.
+        window_keep (batch, <= w): the keys of the window branch that the cache keeps; None: the last.
+        previous (batch, time + 1): for each new token, and the next one, where the token before it stands: 0 is the
+            last token of the cache, i + 1 column i. None: in the column before.
+    """
 
-    is_compileable = False
+    global_mask: torch.Tensor | None
+    window_mask: torch.Tensor | None = None
+    window_tokens: torch.Tensor | None = None
+    window_keep: torch.Tensor | None = None
+    previous: torch.Tensor | None = None
+
+    def repeat(self, looped_rows: int) -> "BlockLayout":
+        """The same for `looped_rows` loops in one call of the window branch."""
+        if looped_rows == 1 or self.window_mask is None:
+            return self
+        mask = self.window_mask.repeat(looped_rows, *(1,) * (self.window_mask.ndim - 1))
+        return replace(self, window_mask=mask)
+
+
+class _WindowView:
+    """What the library's mask functions ask of a cache, answered for the windows of loops >= 1."""
+
     is_sliding = (True,)
 
-    def __init__(self, layer: PLTCacheLayer):
-        self.layer = layer
+    def __init__(self, window_length: int, is_compileable: bool):
+        self.window_length = window_length
+        self.is_compileable = is_compileable
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.layer.get_seq_length()
-
-    get_query_offset = get_seq_length
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.window_length
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self.layer.get_window_mask_sizes(query_length)
+        return self.window_length + query_length, 0
 
 
-def create_masks(config, embeds_BTD, attention_mask, position_ids, cache, num_loops: int, looped_rows: int):
-    """The masks of the global and of the window branch; the latter for `looped_rows` loops that run together."""
+def create_layout(
+    config,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    cache: Cache | None,
+    num_loops: int,
+    looped_rows: int = 1,
+) -> BlockLayout:
+    """
+    The layout of a block of new tokens. Of `inputs_embeds` (batch, time, any) only shape, dtype and device count.
+    `attention_mask` is (batch, past + time); without it `position_ids` that restart tell documents apart.
+    `looped_rows` loops share one call of the window branch: its mask gets as many rows a sequence.
+    """
     arguments = {
         "config": config,
-        "inputs_embeds": embeds_BTD,
+        "inputs_embeds": inputs_embeds,
         "attention_mask": attention_mask,
         "past_key_values": cache,
         "position_ids": position_ids,
     }
-    global_mask = create_causal_mask(**arguments)
+    if num_loops > 1 and attention_mask is not None and _is_true(attention_mask.all()):
+        attention_mask = arguments["attention_mask"] = arguments["position_ids"] = None
+    layout = BlockLayout(create_causal_mask(**arguments))
     if num_loops == 1:
-        return global_mask, None
+        return layout
+
+    batch, time = inputs_embeds.shape[:2]
+    left, length, tokens = config.plt_window_size[0], 0, None
     if cache is not None:
-        arguments["past_key_values"] = WindowView(cache.layers[0])
+        length = cache.layers[0].window_length
+        tokens = cache.layers[0].get_window_tokens(batch, inputs_embeds.device)
+        arguments["past_key_values"] = _WindowView(length, cache.is_compileable)
+    has_gaps = False
+    if attention_mask is not None or tokens is not None:
+        new = inputs_embeds.new_ones((batch, time), dtype=torch.bool)
+        if attention_mask is not None:
+            new = attention_mask[:, -time:].to(new)
+            if not _is_true(new.all()):
+                layout.previous = _previous_tokens(new)
+        tokens = new.new_ones(batch, length) if tokens is None else tokens.to(new)
+        tokens = layout.window_tokens = torch.cat([tokens, new], dim=1)
+        has_gaps = not _is_true((tokens[:, 1:] >= tokens[:, :-1]).all())  # padding after a token
+        if has_gaps:
+            layout.window_keep = last_tokens(tokens, left)
+    elif cache is None and arguments["position_ids"] is not None:
+        layout.previous = _previous_in_document(position_ids)
+
+    arguments["attention_mask"] = tokens
     if looped_rows > 1:
-        arguments["inputs_embeds"] = embeds_BTD.repeat(looped_rows, 1, 1)
-        arguments["attention_mask"] = (
-            attention_mask if attention_mask is None else attention_mask.repeat(looped_rows, 1)
+        arguments["inputs_embeds"] = inputs_embeds.new_empty((looped_rows * batch, time, 0))
+        arguments["attention_mask"] = tokens = None if tokens is None else tokens.repeat(looped_rows, 1)
+        arguments["position_ids"] = None  # one token: no documents to tell apart
+    if length + time <= left + 1:  # the window holds no more than the last token sees
+        layout.window_mask = create_causal_mask(**arguments)
+    elif has_gaps:
+        rank = tokens.long().cumsum(-1)
+        layout.window_mask = create_causal_mask(
+            **arguments, and_mask_function=lambda b, h, q, k: rank[b, q] - rank[b, k] <= left
         )
-        arguments["position_ids"] = None
-    if embeds_BTD.shape[1] == 1:  # the window holds no more than the one new token sees
-        return global_mask, create_causal_mask(**arguments)
-    # On the model's own config this field would turn every layer into a window layer.
-    arguments["config"] = copy.copy(config)
-    arguments["config"].sliding_window = config.plt_window_size[0] + 1
-    return global_mask, create_sliding_window_causal_mask(**arguments)
+    else:  # On the model's own config this field would turn every layer into a window layer.
+        arguments["config"] = copy.copy(config)
+        arguments["config"].sliding_window = left + 1
+        layout.window_mask = create_sliding_window_causal_mask(**arguments)
+    return layout
 
 
-def check_mask(attention_mask, length: int) -> None:
+def _is_true(condition: torch.Tensor) -> bool:
+    """Whether a scalar tensor is known to be true: while compiling nothing is, and the general case is built."""
+    return not torch.compiler.is_compiling() and bool(condition)
+
+
+def _previous_tokens(is_token: torch.Tensor) -> torch.Tensor:
+    """See `BlockLayout.previous`, for new columns of which those `is_token` (batch, time) hold tokens."""
+    columns = torch.arange(1, is_token.shape[1] + 1, device=is_token.device)
+    last = torch.where(is_token, columns, 0).cummax(dim=-1).values
+    return nn.functional.pad(last, (1, 0))
+
+
+def _previous_in_document(position_ids: torch.Tensor) -> torch.Tensor | None:
+    """The same where any step of the positions other than +1 starts a document, as in the library's masks."""
+    follows = torch.diff(position_ids) == 1
+    if _is_true(follows.all()):
+        return None
+    columns = torch.arange(1, position_ids.shape[1], device=position_ids.device)
+    previous = torch.where(follows, columns, 0)
+    last = previous.new_full((len(previous), 1), position_ids.shape[1])
+    return torch.cat([torch.zeros_like(last), previous, last], dim=1)
+
+
+def check_mask(attention_mask, past_length: int, time: int) -> None:
     """More than one loop needs to know which token comes before another. Raises ValueError where the mask hides it."""
     if attention_mask is None:
         return
@@ -78,29 +171,22 @@ def check_mask(attention_mask, length: int) -> None:
             "say which token comes before another, and the loops' shift needs that. For packed documents pass "
             "`position_ids` that restart, without a mask."
         )
-    if attention_mask.shape[1] != length:
+    if not torch.compiler.is_compiling() and attention_mask.shape[1] != past_length + time:
         raise ValueError(
-            f"The attention mask has {attention_mask.shape[1]} columns, but cached and new tokens are {length}: "
-            "it must cover both."
-        )
-    real = attention_mask.bool()
-    resumes = real[:, 1:] & ~real[:, :-1]  # a real token after padding
-    if not torch.compiler.is_compiling() and bool((resumes.sum(-1) + real[:, 0] > 1).any()):
-        raise ValueError(
-            "A row of the attention mask has padding between real tokens. PLT's windows and shift count tokens, so "
-            "such a row would not give what it gives alone. Pad on the left, and encode the whole conversation anew. "
-            "If the text itself holds the padding token, pass an `attention_mask` that says so."
+            f"The attention mask has {attention_mask.shape[1]} columns, but cached and new tokens are "
+            f"{int(past_length + time)}: it must cover both."
         )
 
 
-def is_packed(position_ids, attention_mask, past_length: int) -> bool:
+def is_packed(position_ids, attention_mask, time: int) -> bool:
     """Whether the rows hold several documents. Raises ValueError if a mask is in the way of keeping them apart."""
-    if position_ids is None or position_ids.shape[1] == 1 or torch.compiler.is_compiling():
+    if position_ids is None or time == 1 or torch.compiler.is_compiling():
         return False
     if attention_mask is None:
         return bool((torch.diff(position_ids) != 1).any())
-    follows = attention_mask[:, past_length : past_length + position_ids.shape[1] - 1].bool()
-    if bool(((position_ids[:, 1:] == 0) & follows.to(position_ids.device)).any()):
+    is_token = attention_mask.to(position_ids.device) != 0
+    is_first = is_token.cumsum(dim=-1) <= 1
+    if bool(((position_ids == 0) & (is_token & ~is_first)[:, -time:]).any()):
         raise ValueError("For packed documents pass `position_ids` that restart, without an `attention_mask`.")
     return False
 
@@ -109,16 +195,3 @@ def packed_positions(cu_seq_lens: torch.Tensor, time: int) -> torch.Tensor:
     """The positions (1, time) of documents whose first tokens stand at `cu_seq_lens[:-1]`."""
     tokens = torch.arange(time, device=cu_seq_lens.device)
     return (tokens - cu_seq_lens[torch.bucketize(tokens, cu_seq_lens, right=True) - 1]).unsqueeze(0)
-
-
-def sequence_starts(position_ids, attention_mask, cache, past_length: int) -> torch.Tensor:
-    """Where no token of the same sequence comes before: (batch, time) or (1, time), boolean."""
-    starts = position_ids == 0
-    if attention_mask is not None and attention_mask.ndim == 2:  # R = 1 takes other masks too
-        time = position_ids.shape[1]
-        before = nn.functional.pad(attention_mask, (1, 0))[:, past_length : past_length + time]
-        starts = starts | (before == 0).to(starts.device)
-    elif attention_mask is None and cache is None:  # where the library's masks look for packed documents
-        jumps = torch.diff(position_ids, prepend=position_ids[:, :1] - 1) != 1
-        starts = starts | jumps
-    return starts

@@ -37,6 +37,7 @@ released checkpoint, that code decides: g weights the global branch, the gate re
 normed.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -60,9 +61,9 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .cache_plt import prepare_cache
+from .cache_plt import PLTCache, prepare_cache
 from .configuration_plt import IQuestPLTCoderConfig
-from .masks_plt import check_mask, create_masks, is_packed, packed_positions, sequence_starts
+from .masks_plt import BlockLayout, check_mask, create_layout, is_packed, packed_positions
 
 
 try:
@@ -76,19 +77,29 @@ except ImportError:  # older than 5.20
 @dataclass
 class PLTModelOutputWithPast(BaseModelOutputWithPast):
     """
-    `last_hidden_state` (batch, time, hidden_size) is `H^{R-1}`. `hidden_states` are the embeddings and the outputs of
-    the layers in the last loop, `attentions` the last loop's gate-weighted mixture. `loop_states`, if asked for, are
-    `H^0 … H^{R-1}`, R tensors (batch, time, hidden_size), as fed back (`H^{R-1}`: as given to `lm_head`).
+    `last_hidden_state` (batch, time, hidden_size) is `H^{R-1}`. The rest if asked for:
+
+    * `loop_states`: `H^0 … H^{R-1}`, R tensors (batch, time, hidden_size), as fed back (`H^{R-1}`: as given to
+      `lm_head`).
+    * `hidden_states`: the embeddings and the outputs of the layers, in the last loop.
+    * `attentions`: the weights of the last loop's global branch, a layer (batch, heads, time, keys).
+    * `window_attentions`: those of its window branch, (batch, heads, time, window + time); the newest key is the last.
+      None of them for one loop.
+    * `gates`: its weight on the global branch, a layer (batch, heads, time).
     """
 
     loop_states: tuple[torch.FloatTensor, ...] | None = None
+    window_attentions: tuple[torch.FloatTensor, ...] | None = None
+    gates: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
 class PLTCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """As the library's, with the `loop_states` of [`PLTModelOutputWithPast`]."""
+    """As the library's, with the further fields of [`PLTModelOutputWithPast`]."""
 
     loop_states: tuple[torch.FloatTensor, ...] | None = None
+    window_attentions: tuple[torch.FloatTensor, ...] | None = None
+    gates: tuple[torch.FloatTensor, ...] | None = None
 
 
 class IQuestPLTCoderGate(nn.Module):
@@ -167,13 +178,16 @@ class IQuestPLTCoderAttention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         global_mask: torch.Tensor | None,
         window_mask: torch.Tensor | None,
+        window_tokens: torch.Tensor | None,
+        window_keep: torch.Tensor | None,
         past_key_values: Cache | None = None,
         is_last_loop: bool = False,
         **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor | None, ...]:
         """
-        Returns the output (N, T, D), the attention weights (B, H, T, S) of the last loop if the kernel gives them, and
-        loop 0's keys and values (B, K, S, C), which later loops take as `key0_BKSC` and `value0_BKSC`.
+        Returns the output (N, T, D), what is recorded of the last loop (the attention weights of the global branch
+        (B, H, T, S) and of the window branch (B, H, T, W) if the kernel gives them, the gate (B, H, T)), and loop 0's
+        keys and values (B, K, S, C), which later loops take as `key0_BKSC` and `value0_BKSC`.
         """
         input_shape = hidden_NTD.shape[:-1]
         batch = input_shape[0] // len(loops)
@@ -189,23 +203,27 @@ class IQuestPLTCoderAttention(nn.Module):
                 key0_BKSC, value0_BKSC = past_key_values.update(key0_BKSC, value0_BKSC, self.layer_idx)
 
         output, weights = self._attend(query, key0_BKSC, value0_BKSC, global_mask, **kwargs)
+        window_weights = gate_NTH = None
         if loops.stop > 1:
             first = batch if loops.start == 0 else 0  # loop 0's rows, if here, have only the global branch
             window = (key[first:], value[first:])
             if past_key_values is not None:
-                window = self._update_windows(past_key_values.layers[self.layer_idx], loops, *window)
+                further = range(max(loops.start, 1), loops.stop)
+                layer = past_key_values.layers[self.layer_idx]
+                window = layer.update_window(further, *window, window_tokens, window_keep)
             local_size = self.config.plt_window_size[0] + 1  # the library counts the token itself
-            local_output, local_weights = self._attend(
+            local_output, window_weights = self._attend(
                 query[first:], *window, window_mask, sliding_window=local_size, **kwargs
             )
             gate_NTH = self.plt_gate(residual_NTD[first:], query[first:])
             mixed = _mix(gate_NTH[..., None], output[first:], local_output)
             output = torch.cat([output[:first], mixed]) if first else mixed
-            if is_last_loop and weights is not None:
-                weights = _mix_weights(gate_NTH.transpose(1, 2)[..., None], weights, local_weights)
 
         output = output.reshape(*input_shape, -1).contiguous()
-        return self.o_proj(output), weights if is_last_loop else None, key0_BKSC, value0_BKSC
+        recorded = (None, None, None)
+        if is_last_loop:
+            recorded = (weights, window_weights, None if gate_NTH is None else gate_NTH.transpose(1, 2))
+        return self.o_proj(output), *recorded, key0_BKSC, value0_BKSC
 
     def _attend(self, query_NHTC, key_BKSC, value_BKSC, mask, **kwargs):
         """Causal attention of all rows to `key_BKSC`, (N, T, H, C), in one call whatever the number of loops."""
@@ -234,27 +252,9 @@ class IQuestPLTCoderAttention(nn.Module):
             output = output.reshape(rows, time, heads, head_dim)
         return output, weights
 
-    @staticmethod
-    def _update_windows(layer, loops: range, key, value):
-        looped = range(max(loops.start, 1), loops.stop)
-        if len(looped) == 1:
-            return layer.update_window(looped.start, key, value)
-        updated = [
-            layer.update_window(loop, *kv)
-            for loop, *kv in zip(looped, key.chunk(len(looped)), value.chunk(len(looped)), strict=True)
-        ]
-        return tuple(torch.cat(kv) for kv in zip(*updated, strict=True))
-
 
 def _mix(gate, output_global, output_local):
     return gate * output_global + (1 - gate) * output_local
-
-
-def _mix_weights(gate_BHT1, global_BHTS, local_BHTW):
-    """The gate-weighted mixture over positions: the window's W keys are the last W of the S."""
-    mixed = gate_BHT1 * global_BHTS
-    mixed[..., -local_BHTW.shape[-1] :] += (1 - gate_BHT1) * local_BHTW
-    return mixed
 
 
 class IQuestPLTCoderDecoderLayer(GradientCheckpointingLayer):
@@ -278,7 +278,7 @@ class IQuestPLTCoderDecoderLayer(GradientCheckpointingLayer):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Returns the block (N, T, D), loop 0's keys and values, and the block again if it is to be recorded."""
         residual = hidden_NTD
-        hidden_NTD, _, key0_BKSC, value0_BKSC = self.self_attn(
+        hidden_NTD, _, _, _, key0_BKSC, value0_BKSC = self.self_attn(
             self.input_layernorm(hidden_NTD),
             residual,
             loops,
@@ -308,6 +308,8 @@ class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {
         "hidden_states": OutputRecorder(IQuestPLTCoderDecoderLayer, index=3),
         "attentions": OutputRecorder(IQuestPLTCoderAttention, index=1),
+        "window_attentions": OutputRecorder(IQuestPLTCoderAttention, index=2),
+        "gates": OutputRecorder(IQuestPLTCoderAttention, index=3),
     }
 
     def save_pretrained(self, *args, save_original_format: bool = False, **kwargs):
@@ -410,41 +412,49 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if self.gradient_checkpointing and self.training:
             use_cache, past_key_values = False, None  # the layers would not fill it
+        if past_key_values is not None:
+            prepare_cache(past_key_values, self.config, num_loops)
         time = inputs_embeds.shape[1]
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None and kwargs.get("cu_seq_lens_q") is not None:
             position_ids = packed_positions(kwargs["cu_seq_lens_q"], time)
-        if num_loops > 1:
-            check_mask(attention_mask, past_length + time)
-            if is_packed(position_ids, attention_mask, past_length):
+        has_layout = isinstance(attention_mask, dict) and "global_mask" in attention_mask
+        if num_loops > 1 and not has_layout:
+            check_mask(attention_mask, past_length, time)
+            if is_packed(position_ids, attention_mask, time):
                 if past_key_values is not None:
                     raise ValueError("Packed documents have no common cache: leave out `past_key_values`.")
                 use_cache = False  # with a cache the library's masks do not keep documents apart
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        if past_key_values is not None:
             prepare_cache(past_key_values, self.config, num_loops)
-        if position_ids is None:
-            position_ids = (torch.arange(time, device=inputs_embeds.device) + past_length).unsqueeze(0)
-            if num_loops > 1 and attention_mask is not None:  # the gate on the query knows absolute positions
-                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past_length : past_length + time]
         together = time == 1 and loop_schedule == "together" and not self._records(kwargs)
         looped_rows = num_loops - 1 if together else 1
-        global_mask, window_mask = create_masks(
-            self.config, inputs_embeds, attention_mask, position_ids, past_key_values, num_loops, looped_rows
-        )
+        if has_layout:
+            layout = BlockLayout(**attention_mask).repeat(looped_rows)
+        else:
+            layout = create_layout(
+                self.config, inputs_embeds, attention_mask, position_ids, past_key_values, num_loops, looped_rows
+            )
+        if position_ids is None:
+            position_ids = (torch.arange(time, device=inputs_embeds.device) + past_length).unsqueeze(0)
+            if (
+                num_loops > 1 and attention_mask is not None and not has_layout
+            ):  # the gate on the query knows absolute positions
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -time:]
         block = {
             "position_embeddings": self.rotary_emb(inputs_embeds, position_ids),
-            "global_mask": global_mask,
-            "window_mask": window_mask,
+            "global_mask": layout.global_mask,
+            "window_mask": layout.window_mask,
+            "window_tokens": layout.window_tokens,
+            "window_keep": layout.window_keep,
             "past_key_values": past_key_values,
             **kwargs,
         }
-        starts = sequence_starts(position_ids, attention_mask, past_key_values, past_length)
         if not together:
             block["position_ids"] = position_ids
         run = self._loops_together if together else self._loops_in_sequence
-        loop_states = run(inputs_embeds, starts, num_loops, block)
+        loop_states = run(inputs_embeds, layout.previous, num_loops, block)
         return PLTModelOutputWithPast(
             last_hidden_state=loop_states[-1],
             past_key_values=past_key_values,
@@ -453,41 +463,55 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
 
     def _records(self, kwargs: dict) -> bool:
         """Whether layer outputs are recorded, by argument or by configuration: then they must be those of one loop."""
-        names = ("output_hidden_states", "output_attentions")
+        names = [f"output_{name}" for name in self._can_record_outputs]
         return any(kwargs.get(name, getattr(self.config, name, False)) for name in names)
 
     def _loops_together(
-        self, embeds_BTD: torch.Tensor, starts_BT: torch.Tensor, num_loops: int, block: dict
+        self, embeds_B1D: torch.Tensor, previous_BT: torch.Tensor | None, num_loops: int, block: dict
     ) -> list[torch.Tensor]:
         """One token, all loops: one block of R·B rows, each layer called once. Returns `H^r` for every loop."""
-        carries = self._carries(block["past_key_values"], num_loops)
-        rows = [embeds_BTD] + [self._loop_input(embeds_BTD, carry, starts_BT) for carry in carries]
-        hidden_NTD = torch.cat(rows)
+        cache, hidden_NTD = block["past_key_values"], embeds_B1D
+        if num_loops > 1:
+            carries = self._carries(cache, num_loops, embeds_B1D)
+            inputs = self._loop_input(embeds_B1D.repeat(num_loops - 1, 1, 1), carries.flatten(0, 1))
+            hidden_NTD = torch.cat([embeds_B1D, inputs])
         cos, sin = block["position_embeddings"]
         if cos.shape[0] > 1:  # else all rows stand at the same position
             block["position_embeddings"] = cos.repeat(num_loops, 1, 1), sin.repeat(num_loops, 1, 1)
         for layer in self.layers[: self.config.num_hidden_layers]:
             hidden_NTD, *_ = layer(hidden_NTD, range(num_loops), None, None, False, **block)
         loop_states = self._loop_states(hidden_NTD, range(num_loops), num_loops)
-        self._update_carries(block["past_key_values"], loop_states)
+        if cache is not None and num_loops > 1:
+            after = loop_states[:-1]
+            if previous_BT is not None:
+                after = [
+                    _states_before(carry, state, previous_BT)[:, 1:]
+                    for carry, state in zip(carries, after, strict=True)
+                ]
+            cache.layers[0].update_carries(after)
         return loop_states
 
     def _loops_in_sequence(
-        self, embeds_BTD: torch.Tensor, starts_BT: torch.Tensor, num_loops: int, block: dict
+        self, embeds_BTD: torch.Tensor, previous_BT: torch.Tensor | None, num_loops: int, block: dict
     ) -> list[torch.Tensor]:
         """Any number of tokens, one loop after the other: R blocks of B rows. Returns `H^r` for every loop."""
-        carries = self._carries(block["past_key_values"], num_loops)
+        cache = block["past_key_values"]
+        carries = self._carries(cache, num_loops, embeds_BTD[:, :1])
         shared = [(None, None)] * len(self.layers)
-        loop_states = []
+        loop_states, handed_on = [], []
         for loop in range(num_loops):
             loops = range(loop, loop + 1)
             hidden_BTD = embeds_BTD
             if loop > 0:
-                hidden_BTD = self._loop_input(embeds_BTD, carries[loop - 1], starts_BT, loop_states[-1])
+                before = _states_before(carries[loop - 1], loop_states[-1].to(embeds_BTD.device), previous_BT)
+                hidden_BTD = self._loop_input(embeds_BTD, before[:, :-1])
+                if cache is not None:
+                    handed_on.append(before[:, 1:])
             for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
                 hidden_BTD, *shared[index], _ = layer(hidden_BTD, loops, *shared[index], loop == num_loops - 1, **block)
             loop_states += self._loop_states(hidden_BTD, loops, num_loops)
-        self._update_carries(block["past_key_values"], loop_states)
+        if handed_on:
+            cache.layers[0].update_carries(handed_on)
         return loop_states
 
     def _loop_states(self, hidden_NTD: torch.Tensor, loops: range, num_loops: int) -> list[torch.Tensor]:
@@ -500,36 +524,28 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             states[-1] = self.norm(states[-1])
         return states
 
-    def _loop_input(
-        self,
-        embeds_BTD: torch.Tensor,
-        carry_B1D: torch.Tensor | None,
-        starts_BT: torch.Tensor,
-        states_BTD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """
-        `x^r_i = emb_scale · E_i + hidden_scale · H^{r-1}_{i-1}`: the shift. `states` are `H^{r-1}` of this chunk,
-        `carry` that of the token before it; at the start of a sequence it is zero.
-        """
-        if carry_B1D is None:
-            carry_B1D = torch.zeros_like(embeds_BTD[:, :1])
-        previous = carry_B1D.to(embeds_BTD.device)
-        if states_BTD is not None:
-            previous = torch.cat([previous, states_BTD[:, :-1].to(embeds_BTD.device)], dim=1)
-        previous = previous.masked_fill(starts_BT[..., None], 0)
+    def _loop_input(self, embeds_NTD: torch.Tensor, before_NTD: torch.Tensor) -> torch.Tensor:
+        """`x^r_i = emb_scale · E_i + hidden_scale · H^{r-1}_{i-1}`; `before_NTD` is `H^{r-1}`, already shifted."""
         emb_scale, hidden_scale = self.config.plt_emb_scale, self.config.plt_hidden_scale
-        embeds_BTD = embeds_BTD if emb_scale is None else emb_scale * embeds_BTD
-        return embeds_BTD + (previous if hidden_scale is None else hidden_scale * previous)
+        embeds_NTD = embeds_NTD if emb_scale is None else emb_scale * embeds_NTD
+        return embeds_NTD + (before_NTD if hidden_scale is None else hidden_scale * before_NTD)
 
     @staticmethod
-    def _carries(cache: Cache | None, num_loops: int) -> list[torch.Tensor | None]:
-        return [cache.layers[0].get_carry(loop) if cache is not None else None for loop in range(num_loops - 1)]
+    def _carries(cache: Cache | None, num_loops: int, embeds_B1D: torch.Tensor) -> torch.Tensor:
+        """`H^r` of the last token in the cache, (R - 1, B, 1, D); zero at the start of a sequence."""
+        carries = cache.layers[0].get_carries() if cache is not None else None
+        if carries is None:
+            return embeds_B1D.new_zeros((num_loops - 1, *embeds_B1D.shape))
+        return carries.to(embeds_B1D.device)
 
-    @staticmethod
-    def _update_carries(cache: Cache | None, loop_states: list[torch.Tensor]) -> None:
-        if cache is not None:
-            for loop, states in enumerate(loop_states[:-1]):
-                cache.layers[0].update_carry(loop, states)
+
+def _states_before(carry_B1D: torch.Tensor, states_BTD: torch.Tensor, previous_BT: torch.Tensor | None) -> torch.Tensor:
+    """The shift: for each token of a chunk, and for the next one, the state of the token before it: (B, T + 1, D)."""
+    states_BTD = torch.cat([carry_B1D, states_BTD], dim=1)
+    if previous_BT is None:
+        return states_BTD
+    index = previous_BT[..., None].expand(len(states_BTD), -1, states_BTD.shape[-1])
+    return states_BTD.gather(1, index)
 
 
 class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
@@ -594,7 +610,54 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             loop_states=outputs.loop_states,
+            window_attentions=outputs.window_attentions,
+            gates=outputs.gates,
         )
+
+    @staticmethod
+    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
+        """
+        What `generate()` prepares ahead of a compiled step: the fields of a `BlockLayout`, which `forward` takes as
+        `attention_mask`. Before the first pass the cache does not know its loops, and the mask is given as it is.
+        """
+        num_loops = past_key_values.layers[0].num_loops
+        if num_loops is None:
+            return attention_mask
+        return vars(create_layout(config, inputs_embeds, attention_mask, position_ids, past_key_values, num_loops))
+
+    def with_num_loops(self, num_loops: int) -> "IQuestPLTCoderForCausalLM":
+        """
+        The same model with another number of loops by default; all weights are shared. One loop drafts for several:
+
+        ```python
+        >>> model.generate(**inputs, assistant_model=model.with_num_loops(1))
+        ```
+        """
+        config = copy.deepcopy(self.config)
+        config.plt_num_loops = self.config.check_num_loops(num_loops)
+        with torch.device("meta"):
+            twin = type(self)(config)
+        twin.model._modules = self.model._modules
+        twin.lm_head = self.lm_head
+        twin.generation_config = copy.deepcopy(self.generation_config)
+        twin.training = twin.model.training = self.training
+        return twin
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        """As the library's, which for `cache_implementation="quantized"` knows plain attention layers only."""
+        is_quantized = generation_config.cache_implementation == "quantized" and generation_config.use_cache
+        if not is_quantized or model_kwargs.get("past_key_values") is not None:
+            return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        options = {**(generation_config.cache_config or {})}
+        options.pop("config", None)
+        model_kwargs["past_key_values"] = PLTCache(self.config, model_kwargs.get("num_loops"), quantization=options)
+
+    def _get_candidate_generator(self, *, model_kwargs, **kwargs):
+        """As the library's, but a drafter does not inherit the loops asked for here: it has its own, or none."""
+        assistant = kwargs.get("assistant_model")
+        if assistant is not None and assistant is not self:
+            model_kwargs = {k: v for k, v in model_kwargs.items() if k not in ("num_loops", "loop_schedule")}
+        return super()._get_candidate_generator(model_kwargs=model_kwargs, **kwargs)
 
     def init_continuous_batching(self, *args, **kwargs):
         """Not available: raises ValueError."""

@@ -44,10 +44,8 @@ def filled(model, ids, num_loops=3, record=False):
 def contents(cache):
     """Every tensor of the cache, layer by layer."""
     for layer in cache.layers:
-        yield from (layer.keys, layer.values)
-        for window in layer.windows:
-            yield from (window.keys, window.values)
-        yield from (carry for carry in layer.carries if carry is not None)
+        tensors = (layer.keys, layer.values, layer.window_keys, layer.window_values, layer.is_token, layer.carries)
+        yield from (tensor for tensor in tensors if tensor is not None)
 
 
 def assert_same(cache, expected):
@@ -66,8 +64,11 @@ def test_shapes(model, cache_of):
     assert cache.get_seq_length() == TIME
     for index, layer in enumerate(cache.layers):
         assert layer.keys.shape == layer.values.shape == (2, 2, TIME, 8)
-        assert [w.keys.shape for w in layer.windows] == [(2, 2, WINDOW, 8)] * 2
-        assert [c if c is None else c.shape for c in layer.carries] == ([(2, 1, 32)] * 2 if index == 0 else [None] * 2)
+        assert layer.window_keys.shape == layer.window_values.shape == (2, 2, 2, WINDOW, 8)
+        if index == 0:
+            assert layer.carries.shape == (2, 2, 1, 32)
+        else:
+            assert layer.carries is None
 
 
 @pytest.mark.parametrize("num_loops", [1, 2, 4])
@@ -105,12 +106,9 @@ def test_batch_operations(model):
         expected = copy.deepcopy(whole)
         for layer, *sources in zip(expected.layers, *(rows[i].layers for i in indices), strict=True):
             layer.keys, layer.values = (torch.cat([getattr(s, n) for s in sources]) for n in ("keys", "values"))
-            for loop, window in enumerate(layer.windows):
-                window.keys = torch.cat([s.windows[loop].keys for s in sources])
-                window.values = torch.cat([s.windows[loop].values for s in sources])
-            layer.carries = [
-                None if c[0] is None else torch.cat(c) for c in zip(*(s.carries for s in sources), strict=True)
-            ]
+            for name in ("window_keys", "window_values", "carries"):
+                if getattr(layer, name) is not None:
+                    setattr(layer, name, torch.cat([getattr(s, name) for s in sources], dim=1))
         return expected
 
     cache = copy.deepcopy(whole)
