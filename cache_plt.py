@@ -281,6 +281,11 @@ class PLTStaticCacheLayer(LoopStates, StaticLayer):
         self.carries.copy_(states)
 
     def _allocate(self, name: str, tensor: torch.Tensor) -> None:
+        if torch.compiler.is_exporting():
+            raise ValueError(
+                "torch.export cannot keep the windows and carries of a static PLT cache: exporters register the "
+                "shared keys and values only. Export with `use_cache=False`, or with one loop."
+            )
         setattr(self, name, tensor)
         if not torch.compiler.is_compiling():  # as the library marks the shared part, for CUDA graphs
             torch._dynamo.mark_static_address(tensor)

@@ -85,6 +85,10 @@ def create_layout(
     `attention_mask` is (batch, past + time); without it `position_ids` that restart tell documents apart.
     `looped_rows` loops share one call of the window branch: its mask gets as many rows a sequence.
     """
+    batch, time = inputs_embeds.shape[:2]
+    # Eager attention takes its softmax in float32, where the lowest float64 is -inf: a row all masked would be NaN.
+    dtype = torch.float32 if inputs_embeds.dtype == torch.float64 else inputs_embeds.dtype
+    inputs_embeds = inputs_embeds.new_empty((batch, time, 0), dtype=dtype)
     arguments = {
         "config": config,
         "inputs_embeds": inputs_embeds,
@@ -98,7 +102,6 @@ def create_layout(
     if num_loops == 1:
         return layout
 
-    batch, time = inputs_embeds.shape[:2]
     left, length, tokens = config.plt_window_size[0], 0, None
     if cache is not None:
         length = cache.layers[0].window_length
@@ -127,9 +130,9 @@ def create_layout(
     if length + time <= left + 1:  # the window holds no more than the last token sees
         layout.window_mask = create_causal_mask(**arguments)
     elif has_gaps:
-        rank = tokens.long().cumsum(-1)
+        before = tokens.cumsum(-1) - tokens.long()  # how many tokens come before each column
         layout.window_mask = create_causal_mask(
-            **arguments, and_mask_function=lambda b, h, q, k: rank[b, q] - rank[b, k] <= left
+            **arguments, and_mask_function=lambda b, h, q, k: before[b, q] - before[b, k] <= left
         )
     else:  # On the model's own config this field would turn every layer into a window layer.
         arguments["config"] = copy.copy(config)

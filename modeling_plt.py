@@ -67,6 +67,11 @@ from .masks_plt import BlockLayout, check_mask, create_layout, is_packed, packed
 
 
 try:
+    from accelerate.hooks import add_hook_to_module
+except ImportError:  # then no model has such hooks
+    add_hook_to_module = None
+
+try:
     from transformers.modeling_utils import slice_logits_to_keep
 except ImportError:  # older than 5.20
 
@@ -319,6 +324,18 @@ class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
         """
         return super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
 
+    @classmethod
+    def prepare_distribute_model(cls, distributed_config, *args, **kwargs):
+        """As the library's. Raises ValueError for pipeline parallelism."""
+        is_dict = isinstance(distributed_config, dict)
+        pp_size = distributed_config.get("pp_size") if is_dict else getattr(distributed_config, "pp_size", None)
+        if (pp_size or 1) > 1:
+            raise ValueError(
+                "Pipeline parallelism is not available for PLT models: it sends a token once through the devices, and "
+                'the loops come round again. Use tensor parallelism (`tp_plan="auto"`) or `device_map="auto"`.'
+            )
+        return super().prepare_distribute_model(distributed_config, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -431,6 +448,8 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         together = time == 1 and loop_schedule == "together" and not self._records(kwargs)
         looped_rows = num_loops - 1 if together else 1
         if has_layout:
+            if position_ids is None:
+                raise ValueError("A prepared mask does not say where the tokens stand: pass `position_ids` with it.")
             layout = BlockLayout(**attention_mask).repeat(looped_rows)
         else:
             layout = create_layout(
@@ -640,7 +659,12 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
         twin.model._modules = self.model._modules
         twin.lm_head = self.lm_head
         twin.generation_config = copy.deepcopy(self.generation_config)
-        twin.training = twin.model.training = self.training
+        for ours, theirs in ((self, twin), (self.model, twin.model)):
+            theirs.training = ours.training
+            if hasattr(ours, "hf_device_map"):
+                theirs.hf_device_map = ours.hf_device_map
+            if hasattr(ours, "_hf_hook"):  # accelerate's: brings weights and inputs to a device
+                add_hook_to_module(theirs, ours._hf_hook)
         return twin
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):

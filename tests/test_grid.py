@@ -15,12 +15,13 @@
 One grid for all ways to run: attention kernel × way of feeding the tokens × layout of the batch × number of loops.
 
 Every cell is compared with the oracle, row by row: whatever stands beside a row, and however its tokens arrive, it
-gives what it gives alone.
+gives what it gives alone. A cell that cannot be is refused, and that is tested in its place.
 """
 
 import pytest
 import torch
 from tiny import TOLERANCE, distance, oracle, tiny_model, tokens
+from transformers import StaticCache
 
 from iquest_plt import PLTCache
 
@@ -30,30 +31,39 @@ LONGEST = max(LENGTHS)
 ATTENTION = ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)]
 
 
-def run_full(model, ids, mask, **kwargs):
-    return model(ids, attention_mask=mask, use_cache=False, **kwargs).logits
+# -- ways of feeding the tokens ---------------------------------------------------------------------------------------
 
 
-def run_pieces(sizes, loop_schedule="together"):
+def run_full(model, ids, mask, positions, **kwargs):
+    return model(ids, attention_mask=mask, position_ids=positions, use_cache=False, **kwargs).logits
+
+
+def run_pieces(sizes, loop_schedule="together", static=False, compiled=None):
     """Feeds the tokens in pieces of the given sizes, on one cache; the rest token by token."""
 
-    def run(model, ids, mask, **kwargs):
-        cache, outputs, start = None, [], 0
+    def run(model, ids, mask, positions, **kwargs):
+        step = model
+        if compiled:
+            torch._dynamo.reset()
+            step = torch.compile(model, fullgraph=True, backend=compiled)
+        cache = StaticCache(config=model.config, max_cache_len=LONGEST + 3) if static else None
+        outputs, start = [], 0
         for size in [*sizes, *[1] * LONGEST]:
-            piece = slice(start, start + size)
             if start >= ids.shape[1]:
                 break
-            seen = None if mask is None else mask[:, : start + size]
-            output = model(
-                ids[:, piece],
-                attention_mask=seen,
-                past_key_values=cache,
-                use_cache=True,
-                loop_schedule=loop_schedule,
-                **kwargs,
-            )
+            piece = slice(start, start + size)
+            arguments = {
+                "input_ids": ids[:, piece],
+                "attention_mask": None if mask is None else mask[:, : start + size],
+                "position_ids": None if positions is None else positions[:, piece],
+                "past_key_values": cache,
+            }
+            if compiled and start:  # as `generate()` does from the second pass on
+                arguments = model.prepare_inputs_for_generation(**arguments)
+            function = step if compiled and start else model
+            output = function(**arguments, use_cache=True, loop_schedule=loop_schedule, **kwargs)
             cache, start = output.past_key_values, start + size
-            outputs.append(output.logits)
+            outputs.append(output.logits.clone())
         return torch.cat(outputs, dim=1)
 
     return run
@@ -67,43 +77,65 @@ FEEDING = {
     "decode-only": run_pieces([]),
     "chunked-prefill": run_pieces([3, 3, 3, 3]),
     "second-turn": run_pieces([6, 1, 1, 4]),
+    "static": run_pieces([7], static=True),
+    "static-decode-only": run_pieces([], static=True),
+    "static-chunked": run_pieces([3, 3, 3, 3], "sequence", static=True),
+    "compiled-graph": run_pieces([7], static=True, compiled="aot_eager"),
+    "compiled": run_pieces([7], static=True, compiled="inductor"),
 }
+SLOW_FEEDING = ["compiled-graph", "compiled"]
 
 
-def left_padded(ids):
+# -- layouts of the batch ---------------------------------------------------------------------------------------------
+
+
+def left_padded():
     mask = torch.zeros(len(LENGTHS), LONGEST, dtype=torch.long)
     for row, length in enumerate(LENGTHS):
         mask[row, LONGEST - length :] = 1
-    return mask, [ids[row, LONGEST - length :] for row, length in enumerate(LENGTHS)]
+    return mask
 
 
-def right_padded(ids):
-    mask = torch.zeros(len(LENGTHS), LONGEST, dtype=torch.long)
-    for row, length in enumerate(LENGTHS):
-        mask[row, :length] = 1
-    return mask, [ids[row, :length] for row, length in enumerate(LENGTHS)]
+def right_padded():
+    return left_padded().flip(1)
 
 
-def one_row(ids):
-    return None, [ids[0]]
+def padded_between():
+    """Padding before, between and after tokens; more between two tokens than the window holds."""
+    rows = ("11011101110111", "00110000000111", "10000000011100", "00000000000010")
+    return torch.tensor([[int(column) for column in row] for row in rows])
+
+
+def one_row():
+    return None
+
+
+LAYOUTS = [one_row, left_padded, right_padded, padded_between]
+
+
+def name(value):
+    return value.__name__.replace("_", "-") if callable(value) else None
 
 
 @pytest.mark.parametrize("num_loops", [1, 2, 3])
-@pytest.mark.parametrize("feeding", FEEDING)
-@pytest.mark.parametrize("layout", [one_row, left_padded, right_padded], ids=lambda f: f.__name__.replace("_", "-"))
+@pytest.mark.parametrize("feeding", [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW_FEEDING)) for f in FEEDING])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=name)
 @pytest.mark.parametrize("attention", ATTENTION)
 @torch.no_grad()
 def test_every_way_of_running_gives_the_same(attention, layout, feeding, num_loops):
     if attention == "flex_attention" and feeding not in ("full", "full-with-cache"):
         pytest.skip("the compiler of torch 2.13 cannot build flex attention for cached steps on a CPU, nor for Llama")
     model = tiny_model(attention=attention)
-    ids = tokens(1 if layout is one_row else len(LENGTHS), LONGEST)
-    mask, rows = layout(ids)
-    logits = FEEDING[feeding](model, ids, mask, num_loops=num_loops)
+    mask = layout()
+    ids = tokens(1 if mask is None else len(mask), LONGEST)
+    positions = None  # they count tokens; but Llama, and so one loop, counts columns unless told otherwise
+    if feeding.startswith("compiled") or (mask is not None and num_loops == 1):
+        positions = torch.arange(LONGEST)[None] if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)
+    logits = FEEDING[feeding](model, ids, mask, positions, num_loops=num_loops)
     assert torch.isfinite(logits).all()  # padding included
-    for index, row in enumerate(rows):
+    for index, row in enumerate(ids):
         real = slice(None) if mask is None else mask[index].bool()
-        assert distance(logits[index, real], oracle(model, row, num_loops)) < TOLERANCE
+        assert distance(logits[index, real], oracle(model, row[real], num_loops)) < TOLERANCE
 
 
 @pytest.mark.parametrize("num_loops", [1, 2, 3])
@@ -122,9 +154,22 @@ def test_packed_documents_equal_separate_ones(attention, num_loops):
         assert output.past_key_values is None
         for document, logits in zip(ids[0].split(LENGTHS), output.logits[0].split(LENGTHS), strict=True):
             assert distance(logits, oracle(model, document, num_loops)) < TOLERANCE
-    if num_loops > 1:
-        with pytest.raises(ValueError, match="no common cache"):
-            model(ids, position_ids=positions, past_key_values=PLTCache(model.config, num_loops))
+
+
+@pytest.mark.parametrize(
+    "cache_of", [PLTCache, lambda config: StaticCache(config, max_cache_len=8)], ids=["dynamic", "static"]
+)
+def test_packed_documents_with_a_cache_are_refused(cache_of):
+    model = tiny_model()
+    positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]])
+    with pytest.raises(ValueError, match="no common cache"):
+        model(tokens(1, 8), position_ids=positions, past_key_values=cache_of(model.config))
+
+
+@torch.no_grad()
+def test_compiled_steps():
+    """One compiled cell of the grid, in the tests that always run."""
+    test_every_way_of_running_gives_the_same.__wrapped__("sdpa", padded_between, "compiled-graph", 3)
 
 
 @torch.no_grad()
@@ -146,9 +191,10 @@ def test_left_padding_with_given_positions(gate_on_hidden):
     """As `generate()` passes them; the query gate knows absolute positions."""
     model = tiny_model(plt_gate_use_hidden_states=gate_on_hidden)
     ids = tokens(len(LENGTHS), LONGEST)
-    mask, rows = left_padded(ids)
+    mask = left_padded()
     positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
     for arguments in ({}, {"position_ids": positions}):
         logits = model(ids, attention_mask=mask, **arguments).logits
-        for index, row in enumerate(rows):
-            assert distance(logits[index, mask[index].bool()], oracle(model, row)) < TOLERANCE
+        for index, row in enumerate(ids):
+            real = mask[index].bool()
+            assert distance(logits[index, real], oracle(model, row[real])) < TOLERANCE

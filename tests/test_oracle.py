@@ -19,7 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import WRONG
 from tiny import TOLERANCE, distance, oracle, tiny_model, tokens
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+
+from iquest_plt import PLTCache
 
 
 TIME = 24
@@ -124,42 +127,65 @@ def cases(draw):
         "plt_normalize_per_loop": draw(st.booleans()),
         "plt_gate_use_hidden_states": draw(st.booleans()),
     }
-    lengths = draw(st.lists(st.integers(1, 20), min_size=1, max_size=3))
+    width = draw(st.integers(1, 20))
+    padding = draw(st.sampled_from(["none", "left", "anywhere"]))
+    rows = []
+    for _ in range(draw(st.integers(1, 3))):
+        if padding == "anywhere":
+            rows.append(draw(st.lists(st.booleans(), min_size=width, max_size=width)))
+        else:
+            first = draw(st.integers(0, width - 1)) if padding == "left" else 0
+            rows.append([column >= first for column in range(width)])
+    mask = None if padding == "none" else torch.tensor(rows, dtype=torch.long)
     chunks = draw(st.lists(st.integers(1, 5), max_size=6))
-    return fields, lengths, chunks, draw(st.integers(0, 2**16))
+    # After which chunks other tokens are tried and taken back, and how many; a static cache cannot go back.
+    cache = draw(st.sampled_from(["dynamic", "static", "recording"]))
+    rollbacks = draw(st.lists(st.integers(0, 7), max_size=6)) if cache == "recording" else []
+    return fields, len(rows), width, mask, chunks, cache, rollbacks, draw(st.integers(0, 2**16))
 
 
 def check_case(case):
-    """A left-padded batch fed in chunks, then token by token: every real position equals the oracle's."""
-    fields, lengths, chunks, seed = case
+    """A batch with padding anywhere, fed in chunks and then token by token: every token's logits are the oracle's."""
+    fields, batch, width, mask, chunks, kind, rollbacks, seed = case
     model = tiny_model(seed=seed, attention="sdpa", **fields)
-    longest = max(lengths)
-    ids, mask = tokens(len(lengths), longest, seed=seed), torch.zeros(len(lengths), longest, dtype=torch.long)
-    for row, length in enumerate(lengths):
-        mask[row, longest - length :] = 1
-    cache, outputs, start = None, [], 0
-    for size in [*chunks, *[1] * longest]:
-        chunk = ids[:, start : start + size]
-        if chunk.shape[1]:
-            output = model(chunk, attention_mask=mask[:, : start + size], past_key_values=cache, use_cache=True)
-            cache, start = output.past_key_values, start + size
-            outputs.append(output.logits)
+    ids, other = tokens(batch, width, seed=seed), tokens(batch, 7, seed=seed + 1)
+    cache = StaticCache(model.config, max_cache_len=width) if kind == "static" else PLTCache(model.config)
+    if kind == "recording":
+        cache.activate_past_recording()
+    positions = torch.arange(width)[None].expand(batch, -1) if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)
+    outputs, start = [], 0
+    for index, size in enumerate([*chunks, *[1] * width]):
+        piece = slice(start, start + size)
+        if start >= width:
+            break
+        start = min(start + size, width)
+        seen = None if mask is None else mask[:, :start]
+        output = model(ids[:, piece], attention_mask=seen, position_ids=positions[:, piece], past_key_values=cache)
+        outputs.append(output.logits)
+        if index < len(rollbacks):
+            tried = other[:, : rollbacks[index]]
+            if tried.shape[1]:
+                tried_mask = None if mask is None else nn.functional.pad(seen, (0, tried.shape[1]), value=1)
+                model(tried, attention_mask=tried_mask, past_key_values=cache)
+            cache.crop(-tried.shape[1])
     logits = torch.cat(outputs, dim=1)
-    for row, length in enumerate(lengths):
-        real = ids[row, longest - length :]
-        assert distance(logits[row, longest - length :], oracle(model, real)) < TOLERANCE
+    assert cache.get_seq_length() == width
+    for row in range(batch):
+        real = slice(None) if mask is None else mask[row].bool()
+        if len(ids[row, real]):
+            assert distance(logits[row, real], oracle(model, ids[row, real])) < TOLERANCE
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(cases())
 @torch.no_grad()
-def test_random_models_batches_and_chunks(case):
+def test_random_models_paddings_chunks_and_caches(case):
     check_case(case)
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(cases())
 @torch.no_grad()
-def test_many_random_models_batches_and_chunks(case):
+def test_many_random_models_paddings_chunks_and_caches(case):
     check_case(case)

@@ -1,0 +1,132 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`transformers serve` and `transformers chat` on a local folder, asked over HTTP as any client would."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import openai
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from iquest_plt import IQuestPLTCoderForCausalLM
+
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+MESSAGES = [{"role": "user", "content": "def read_lines(path):"}]
+COMMAND = [sys.executable, "-m", "iquest_plt.serving.transformers_cli"]
+TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The small checkpoint with a chat template."""
+    path = tmp_path_factory.mktemp("serve") / "small"
+    shutil.copytree(ROOT / "checkpoints" / "small", path)
+    (path / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def url(folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"HF_HUB_DISABLE_UPDATE_CHECK": "1"}
+    server = subprocess.Popen(
+        [
+            *COMMAND,
+            "serve",
+            folder,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+        ],
+        env=environment,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            assert server.poll() is None, "the server has stopped"
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=1)
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield url
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=30) in (0, 1, -signal.SIGINT)  # typer answers an interrupt with 1
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = IQuestPLTCoderForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    inputs = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    output = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def ask(url, folder, **kwargs):
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+    return client.chat.completions.create(model=folder, messages=MESSAGES, temperature=0, **kwargs)
+
+
+def test_chat_completion(url, folder, expected):
+    answer = ask(url, folder, max_tokens=TOKENS)
+    assert answer.choices[0].message.content == expected
+    assert answer.usage.completion_tokens == TOKENS
+
+
+def test_streaming_and_hanging_up(url, folder, expected):
+    pieces = [chunk.choices[0].delta.content or "" for chunk in ask(url, folder, max_tokens=TOKENS, stream=True)]
+    assert "".join(pieces) == expected and len(pieces) > 3
+    stream = ask(url, folder, max_tokens=1500, stream=True)
+    for count, _ in enumerate(stream):
+        if count == 5:
+            stream.close()
+            break
+    assert ask(url, folder, max_tokens=TOKENS).choices[0].message.content == expected
+
+
+def test_chat_command(url, folder):
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    chat = subprocess.run(
+        [*COMMAND, "chat", folder, f"{url}/v1", f"max_new_tokens={TOKENS}", "do_sample=False"],
+        env=environment,
+        input="def read_lines(path):\n!exit\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert f"{TOKENS} tokens in" in chat.stdout, chat.stdout + chat.stderr
