@@ -249,6 +249,15 @@ class PLTStaticCacheLayer(LoopStates, StaticLayer):
 
     _layer_type = LAYER_TYPE
 
+    def set_num_loops(self, num_loops: int, window: int) -> None:
+        is_first_pass = self.num_loops is None
+        super().set_num_loops(num_loops, window)
+        if is_first_pass and self.is_initialized and num_loops > 1 and torch.compiler.is_exporting():
+            raise ValueError(
+                "This exporter cannot keep a PLT cache: it has registered the shared keys and values, and would forget "
+                "windows and carries. Export with `use_cache=False`, with one loop, or with `transformers.exporters`."
+            )
+
     @property
     def window_length(self) -> int:
         return self.window
@@ -281,11 +290,6 @@ class PLTStaticCacheLayer(LoopStates, StaticLayer):
         self.carries.copy_(states)
 
     def _allocate(self, name: str, tensor: torch.Tensor) -> None:
-        if torch.compiler.is_exporting():
-            raise ValueError(
-                "torch.export cannot keep the windows and carries of a static PLT cache: exporters register the "
-                "shared keys and values only. Export with `use_cache=False`, or with one loop."
-            )
         setattr(self, name, tensor)
         if not torch.compiler.is_compiling():  # as the library marks the shared part, for CUDA graphs
             torch._dynamo.mark_static_address(tensor)

@@ -19,7 +19,7 @@ row gives what it gives alone. Most batches need none of it (`None` below) or no
 """
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -34,7 +34,7 @@ class BlockLayout:
     """
     Attributes:
         global_mask: the mask of attention to loop 0's keys, as the attention kernel wants it.
-        window_mask: the same for a loop's own window, (batch, ...).
+        window_mask: the same for a loop's own window.
         window_tokens (batch, window + time): which keys of the window branch are tokens; None: all.
         window_keep (batch, <= w): the keys of the window branch that the cache keeps; None: the last.
         previous (batch, time + 1): for each new token, and the next one, where the token before it stands: 0 is the
@@ -46,13 +46,6 @@ class BlockLayout:
     window_tokens: torch.Tensor | None = None
     window_keep: torch.Tensor | None = None
     previous: torch.Tensor | None = None
-
-    def repeat(self, looped_rows: int) -> "BlockLayout":
-        """The same for `looped_rows` loops in one call of the window branch."""
-        if looped_rows == 1 or self.window_mask is None:
-            return self
-        mask = self.window_mask.repeat(looped_rows, *(1,) * (self.window_mask.ndim - 1))
-        return replace(self, window_mask=mask)
 
 
 class _WindowView:
@@ -71,10 +64,22 @@ class _WindowView:
         return self.window_length + query_length, 0
 
 
+def prepare_mask(config, inputs_embeds, attention_mask, position_ids, cache) -> dict[str, torch.Tensor | None]:
+    """
+    What `generate()` asks for ahead of a compiled step: of fixed shapes, `forward` takes it as `attention_mask`.
+
+    Returns:
+        `global_mask`, as in `BlockLayout`, and `tokens` (batch, time): which new columns are no padding; None: all.
+    """
+    global_mask = create_causal_mask(config, inputs_embeds, attention_mask, cache, position_ids=position_ids)
+    tokens = None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :].bool()
+    return {"global_mask": global_mask, "tokens": None if tokens is None or _is_true(tokens.all()) else tokens}
+
+
 def create_layout(
     config,
     inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | dict | None,
     position_ids: torch.Tensor | None,
     cache: Cache | None,
     num_loops: int,
@@ -82,47 +87,57 @@ def create_layout(
 ) -> BlockLayout:
     """
     The layout of a block of new tokens. Of `inputs_embeds` (batch, time, any) only shape, dtype and device count.
-    `attention_mask` is (batch, past + time); without it `position_ids` that restart tell documents apart.
-    `looped_rows` loops share one call of the window branch: its mask gets as many rows a sequence.
+    `attention_mask` is (batch, past + time), or what `prepare_mask` returns, or without a cache (batch, 1, time, time);
+    without it `position_ids` that restart tell documents apart. `looped_rows` loops share one call of the window
+    branch: its mask gets as many rows a sequence.
     """
     batch, time = inputs_embeds.shape[:2]
     # Eager attention takes its softmax in float32, where the lowest float64 is -inf: a row all masked would be NaN.
     dtype = torch.float32 if inputs_embeds.dtype == torch.float64 else inputs_embeds.dtype
     inputs_embeds = inputs_embeds.new_empty((batch, time, 0), dtype=dtype)
-    arguments = {
-        "config": config,
-        "inputs_embeds": inputs_embeds,
-        "attention_mask": attention_mask,
-        "past_key_values": cache,
-        "position_ids": position_ids,
-    }
-    if num_loops > 1 and attention_mask is not None and _is_true(attention_mask.all()):
-        attention_mask = arguments["attention_mask"] = arguments["position_ids"] = None
-    layout = BlockLayout(create_causal_mask(**arguments))
+    if num_loops > 1 and isinstance(attention_mask, torch.Tensor):
+        if attention_mask.ndim == 4:
+            return _layout_of_4d_mask(attention_mask, config.plt_window_size[0])
+        if _is_true(attention_mask.all()):
+            attention_mask = position_ids = None
+    if isinstance(attention_mask, dict):
+        layout, new, position_ids = BlockLayout(attention_mask["global_mask"]), attention_mask["tokens"], None
+    else:
+        layout = BlockLayout(
+            create_causal_mask(config, inputs_embeds, attention_mask, cache, position_ids=position_ids)
+        )
+        new = None if attention_mask is None else attention_mask[:, -time:].to(inputs_embeds.device).bool()
     if num_loops == 1:
         return layout
 
-    left, length, tokens = config.plt_window_size[0], 0, None
+    if new is not None and _is_true(new.all()):
+        new = None
+    if new is not None:
+        layout.previous = _previous_tokens(new)
+    elif cache is None and attention_mask is None and position_ids is not None:
+        layout.previous = _previous_in_document(position_ids)
+
+    left, length, tokens, has_gaps = config.plt_window_size[0], 0, None, False
     if cache is not None:
         length = cache.layers[0].window_length
         tokens = cache.layers[0].get_window_tokens(batch, inputs_embeds.device)
-        arguments["past_key_values"] = _WindowView(length, cache.is_compileable)
-    has_gaps = False
-    if attention_mask is not None or tokens is not None:
-        new = inputs_embeds.new_ones((batch, time), dtype=torch.bool)
-        if attention_mask is not None:
-            new = attention_mask[:, -time:].to(new)
-            if not _is_true(new.all()):
-                layout.previous = _previous_tokens(new)
-        tokens = new.new_ones(batch, length) if tokens is None else tokens.to(new)
-        tokens = layout.window_tokens = torch.cat([tokens, new], dim=1)
-        has_gaps = not _is_true((tokens[:, 1:] >= tokens[:, :-1]).all())  # padding after a token
+    if new is not None or tokens is not None:
+        past = inputs_embeds.new_ones((batch, length), dtype=torch.bool) if tokens is None else tokens
+        now = inputs_embeds.new_ones((batch, time), dtype=torch.bool) if new is None else new
+        tokens = layout.window_tokens = torch.cat([past, now], dim=1)
+        # Padding after a token. The cache itself leaves it out, except while it records the past.
+        may_have_gaps = new is not None or cache.layers[0].record_past
+        has_gaps = may_have_gaps and not _is_true((tokens[:, 1:] >= tokens[:, :-1]).all())
         if has_gaps:
             layout.window_keep = last_tokens(tokens, left)
-    elif cache is None and arguments["position_ids"] is not None:
-        layout.previous = _previous_in_document(position_ids)
 
-    arguments["attention_mask"] = tokens
+    arguments = {
+        "config": config,
+        "inputs_embeds": inputs_embeds,
+        "attention_mask": tokens,
+        "past_key_values": None if cache is None else _WindowView(length, cache.is_compileable),
+        "position_ids": position_ids if attention_mask is None else None,
+    }
     if looped_rows > 1:
         arguments["inputs_embeds"] = inputs_embeds.new_empty((looped_rows * batch, time, 0))
         arguments["attention_mask"] = tokens = None if tokens is None else tokens.repeat(looped_rows, 1)
@@ -139,6 +154,23 @@ def create_layout(
         arguments["config"].sliding_window = left + 1
         layout.window_mask = create_sliding_window_causal_mask(**arguments)
     return layout
+
+
+def _layout_of_4d_mask(mask: torch.Tensor, left: int) -> BlockLayout:
+    """
+    A mask (batch, 1, time, time), boolean or additive, says of each token which others its text consists of, such as a
+    prompt that several continuations share. The last of them is the one before it, the last `left` are its window.
+    """
+    is_boolean = mask.dtype == torch.bool
+    seen = (mask if is_boolean else mask > torch.finfo(mask.dtype).min / 2)[:, 0]
+    time = seen.shape[-1]
+    columns = torch.arange(1, time + 1, device=mask.device)
+    previous = (seen.tril(-1) * columns).amax(dim=-1)
+    last = previous.new_full((len(previous), 1), time)
+    seen_after = seen.flip(-1).cumsum(-1).flip(-1) - seen.long()
+    in_window = (seen_after <= left)[:, None]
+    lowest = False if is_boolean else torch.finfo(mask.dtype).min
+    return BlockLayout(mask, mask.masked_fill(~in_window, lowest), previous=torch.cat([previous, last], dim=1))
 
 
 def _is_true(condition: torch.Tensor) -> bool:
@@ -164,21 +196,27 @@ def _previous_in_document(position_ids: torch.Tensor) -> torch.Tensor | None:
     return torch.cat([torch.zeros_like(last), previous, last], dim=1)
 
 
-def check_mask(attention_mask, past_length: int, time: int) -> None:
+def check_mask(attention_mask, past_length: int, time: int, has_cache: bool) -> None:
     """More than one loop needs to know which token comes before another. Raises ValueError where the mask hides it."""
     if attention_mask is None:
         return
-    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
+    compiling = torch.compiler.is_compiling()
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        if not compiling and attention_mask.shape[1] != past_length + time:
+            raise ValueError(
+                f"The attention mask has {attention_mask.shape[1]} columns, but cached and new tokens are "
+                f"{int(past_length + time)}: it must cover both."
+            )
+        return
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.shape[1:] != (1, time, time) or has_cache:
         raise ValueError(
-            "A PLT model with more than one loop needs a 2D attention mask (batch, past + time): a 4D mask does not "
-            "say which token comes before another, and the loops' shift needs that. For packed documents pass "
-            "`position_ids` that restart, without a mask."
+            "A PLT model with more than one loop needs a 2D attention mask (batch, past + time), or without a cache a "
+            "4D one (batch, 1, time, time): windows and carries of the cache are those of one text a row. For packed "
+            "documents pass `position_ids` that restart, without a mask."
         )
-    if not torch.compiler.is_compiling() and attention_mask.shape[1] != past_length + time:
-        raise ValueError(
-            f"The attention mask has {attention_mask.shape[1]} columns, but cached and new tokens are "
-            f"{int(past_length + time)}: it must cover both."
-        )
+    is_masked = ~attention_mask if attention_mask.dtype == torch.bool else attention_mask < 0
+    if not compiling and bool((~is_masked).triu(1).any()):
+        raise ValueError("A 4D attention mask lets a token see later ones: the loops' shift needs a causal mask.")
 
 
 def is_packed(position_ids, attention_mask, time: int) -> bool:

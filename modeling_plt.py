@@ -43,9 +43,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.conversion_mapping import WeightRenaming, register_checkpoint_conversion_mapping
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -63,13 +63,8 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .cache_plt import PLTCache, prepare_cache
 from .configuration_plt import IQuestPLTCoderConfig
-from .masks_plt import BlockLayout, check_mask, create_layout, is_packed, packed_positions
+from .masks_plt import check_mask, create_layout, is_packed, packed_positions, prepare_mask
 
-
-try:
-    from accelerate.hooks import add_hook_to_module
-except ImportError:  # then no model has such hooks
-    add_hook_to_module = None
 
 try:
     from transformers.modeling_utils import slice_logits_to_keep
@@ -122,14 +117,17 @@ class IQuestPLTCoderGate(nn.Module):
         in_features = config.hidden_size if self.use_hidden_states else config.head_dim
         self.weight = nn.Parameter(torch.empty(config.num_attention_heads, in_features))
         self.bias = nn.Parameter(torch.empty(config.num_attention_heads))
+        self.out_features = config.num_attention_heads  # what tensor parallelism splits
         if self.use_hidden_states:
             self.gate_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, residual_NTD: torch.Tensor, query_NHTC: torch.Tensor) -> torch.Tensor:
+    def forward(self, normed_NTD: torch.Tensor | None, query_NHTC: torch.Tensor) -> torch.Tensor:
+        """`normed_NTD` is `gate_norm(residual)`: applied by the caller, whose input tensor parallelism replicates."""
         if self.use_hidden_states:
-            logits_NTH = nn.functional.linear(self.gate_norm(residual_NTD), self.weight, self.bias)
-        else:
-            logits_NTH = torch.einsum("nhtc,hc->nth", query_NHTC, self.weight) + self.bias
+            logits_NTH = nn.functional.linear(normed_NTD, self.weight, self.bias)
+        else:  # tensor parallelism splits the heads of both
+            weight, bias = (p.to_local() if isinstance(p, DTensor) else p for p in (self.weight, self.bias))
+            logits_NTH = torch.einsum("nhtc,hc->nth", query_NHTC, weight) + bias
         return torch.sigmoid(logits_NTH)
 
 
@@ -220,7 +218,8 @@ class IQuestPLTCoderAttention(nn.Module):
             local_output, window_weights = self._attend(
                 query[first:], *window, window_mask, sliding_window=local_size, **kwargs
             )
-            gate_NTH = self.plt_gate(residual_NTD[first:], query[first:])
+            gate_input = self.plt_gate.gate_norm(residual_NTD[first:]) if self.plt_gate.use_hidden_states else None
+            gate_NTH = self.plt_gate(gate_input, query[first:])
             mixed = _mix(gate_NTH[..., None], output[first:], local_output)
             output = torch.cat([output[:first], mixed]) if first else mixed
 
@@ -310,6 +309,7 @@ class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
     _can_record_outputs = {
         "hidden_states": OutputRecorder(IQuestPLTCoderDecoderLayer, index=3),
         "attentions": OutputRecorder(IQuestPLTCoderAttention, index=1),
@@ -317,11 +317,14 @@ class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
         "gates": OutputRecorder(IQuestPLTCoderAttention, index=3),
     }
 
+    @classmethod
+    def from_pretrained(cls, *args, key_mapping: dict | None = None, **kwargs):
+        """As the library's. Training exports name the gate `loop_gate_proj`: both names load."""
+        key_mapping = {"self_attn.loop_gate_proj": "self_attn.plt_gate"} | (key_mapping or {})
+        return super().from_pretrained(*args, key_mapping=key_mapping, **kwargs)
+
     def save_pretrained(self, *args, save_original_format: bool = False, **kwargs):
-        """
-        As the library's, but always with the released tensor names: Trainer reads its checkpoints back as they are,
-        and would not find gates that go by the name of a training export. `save_original_format=True` keeps that name.
-        """
+        """As the library's, but always with the released tensor names: Trainer reads them back as they are."""
         return super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
 
     @classmethod
@@ -405,8 +408,9 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         """
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, time)`): the new tokens; or `inputs_embeds`, one of the two.
-            attention_mask (`torch.Tensor` of shape `(batch, past + time)`, *optional*): 0 on padding. The loops' shift
-                starts anew at a row's first real token.
+            attention_mask (`torch.Tensor` of shape `(batch, past + time)`, *optional*): 0 on padding, which may stand
+                anywhere: the loops' shift and windows pass over it. Or, without a cache, of shape
+                `(batch, 1, time, time)`, boolean or additive: which tokens each token's text consists of.
             position_ids (`torch.LongTensor` of shape `(batch, time)`, *optional*): counted from a row's first real
                 token, as `generate()` does. Without a mask, any step other than +1 starts a new document: the loops'
                 shift, both branches of attention and the window start anew there, and no cache is made.
@@ -435,31 +439,29 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None and kwargs.get("cu_seq_lens_q") is not None:
             position_ids = packed_positions(kwargs["cu_seq_lens_q"], time)
-        has_layout = isinstance(attention_mask, dict) and "global_mask" in attention_mask
-        if num_loops > 1 and not has_layout:
-            check_mask(attention_mask, past_length, time)
+        is_prepared = isinstance(attention_mask, dict) and "global_mask" in attention_mask
+        if is_prepared and position_ids is None:
+            raise ValueError("A prepared mask does not say where the tokens stand: pass `position_ids` with it.")
+        if num_loops > 1 and not is_prepared:
+            check_mask(attention_mask, past_length, time, past_key_values is not None)
             if is_packed(position_ids, attention_mask, time):
                 if past_key_values is not None:
                     raise ValueError("Packed documents have no common cache: leave out `past_key_values`.")
                 use_cache = False  # with a cache the library's masks do not keep documents apart
+            if attention_mask is not None and attention_mask.ndim == 4:
+                use_cache = False
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
             prepare_cache(past_key_values, self.config, num_loops)
         together = time == 1 and loop_schedule == "together" and not self._records(kwargs)
         looped_rows = num_loops - 1 if together else 1
-        if has_layout:
-            if position_ids is None:
-                raise ValueError("A prepared mask does not say where the tokens stand: pass `position_ids` with it.")
-            layout = BlockLayout(**attention_mask).repeat(looped_rows)
-        else:
-            layout = create_layout(
-                self.config, inputs_embeds, attention_mask, position_ids, past_key_values, num_loops, looped_rows
-            )
+        layout = create_layout(
+            self.config, inputs_embeds, attention_mask, position_ids, past_key_values, num_loops, looped_rows
+        )
         if position_ids is None:
             position_ids = (torch.arange(time, device=inputs_embeds.device) + past_length).unsqueeze(0)
-            if (
-                num_loops > 1 and attention_mask is not None and not has_layout
-            ):  # the gate on the query knows absolute positions
+            # Counted in tokens: the gate on the query knows absolute positions.
+            if num_loops > 1 and attention_mask is not None and attention_mask.ndim == 2:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -time:]
         block = {
             "position_embeddings": self.rotary_emb(inputs_embeds, position_ids),
@@ -613,7 +615,7 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            num_loops=num_loops,
+            num_loops=self.config.check_num_loops(num_loops),  # not the decoder's: see `with_num_loops`
             loop_schedule=loop_schedule,
             output_loop_states=output_loop_states,
             **kwargs,
@@ -636,13 +638,9 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
     @staticmethod
     def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
         """
-        What `generate()` prepares ahead of a compiled step: the fields of a `BlockLayout`, which `forward` takes as
-        `attention_mask`. Before the first pass the cache does not know its loops, and the mask is given as it is.
+        What `generate()` prepares ahead of a compiled step, see `prepare_mask`; `forward` takes it in place of a mask.
         """
-        num_loops = past_key_values.layers[0].num_loops
-        if num_loops is None:
-            return attention_mask
-        return vars(create_layout(config, inputs_embeds, attention_mask, position_ids, past_key_values, num_loops))
+        return prepare_mask(config, inputs_embeds, attention_mask, position_ids, past_key_values)
 
     def with_num_loops(self, num_loops: int) -> "IQuestPLTCoderForCausalLM":
         """
@@ -656,15 +654,11 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
         config.plt_num_loops = self.config.check_num_loops(num_loops)
         with torch.device("meta"):
             twin = type(self)(config)
-        twin.model._modules = self.model._modules
-        twin.lm_head = self.lm_head
+        twin.model, twin.lm_head = self.model, self.lm_head
         twin.generation_config = copy.deepcopy(self.generation_config)
-        for ours, theirs in ((self, twin), (self.model, twin.model)):
-            theirs.training = ours.training
-            if hasattr(ours, "hf_device_map"):
-                theirs.hf_device_map = ours.hf_device_map
-            if hasattr(ours, "_hf_hook"):  # accelerate's: brings weights and inputs to a device
-                add_hook_to_module(theirs, ours._hf_hook)
+        twin.training = self.training
+        if hasattr(self, "hf_device_map"):
+            twin.hf_device_map = self.hf_device_map
         return twin
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
@@ -690,12 +684,5 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
             "and carries. Use `generate()` with a left-padded batch."
         )
 
-
-# Training exports name the gate `loop_gate_proj`. Both names load.
-register_checkpoint_conversion_mapping(
-    IQuestPLTCoderConfig.model_type,
-    [WeightRenaming("self_attn.loop_gate_proj", "self_attn.plt_gate")],
-    overwrite=True,
-)
 
 __all__ = ["IQuestPLTCoderForCausalLM", "IQuestPLTCoderModel", "IQuestPLTCoderPreTrainedModel"]

@@ -19,7 +19,7 @@ import pickle
 import pytest
 import torch
 from tiny import tiny_config, tiny_model, tokens
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import DynamicCache, EncoderDecoderCache, LlamaConfig, QuantizedCache, StaticCache
 
 from iquest_plt import PLTCache, PLTCacheLayer
 
@@ -198,7 +198,70 @@ def test_foreign_caches_are_refused(model):
         assert cache.get_seq_length() == 0
 
 
-@pytest.mark.parametrize(("kind", "message"), [("static", "no static cache"), ("quantized", "full attention layers")])
-def test_cache_implementations_that_cannot_work_are_refused(model, kind, message):
-    with pytest.raises(ValueError, match=message):
-        model.generate(tokens(1, 3), max_new_tokens=3, cache_implementation=kind, pad_token_id=0)
+def test_caches_the_library_cannot_build_are_refused(model):
+    with pytest.raises(ValueError, match="full attention layers"):
+        QuantizedCache("quanto", model.config)  # `PLTCache(config, quantization=...)` is the one with loops
+    with pytest.raises(ValueError, match="Unknown cache quantization"):
+        PLTCache(model.config, quantization={"backend": "none"})
+    llama = LlamaConfig(num_hidden_layers=3)
+    for foreign in (StaticCache(llama, max_cache_len=9), DynamicCache(config=llama), ((torch.zeros(1),),)):
+        with pytest.raises(ValueError, match="PLTCache"):
+            model(tokens(1, 3), past_key_values=foreign)
+
+
+@torch.no_grad()
+def test_padding_is_left_out_of_the_windows(model):
+    """A row's window and carries are those of its tokens alone, wherever padding stands."""
+    ids, mask = tokens(3, TIME), torch.ones(3, TIME, dtype=torch.long)
+    mask[0, 2:7], mask[1, 9:], mask[2, :10] = 0, 0, 0
+    cache = PLTCache(model.config)
+    for piece in (slice(0, 5), slice(5, 6), slice(6, TIME)):
+        model(ids[:, piece], attention_mask=mask[:, : piece.stop], past_key_values=cache)
+    for row in range(3):
+        alone = filled(model, ids[row, mask[row].bool()][None])
+        for layer, expected in zip(cache.layers, alone.layers, strict=True):
+            columns = layer.is_token[row]
+            assert columns.sum() == min(WINDOW, mask[row].sum())
+            for name in ("window_keys", "window_values"):
+                kept = getattr(layer, name)[:, row, :, columns]
+                assert torch.allclose(kept, getattr(expected, name)[:, 0], atol=1e-5)
+        assert torch.allclose(cache.layers[0].carries[:, row], alone.layers[0].carries[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [0, WINDOW, 30])
+@torch.no_grad()
+def test_static_cache_keeps_its_tensors(window):
+    """The same addresses whatever comes, as CUDA graphs need; and after a reset as if new."""
+    model = tiny_model(plt_num_loops=3, plt_window_size=[window, 0])
+    ids = tokens(2, TIME)
+    cache = StaticCache(model.config, max_cache_len=TIME)
+    model(ids[:, :7], past_key_values=cache)
+    addresses = [tensor.data_ptr() for tensor in contents(cache)]
+    assert len(addresses) == (5 if window else 2) * len(cache.layers) + 1
+    size = sum(layer.nbytes for layer in cache.layers)
+    for _ in range(2):
+        for i in range(int(cache.get_seq_length()), TIME):
+            logits = model(ids[:, i : i + 1], past_key_values=cache).logits
+        assert torch.allclose(logits, model(ids).logits[:, -1:], atol=1e-4)
+        assert [tensor.data_ptr() for tensor in contents(cache)] == addresses
+        assert sum(layer.nbytes for layer in cache.layers) == size
+        cache.reset()
+        assert all(not tensor.any() for tensor in contents(cache)) and cache.get_seq_length() == 0
+
+
+@torch.no_grad()
+def test_what_a_quantized_cache_cannot_do_is_refused(model):
+    cache = PLTCache(tiny_config(plt_num_loops=3), quantization={"backend": "quanto", "q_group_size": 16})
+    model(tokens(2, TIME), past_key_values=cache)
+    before = cache.nbytes
+    for operation in (
+        lambda: cache.crop(-1),
+        lambda: cache.activate_past_recording(),
+        lambda: cache.batch_repeat_interleave(2),
+        lambda: cache.batch_select_indices(torch.tensor([0])),
+    ):
+        with pytest.raises(ValueError, match="quantized cache cannot"):
+            operation()
+    assert cache.nbytes == before
+    cache.reset()
+    assert cache.get_seq_length() == 0 and cache.layers[0].carries is None

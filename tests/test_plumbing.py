@@ -95,7 +95,7 @@ def test_export_with_a_static_cache_is_refused():
     model.generation_config.cache_config = {"batch_size": 1, "max_cache_len": 16}
     model.generation_config.use_cache = True
     for strict in (False, True):  # strictly, torch's own error quotes it
-        with pytest.raises(RuntimeError if strict else ValueError, match="export cannot keep the windows"):
+        with pytest.raises(RuntimeError if strict else ValueError, match="exporter cannot keep a PLT cache"):
             convert_and_export_with_cache(copy.deepcopy(model), strict=strict)
 
 
