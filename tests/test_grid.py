@@ -166,6 +166,35 @@ def test_packed_documents_with_a_cache_are_refused(cache_of):
         model(tokens(1, 8), position_ids=positions, past_key_values=cache_of(model.config))
 
 
+@pytest.mark.parametrize("form", ["boolean", "additive"])
+@pytest.mark.parametrize("num_loops", [1, 2, 3])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@torch.no_grad()
+def test_4d_masks_share_a_prompt_among_continuations(attention, num_loops, form):
+    """A prompt of 9 tokens and three continuations of it in one row; the third branches once more."""
+    model = tiny_model(attention=attention)
+    if attention == "eager" and form == "boolean":
+        pytest.skip("eager attention adds the mask, in Llama as well")
+    ids = tokens(1, 22)
+    branches = ([9, 10, 11, 12], [13], [14, 15, 16, 17, 19, 21], [14, 15, 18, 20])
+    texts = [[*range(9), *branch] for branch in branches]
+    mask, positions = torch.eye(22, dtype=torch.bool), torch.zeros(1, 22, dtype=torch.long)
+    for text in texts:
+        for place, column in enumerate(text):
+            mask[column, text[:place]], positions[0, column] = True, place
+    mask = mask[None, None]
+    if form == "additive":
+        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    output = model(ids, attention_mask=mask, position_ids=positions, num_loops=num_loops)
+    for text in texts:
+        assert distance(output.logits[0, text], oracle(model, ids[0, text], num_loops)) < TOLERANCE
+    if num_loops > 1:
+        assert output.past_key_values is None
+        with pytest.raises(ValueError, match="2D attention mask"):
+            cache = PLTCache(model.config, num_loops)
+            model(ids, attention_mask=mask, position_ids=positions, num_loops=num_loops, past_key_values=cache)
+
+
 @torch.no_grad()
 def test_compiled_steps():
     """One compiled cell of the grid, in the tests that always run."""
