@@ -65,20 +65,17 @@ class LoopStates:
         self.carries: torch.Tensor | None = None
         self._unfinished: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def set_num_loops(self, num_loops: int, window: int) -> None:
-        """
-        Sets the number of loops, and the window of the further ones: `window` keys besides the token itself.
-
-        Raises:
-            ValueError: if the cache already serves another number of loops, or another window.
-        """
-        if self.num_loops is None:
-            self.num_loops, self.window = num_loops, window
-        elif (self.num_loops, self.window) != (num_loops, window):
+    def check_num_loops(self, num_loops: int, window: int) -> None:
+        """Raises ValueError if the cache already serves another number of loops, or another window."""
+        if self.num_loops is not None and (self.num_loops, self.window) != (num_loops, window):
             raise ValueError(
                 f"This cache was built for num_loops={self.num_loops} and a window of {self.window}. It cannot serve "
                 f"num_loops={num_loops} and a window of {window}: their states were never computed. Start a new cache."
             )
+
+    def set_num_loops(self, num_loops: int, window: int) -> None:
+        """Sets the number of loops, and the window of the further ones: `window` keys besides the token itself."""
+        self.num_loops, self.window = num_loops, window
 
     @property
     def window_length(self) -> int:
@@ -251,12 +248,12 @@ class PLTStaticCacheLayer(LoopStates, StaticLayer):
 
     def set_num_loops(self, num_loops: int, window: int) -> None:
         is_first_pass = self.num_loops is None
-        super().set_num_loops(num_loops, window)
         if is_first_pass and self.is_initialized and num_loops > 1 and torch.compiler.is_exporting():
             raise ValueError(
                 "This exporter cannot keep a PLT cache: it has registered the shared keys and values, and would forget "
                 "windows and carries. Export with `use_cache=False`, with one loop, or with `transformers.exporters`."
             )
+        super().set_num_loops(num_loops, window)
 
     @property
     def window_length(self) -> int:
@@ -384,13 +381,8 @@ class PLTCache(Cache):
         return sum(layer.nbytes for layer in self.layers)
 
 
-def prepare_cache(cache: Cache, config, num_loops: int) -> None:
-    """
-    Readies `cache` for a forward pass of `num_loops` loops.
-
-    Raises:
-        ValueError: if it is not made of PLT layers, or was built for another model or number of loops.
-    """
+def check_cache(cache: Cache, config, num_loops: int) -> None:
+    """Raises ValueError if `cache` is not made of PLT layers, or serves another model or number of loops."""
     layers = getattr(cache, "layers", None)
     # By layer type, not by class: remote code and the installed package are different classes of the same thing.
     if not layers or any(getattr(layer, "layer_type", None) != LAYER_TYPE for layer in layers):
@@ -403,6 +395,12 @@ def prepare_cache(cache: Cache, config, num_loops: int) -> None:
             f"This cache has {len(layers)} layers, the model {config.num_hidden_layers}. Start a new cache."
         )
     for layer in layers:
+        layer.check_num_loops(num_loops, config.plt_window_size[0])
+
+
+def prepare_cache(cache: Cache, config, num_loops: int) -> None:
+    """Readies a cache that `check_cache` has let pass for a forward pass of `num_loops` loops."""
+    for layer in cache.layers:
         layer.set_num_loops(num_loops, config.plt_window_size[0])
 
 

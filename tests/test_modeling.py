@@ -102,6 +102,7 @@ def test_save_and_load(tmp_path):
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
     assert auto_map["AutoModelForCausalLM"] == "modeling_plt.IQuestPLTCoderForCausalLM"
     assert {p.name for p in tmp_path.glob("*_plt.py")} == {
+        "attention_plt.py",
         "cache_plt.py",
         "configuration_plt.py",
         "masks_plt.py",

@@ -31,7 +31,7 @@ from .card import SAMPLE_PROMPT, plot_curve, render_card
 from .kernels import register_attention
 
 
-CODE_FILES = ["configuration_plt.py", "cache_plt.py", "masks_plt.py", "modeling_plt.py"]
+CODE_FILES = ["configuration_plt.py", "cache_plt.py", "masks_plt.py", "attention_plt.py", "modeling_plt.py"]
 AUTO_MAP = {
     "AutoConfig": "configuration_plt.IQuestPLTCoderConfig",
     "AutoModel": "modeling_plt.IQuestPLTCoderModel",

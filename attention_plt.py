@@ -1,0 +1,192 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Gated sliding-window attention (G-SWA, arXiv 2510.24824): what loops ≥ 1 of a Parallel Loop Transformer see.
+
+Shapes are suffixes, as in `modeling_plt.py`: B batch, N rows (loops × batch), T tokens, S keys, W keys of a window,
+D hidden_size, H query heads, K key/value heads, C head_dim.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb, eager_attention_forward
+
+from .configuration_plt import IQuestPLTCoderConfig
+
+
+class IQuestPLTCoderGate(nn.Module):
+    """
+    `g`, one number in (0, 1) per query head and token: the weight of the global branch in loops ≥ 1.
+
+    One set of weights per layer serves all loops. A plain module, not a Linear: quantizers and adapters that swap
+    Linears would drop `gate_norm`.
+    """
+
+    def __init__(self, config: IQuestPLTCoderConfig):
+        super().__init__()
+        # CODEPATH: True in LoopCoder-V2, False by default.
+        self.use_hidden_states = config.plt_gate_use_hidden_states
+        in_features = config.hidden_size if self.use_hidden_states else config.head_dim
+        self.weight = nn.Parameter(torch.empty(config.num_attention_heads, in_features))
+        self.bias = nn.Parameter(torch.empty(config.num_attention_heads))
+        self.out_features = config.num_attention_heads  # what tensor parallelism splits
+        if self.use_hidden_states:
+            self.gate_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, normed_NTD: torch.Tensor | None, query_NHTC: torch.Tensor) -> torch.Tensor:
+        """`normed_NTD` is `gate_norm(residual)`: applied by the caller, whose input tensor parallelism replicates."""
+        if self.use_hidden_states:
+            logits_NTH = nn.functional.linear(normed_NTD, self.weight, self.bias)
+        else:  # tensor parallelism splits the heads of both
+            weight, bias = (p.to_local() if isinstance(p, DTensor) else p for p in (self.weight, self.bias))
+            logits_NTH = torch.einsum("nhtc,hc->nth", query_NHTC, weight) + bias
+        return torch.sigmoid(logits_NTH)
+
+
+class _FoldedLoops:
+    """
+    Stands for the attention module when the loops of a token count as further query heads of the same key/value head.
+
+    The R queries of a token stand at one position and see the same keys. Folded into the head axis they are one query
+    of length 1, which every attention kernel serves without a mask among them and without repeating the keys.
+    """
+
+    is_causal = True
+
+    def __init__(self, attention: "IQuestPLTCoderAttention", num_loops: int):
+        self.config = attention.config
+        self.layer_idx = attention.layer_idx
+        self.training = attention.training
+        self.modules = attention.modules
+        self.num_key_value_groups = attention.num_key_value_groups * num_loops
+
+
+class IQuestPLTCoderAttention(nn.Module):
+    """Gated sliding-window attention (G-SWA): loops ≥ 1 mix loop 0's keys with a window of their own."""
+
+    def __init__(self, config: IQuestPLTCoderConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = True
+
+        def projection(in_features, out_features):
+            return nn.Linear(in_features, out_features, bias=config.attention_bias)
+
+        self.q_proj = projection(config.hidden_size, config.num_attention_heads * self.head_dim)
+        self.k_proj = projection(config.hidden_size, config.num_key_value_heads * self.head_dim)
+        self.v_proj = projection(config.hidden_size, config.num_key_value_heads * self.head_dim)
+        self.o_proj = projection(config.num_attention_heads * self.head_dim, config.hidden_size)
+        self.plt_gate = IQuestPLTCoderGate(config)
+
+    def forward(
+        self,
+        hidden_NTD: torch.Tensor,
+        residual_NTD: torch.Tensor,
+        loops: range,
+        key0_BKSC: torch.Tensor | None,
+        value0_BKSC: torch.Tensor | None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        global_mask: torch.Tensor | None,
+        window_mask: torch.Tensor | None,
+        window_tokens: torch.Tensor | None,
+        window_keep: torch.Tensor | None,
+        past_key_values: Cache | None = None,
+        is_last_loop: bool = False,
+        **kwargs,
+    ) -> tuple[torch.Tensor | None, ...]:
+        """
+        Returns the output (N, T, D), what is recorded of the last loop (the attention weights of the global branch
+        (B, H, T, S) and of the window branch (B, H, T, W) if the kernel gives them, the gate (B, H, T)), and loop 0's
+        keys and values (B, K, S, C), which later loops take as `key0_BKSC` and `value0_BKSC`.
+        """
+        input_shape = hidden_NTD.shape[:-1]
+        batch = input_shape[0] // len(loops)
+        split_heads = (*input_shape, -1, self.head_dim)
+        query = self.q_proj(hidden_NTD).view(split_heads).transpose(1, 2)
+        key = self.k_proj(hidden_NTD).view(split_heads).transpose(1, 2)
+        value = self.v_proj(hidden_NTD).view(split_heads).transpose(1, 2)
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+
+        if loops.start == 0:  # written before the block's other rows read it
+            key0_BKSC, value0_BKSC = key[:batch], value[:batch]
+            if past_key_values is not None:
+                key0_BKSC, value0_BKSC = past_key_values.update(key0_BKSC, value0_BKSC, self.layer_idx)
+
+        output, weights = self._attend(query, key0_BKSC, value0_BKSC, global_mask, **kwargs)
+        window_weights = gate_NTH = None
+        if loops.stop > 1:
+            first = batch if loops.start == 0 else 0  # loop 0's rows, if here, have only the global branch
+            window = (key[first:], value[first:])
+            if past_key_values is not None:
+                further = range(max(loops.start, 1), loops.stop)
+                layer = past_key_values.layers[self.layer_idx]
+                window = layer.update_window(further, *window, window_tokens, window_keep)
+            local_size = self.config.plt_window_size[0] + 1  # the library counts the token itself
+            local_output, window_weights = self._attend(
+                query[first:], *window, window_mask, sliding_window=local_size, **kwargs
+            )
+            gate_input = self.plt_gate.gate_norm(residual_NTD[first:]) if self.plt_gate.use_hidden_states else None
+            gate_NTH = self.plt_gate(gate_input, query[first:])
+            mixed = _mix(gate_NTH[..., None], output[first:], local_output)
+            output = torch.cat([output[:first], mixed]) if first else mixed
+
+        output = output.reshape(*input_shape, -1).contiguous()
+        recorded = (None, None, None)
+        if is_last_loop:
+            recorded = (weights, window_weights, None if gate_NTH is None else gate_NTH.transpose(1, 2))
+        return self.o_proj(output), *recorded, key0_BKSC, value0_BKSC
+
+    def _attend(self, query_NHTC, key_BKSC, value_BKSC, mask, **kwargs):
+        """Causal attention of all rows to `key_BKSC`, (N, T, H, C), in one call whatever the number of loops."""
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        batch, kv_heads = key_BKSC.shape[:2]
+        rows, heads, time, head_dim = query_NHTC.shape
+        loops, module = rows // batch, self
+        if loops > 1:
+            module = _FoldedLoops(self, loops)
+            query_NHTC = query_NHTC.view(loops, batch, kv_heads, -1, time, head_dim).permute(1, 2, 0, 3, 4, 5)
+            query_NHTC = query_NHTC.reshape(batch, -1, time, head_dim)
+        output, weights = attention(
+            module,
+            query_NHTC,
+            key_BKSC,
+            value_BKSC,
+            mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        if loops > 1:
+            output = output.view(batch, time, kv_heads, loops, -1, head_dim).permute(3, 0, 1, 2, 4, 5)
+            output = output.reshape(rows, time, heads, head_dim)
+        return output, weights
+
+
+def _mix(gate, output_global, output_local):
+    return gate * output_global + (1 - gate) * output_local
+
+
+__all__ = ["IQuestPLTCoderAttention", "IQuestPLTCoderGate"]
