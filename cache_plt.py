@@ -123,7 +123,9 @@ class LoopStates:
                 if keep is None and (past is None or key_states.shape[-2] > 1):
                     states = states.clone()  # a view would hold all that came with it alive
             kept.append(states)
-        if is_token is not None and not self.record_past:
+        if is_token is not None and self.record_past:  # what was out of sight came before any padding
+            is_token = torch.nn.functional.pad(is_token, (kept[0].shape[-2] - seen, 0), value=True)
+        elif is_token is not None:
             is_token = is_token[:, -self.window :] if keep is None else is_token.gather(1, keep)
         self._keep_window(loops, *kept, is_token)
         return tuple(visible)

@@ -142,6 +142,23 @@ def test_crop_rolls_back_windows_and_carries(window, removed):
 
 
 @torch.no_grad()
+def test_padding_that_comes_after_more_tokens_than_the_window_while_recording(model):
+    ids, mask = tokens(2, 20), torch.ones(2, 20, dtype=torch.long)
+    mask[0, 12], mask[1, 14:17] = 0, 0
+    cache = PLTCache(model.config)
+    cache.activate_past_recording()
+    pieces = (slice(0, 10), slice(10, 13), slice(13, 14), slice(14, 20))
+    logits = torch.cat(
+        [model(ids[:, p], attention_mask=mask[:, : p.stop], past_key_values=cache).logits for p in pieces], dim=1
+    )
+    expected = model(ids, attention_mask=mask).logits
+    assert torch.allclose(logits[mask.bool()], expected[mask.bool()], atol=1e-4)
+    cache.crop(-5)
+    again = model(ids[:, 15:], attention_mask=mask, past_key_values=cache).logits
+    assert torch.allclose(again[mask[:, 15:].bool()], expected[:, 15:][mask[:, 15:].bool()], atol=1e-4)
+
+
+@torch.no_grad()
 def test_crop_to_nothing_and_reset(model):
     ids = tokens(2, TIME)
     for empty in (lambda c: c.crop(-TIME), lambda c: c.reset()):

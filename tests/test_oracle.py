@@ -128,11 +128,12 @@ def cases(draw):
         "plt_gate_use_hidden_states": draw(st.booleans()),
     }
     width = draw(st.integers(1, 20))
-    padding = draw(st.sampled_from(["none", "left", "anywhere"]))
+    padding = draw(st.sampled_from(["none", "left", "anywhere", "late"]))
     rows = []
     for _ in range(draw(st.integers(1, 3))):
-        if padding == "anywhere":
-            rows.append(draw(st.lists(st.booleans(), min_size=width, max_size=width)))
+        if padding in ("anywhere", "late"):
+            first = draw(st.integers(0, width)) if padding == "late" else 0
+            rows.append([True] * first + draw(st.lists(st.booleans(), min_size=width - first, max_size=width - first)))
         else:
             first = draw(st.integers(0, width - 1)) if padding == "left" else 0
             rows.append([column >= first for column in range(width)])
