@@ -19,7 +19,7 @@ loads a checkpoint without `trust_remote_code`.
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from .cache_plt import PLTCache, PLTCacheLayer
+from .cache_plt import PLTCache, PLTCacheLayer, PLTStaticCacheLayer
 from .configuration_plt import IQuestPLTCoderConfig
 from .modeling_plt import IQuestPLTCoderForCausalLM, IQuestPLTCoderModel, IQuestPLTCoderPreTrainedModel
 
@@ -33,6 +33,7 @@ __all__ = [
     "IQuestPLTCoderPreTrainedModel",
     "PLTCache",
     "PLTCacheLayer",
+    "PLTStaticCacheLayer",
 ]
 
 # exist_ok: a second import in one process (a reload, a test) must not fail.

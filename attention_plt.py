@@ -22,7 +22,6 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb, eager_attention_forward
@@ -54,7 +53,7 @@ class IQuestPLTCoderGate(nn.Module):
         if self.use_hidden_states:
             logits_NTH = nn.functional.linear(normed_NTD, self.weight, self.bias)
         else:  # tensor parallelism splits the heads of both
-            weight, bias = (p.to_local() if isinstance(p, DTensor) else p for p in (self.weight, self.bias))
+            weight, bias = (p.to_local() if hasattr(p, "to_local") else p for p in (self.weight, self.bias))
             logits_NTH = torch.einsum("nhtc,hc->nth", query_NHTC, weight) + bias
         return torch.sigmoid(logits_NTH)
 

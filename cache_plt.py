@@ -64,6 +64,7 @@ class LoopStates:
         self.is_token: torch.Tensor | None = None
         self.carries: torch.Tensor | None = None
         self._unfinished: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.has_padding = False  # in layer 0: whether a later pass must bring a mask
 
     def check_num_loops(self, num_loops: int, window: int) -> None:
         """Raises ValueError if the cache already serves another number of loops, or another window."""
@@ -131,6 +132,8 @@ class LoopStates:
         return tuple(visible)
 
     def _keep_window(self, loops: range, keys: torch.Tensor, values: torch.Tensor, is_token) -> None:
+        if loops.start == 1:
+            self._unfinished = []
         self._unfinished.append((keys, values))
         if loops.stop == self.num_loops:  # where loops come one after the other, all windows change with the last
             self.window_keys, self.window_values = (
@@ -210,8 +213,8 @@ class PLTCacheLayer(LoopStates, DynamicLayer):
             return
         if tokens_to_remove and self.carries is not None and self.carries.shape[2] <= -tokens_to_remove:
             raise ValueError(
-                f"Cannot remove {-tokens_to_remove} tokens: the loop states of the token before them are gone. Call "
-                "`cache.activate_past_recording()` before the tokens that may be rolled back, or start a new cache."
+                f"Cannot remove {-tokens_to_remove} tokens: the loop states of the token before them are gone. "
+                "`cache.activate_past_recording()` keeps them, from its call or the last `crop` on."
             )
         super().crop(tokens_to_remove)
         columns = slice(None, tokens_to_remove or None)
@@ -250,7 +253,7 @@ class PLTStaticCacheLayer(LoopStates, StaticLayer):
 
     def set_num_loops(self, num_loops: int, window: int) -> None:
         is_first_pass = self.num_loops is None
-        if is_first_pass and self.is_initialized and num_loops > 1 and torch.compiler.is_exporting():
+        if is_first_pass and self.is_initialized and num_loops > 1 and _is_exporting():
             raise ValueError(
                 "This exporter cannot keep a PLT cache: it has registered the shared keys and values, and would forget "
                 "windows and carries. Export with `use_cache=False`, with one loop, or with `transformers.exporters`."
@@ -305,8 +308,8 @@ class _QuantizedLoopStates(LoopStates):
 
     def _refuse(self, *args, **kwargs):
         raise ValueError(
-            "A quantized cache cannot be cropped, rolled back or regrouped: its tokens are packed together. Use the "
-            "default cache, or start a new one."
+            "A quantized cache cannot be cropped, regrouped or, as assisted generation does, rolled back: its tokens "
+            "are packed together. Use the default cache, or start a new one."
         )
 
     crop = activate_past_recording = batch_repeat_interleave = batch_select_indices = _refuse
@@ -334,6 +337,10 @@ if hasattr(cache_utils, "Fp8QuantizedLayer"):  # Transformers 5.22
     QUANTIZED_LAYERS["fp8"] = PLTFp8CacheLayer
 
 
+def _is_exporting() -> bool:
+    return getattr(torch.compiler, "is_exporting", lambda: False)()  # since PyTorch 2.7
+
+
 def _nbytes(held) -> int:
     """Bytes of the tensors inside whatever a quantizer returns."""
     if isinstance(held, torch.Tensor):
@@ -341,8 +348,23 @@ def _nbytes(held) -> int:
             return _nbytes([getattr(held, name) for name in held.__tensor_flatten__()[0]])
         return held.nbytes
     if isinstance(held, dict):
-        held = held.values()
-    return sum(map(_nbytes, held)) if isinstance(held, (list, tuple, type({}.values()))) else 0
+        held = list(held.values())
+    return sum(map(_nbytes, held)) if isinstance(held, (list, tuple)) else 0
+
+
+def _make_layers(count: int, quantization: dict | None) -> list[LoopStates]:
+    if quantization is None:
+        return [PLTCacheLayer() for _ in range(count)]
+    if not isinstance(quantization, dict):
+        raise ValueError(f"`quantization` must be a dict such as {{'backend': 'quanto'}}, got {quantization!r}.")
+    options = {"backend": "quanto"} | quantization
+    backend = options.pop("backend")
+    if backend not in QUANTIZED_LAYERS:
+        raise ValueError(f"Unknown cache quantization {backend!r}: use one of {', '.join(QUANTIZED_LAYERS)}.")
+    try:
+        return [QUANTIZED_LAYERS[backend](**options) for _ in range(count)]
+    except TypeError as error:
+        raise ValueError(f"The cache quantization {backend!r} does not take these options: {error}") from error
 
 
 class PLTCache(Cache):
@@ -353,7 +375,8 @@ class PLTCache(Cache):
         config ([`IQuestPLTCoderConfig`]): the model's configuration.
         num_loops (`int`, *optional*): the number of loops it serves; `config.plt_num_loops` by default.
         quantization (`dict`, *optional*): to quantize the keys and values of loop 0, the part that grows:
-            `{"backend": "quanto" | "hqq" | "fp8"}` and the options of [`~transformers.QuantizedCache`].
+            `{"backend": "quanto" | "hqq" | "fp8"}` and the options of [`~transformers.QuantizedCache`]. The library's
+            tensors of `"quanto"` cannot be copied, and so neither can such a cache.
 
     Example:
 
@@ -366,14 +389,7 @@ class PLTCache(Cache):
 
     def __init__(self, config, num_loops: int | None = None, quantization: dict | None = None):
         self.num_loops = config.check_num_loops(num_loops)
-        layer_class, options = PLTCacheLayer, {}
-        if quantization is not None:
-            options = {name: value for name, value in quantization.items() if name != "backend"}
-            backend = quantization.get("backend", "quanto")
-            if backend not in QUANTIZED_LAYERS:
-                raise ValueError(f"Unknown cache quantization {backend!r}: use one of {', '.join(QUANTIZED_LAYERS)}.")
-            layer_class = QUANTIZED_LAYERS[backend]
-        super().__init__(layers=[layer_class(**options) for _ in range(config.num_hidden_layers)])
+        super().__init__(layers=_make_layers(config.num_hidden_layers, quantization))
         for layer in self.layers:
             layer.set_num_loops(self.num_loops, config.plt_window_size[0])
 
@@ -383,8 +399,8 @@ class PLTCache(Cache):
         return sum(layer.nbytes for layer in self.layers)
 
 
-def check_cache(cache: Cache, config, num_loops: int) -> None:
-    """Raises ValueError if `cache` is not made of PLT layers, or serves another model or number of loops."""
+def check_cache(cache: Cache, config, num_loops: int, batch: int, has_mask: bool) -> None:
+    """Raises ValueError if `cache` is not made of PLT layers, or serves another model, number of loops or batch."""
     layers = getattr(cache, "layers", None)
     # By layer type, not by class: remote code and the installed package are different classes of the same thing.
     if not layers or any(getattr(layer, "layer_type", None) != LAYER_TYPE for layer in layers):
@@ -398,6 +414,13 @@ def check_cache(cache: Cache, config, num_loops: int) -> None:
         )
     for layer in layers:
         layer.check_num_loops(num_loops, config.plt_window_size[0])
+    if layers[0].carries is not None and layers[0].carries.shape[1] != batch:
+        raise ValueError(
+            f"This cache holds {layers[0].carries.shape[1]} rows, the new tokens {batch}. See "
+            "`cache.batch_repeat_interleave` and `cache.batch_select_indices`, or start a new cache."
+        )
+    if layers[0].has_padding and not has_mask:
+        raise ValueError("This cache holds padding: pass the `attention_mask` of the cached and the new tokens.")
 
 
 def prepare_cache(cache: Cache, config, num_loops: int) -> None:

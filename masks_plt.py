@@ -29,6 +29,9 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from .cache_plt import last_tokens
 
 
+MASKED = -1e3  # an additive mask is 0 where a key is seen, and far below this where not
+
+
 @dataclass
 class BlockLayout:
     """
@@ -97,7 +100,7 @@ def create_layout(
     inputs_embeds = inputs_embeds.new_empty((batch, time, 0), dtype=dtype)
     if num_loops > 1 and isinstance(attention_mask, torch.Tensor):
         if attention_mask.ndim == 4:
-            return _layout_of_4d_mask(attention_mask, config.plt_window_size[0])
+            return _layout_of_4d_mask(attention_mask, config.plt_window_size[0], looped_rows)
         if _is_true(attention_mask.all()):
             attention_mask = position_ids = None
     if isinstance(attention_mask, dict):
@@ -156,21 +159,26 @@ def create_layout(
     return layout
 
 
-def _layout_of_4d_mask(mask: torch.Tensor, left: int) -> BlockLayout:
+def _layout_of_4d_mask(mask: torch.Tensor, left: int, looped_rows: int) -> BlockLayout:
     """
     A mask (batch, 1, time, time), boolean or additive, says of each token which others its text consists of, such as a
     prompt that several continuations share. The last of them is the one before it, the last `left` are its window.
     """
-    is_boolean = mask.dtype == torch.bool
-    seen = (mask if is_boolean else mask > torch.finfo(mask.dtype).min / 2)[:, 0]
+    seen = _seen(mask)[:, 0]
     time = seen.shape[-1]
     columns = torch.arange(1, time + 1, device=mask.device)
     previous = (seen.tril(-1) * columns).amax(dim=-1)
     last = previous.new_full((len(previous), 1), time)
     seen_after = seen.flip(-1).cumsum(-1).flip(-1) - seen.long()
     in_window = (seen_after <= left)[:, None]
-    lowest = False if is_boolean else torch.finfo(mask.dtype).min
-    return BlockLayout(mask, mask.masked_fill(~in_window, lowest), previous=torch.cat([previous, last], dim=1))
+    lowest = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    window_mask = mask.masked_fill(~in_window, lowest).repeat(looped_rows, 1, 1, 1)
+    return BlockLayout(mask, window_mask, previous=torch.cat([previous, last], dim=1))
+
+
+def _seen(mask: torch.Tensor) -> torch.Tensor:
+    """Which keys a 4D mask lets a query see."""
+    return mask if mask.dtype == torch.bool else mask > MASKED
 
 
 def _is_true(condition: torch.Tensor) -> bool:
@@ -214,25 +222,47 @@ def check_mask(attention_mask, past_length: int, time: int, has_cache: bool) -> 
             "4D one (batch, 1, time, time): windows and carries of the cache are those of one text a row. For packed "
             "documents pass `position_ids` that restart, without a mask."
         )
-    is_masked = ~attention_mask if attention_mask.dtype == torch.bool else attention_mask < 0
-    if not compiling and bool((~is_masked).triu(1).any()):
+    if attention_mask.dtype != torch.bool and not attention_mask.dtype.is_floating_point:
+        raise ValueError(f"A 4D attention mask must be boolean or additive, got {attention_mask.dtype}.")
+    if compiling:
+        return
+    seen = _seen(attention_mask)
+    if attention_mask.dtype != torch.bool and bool((seen & (attention_mask != 0)).any()):
+        raise ValueError("An additive 4D attention mask must be 0 where a key is seen, and very negative where not.")
+    if bool(seen.triu(1).any()):
         raise ValueError("A 4D attention mask lets a token see later ones: the loops' shift needs a causal mask.")
 
 
-def is_packed(position_ids, attention_mask, time: int) -> bool:
+def is_packed(position_ids, attention_mask, time: int, has_cache: bool) -> bool:
     """Whether the rows hold several documents. Raises ValueError if a mask is in the way of keeping them apart."""
-    if position_ids is None or time == 1 or torch.compiler.is_compiling():
+    if position_ids is None or time == 1:
         return False
+    if torch.compiler.is_compiling():  # a graph cannot look: without a cache, it serves packed rows as well
+        return attention_mask is None and not has_cache
+    steps = torch.diff(position_ids)
     if attention_mask is None:
-        return bool((torch.diff(position_ids) != 1).any())
-    is_token = attention_mask.to(position_ids.device) != 0
-    is_first = is_token.cumsum(dim=-1) <= 1
-    if bool(((position_ids == 0) & (is_token & ~is_first)[:, -time:]).any()):
+        return bool((steps != 1).any())
+    is_token = attention_mask[:, -time:].to(position_ids.device) != 0
+    if attention_mask.ndim == 2 and bool(((steps <= 0) & is_token[:, 1:] & is_token[:, :-1]).any()):
         raise ValueError("For packed documents pass `position_ids` that restart, without an `attention_mask`.")
     return False
 
 
-def packed_positions(cu_seq_lens: torch.Tensor, time: int) -> torch.Tensor:
-    """The positions (1, time) of documents whose first tokens stand at `cu_seq_lens[:-1]`."""
+def packed_positions(cu_seq_lens: torch.Tensor, position_ids: torch.Tensor | None, time: int) -> torch.Tensor:
+    """
+    The positions (1, time) of documents whose first tokens stand at `cu_seq_lens[:-1]`; `position_ids` if given.
+
+    Raises:
+        ValueError: if the given positions start documents elsewhere.
+    """
     tokens = torch.arange(time, device=cu_seq_lens.device)
-    return (tokens - cu_seq_lens[torch.bucketize(tokens, cu_seq_lens, right=True) - 1]).unsqueeze(0)
+    positions = (tokens - cu_seq_lens[torch.bucketize(tokens, cu_seq_lens, right=True) - 1]).unsqueeze(0)
+    if position_ids is None:
+        return positions
+    if not torch.compiler.is_compiling():
+        starts = (torch.diff(states) != 1 for states in (positions, position_ids.to(positions.device)))
+        if not torch.equal(*(start.expand(len(position_ids), -1) for start in starts)):
+            raise ValueError(
+                "`position_ids` and `cu_seq_lens_q` start documents at different places: pass one of them."
+            )
+    return position_ids

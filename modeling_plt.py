@@ -268,17 +268,17 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         if self.gradient_checkpointing and self.training:
             use_cache, past_key_values = False, None  # the layers would not fill it
         if past_key_values is not None:
-            check_cache(past_key_values, self.config, num_loops)
+            check_cache(past_key_values, self.config, num_loops, len(inputs_embeds), attention_mask is not None)
         time = inputs_embeds.shape[1]
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if position_ids is None and kwargs.get("cu_seq_lens_q") is not None:
-            position_ids = packed_positions(kwargs["cu_seq_lens_q"], time)
+        if kwargs.get("cu_seq_lens_q") is not None:
+            position_ids = packed_positions(kwargs["cu_seq_lens_q"], position_ids, time)
         is_prepared = isinstance(attention_mask, dict) and "global_mask" in attention_mask
         if is_prepared and position_ids is None:
             raise ValueError("A prepared mask does not say where the tokens stand: pass `position_ids` with it.")
         if num_loops > 1 and not is_prepared:
             check_mask(attention_mask, past_length, time, past_key_values is not None)
-            if is_packed(position_ids, attention_mask, time):
+            if is_packed(position_ids, attention_mask, time, past_key_values is not None):
                 if past_key_values is not None:
                     raise ValueError("Packed documents have no common cache: leave out `past_key_values`.")
                 use_cache = False  # with a cache the library's masks do not keep documents apart
@@ -309,6 +309,8 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         }
         if not together:
             block["position_ids"] = position_ids
+        if past_key_values is not None and layout.previous is not None:
+            past_key_values.layers[0].has_padding = True
         run = self._loops_together if together else self._loops_in_sequence
         loop_states = run(inputs_embeds, layout.previous, num_loops, block)
         return PLTModelOutputWithPast(
@@ -470,16 +472,19 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
             gates=outputs.gates,
         )
 
-    @staticmethod
-    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
+    def create_masks_for_generate(
+        self, config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs
+    ):
         """
         What `generate()` prepares ahead of a compiled step, see `prepare_mask`; `forward` takes it in place of a mask.
         """
-        return prepare_mask(config, inputs_embeds, attention_mask, position_ids, past_key_values)
+        # The decoder's attention kernel counts: see `with_num_loops`.
+        return prepare_mask(self.model.config, inputs_embeds, attention_mask, position_ids, past_key_values)
 
     def with_num_loops(self, num_loops: int) -> "IQuestPLTCoderForCausalLM":
         """
-        The same model with another number of loops by default; all weights are shared. One loop drafts for several:
+        The same model with another number of loops by default. Weights and attention kernel are shared. One loop drafts
+        for several:
 
         ```python
         >>> model.generate(**inputs, assistant_model=model.with_num_loops(1))
@@ -498,6 +503,11 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         """As the library's, which for `cache_implementation="quantized"` knows plain attention layers only."""
+        if "offloaded" in (generation_config.cache_implementation or "") and self.device.type == "cpu":
+            raise ValueError(
+                "An offloaded cache moves keys and values between an accelerator and the CPU, and this model is on the "
+                "CPU: leave out `cache_implementation`."
+            )
         is_quantized = generation_config.cache_implementation == "quantized" and generation_config.use_cache
         if not is_quantized or model_kwargs.get("past_key_values") is not None:
             return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
@@ -507,6 +517,11 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
 
     def _get_candidate_generator(self, *, model_kwargs, **kwargs):
         """As the library's, but a drafter does not inherit the loops asked for here: it has its own, or none."""
+        cache = model_kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:  # the library would feed the cached tokens once more
+            raise ValueError(
+                "Assisted generation must start from an empty cache: leave out `past_key_values`, or the drafter."
+            )
         assistant = kwargs.get("assistant_model")
         if assistant is not None and assistant is not self:
             model_kwargs = {k: v for k, v in model_kwargs.items() if k not in ("num_loops", "loop_schedule")}

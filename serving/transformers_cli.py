@@ -14,8 +14,8 @@
 """
 The `transformers` command for PLT models:
 
-    python -m iquest_plt.serving.transformers_cli serve checkpoints/small
-    python -m iquest_plt.serving.transformers_cli chat checkpoints/small
+    python -m iquest_plt.serving.transformers_cli serve PATH --port 8000
+    python -m iquest_plt.serving.transformers_cli chat PATH http://localhost:8000/v1
 
 The command itself looks a model's class up among the library's own, and so finds no model that is defined elsewhere.
 """

@@ -218,8 +218,15 @@ def test_foreign_caches_are_refused(model):
 def test_caches_the_library_cannot_build_are_refused(model):
     with pytest.raises(ValueError, match="full attention layers"):
         QuantizedCache("quanto", model.config)  # `PLTCache(config, quantization=...)` is the one with loops
-    with pytest.raises(ValueError, match="Unknown cache quantization"):
-        PLTCache(model.config, quantization={"backend": "none"})
+    for quantization, message in (
+        ({"backend": "none"}, "Unknown cache quantization"),
+        ({"backend": "quanto", "nbit": 4}, "does not take these options"),
+        ("quanto", "must be a dict"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PLTCache(model.config, quantization=quantization)
+    with pytest.raises(ValueError, match="on the CPU"):
+        model.generate(tokens(1, 3), max_new_tokens=3, cache_implementation="offloaded", pad_token_id=0)
     llama = LlamaConfig(num_hidden_layers=3)
     for foreign in (StaticCache(llama, max_cache_len=9), DynamicCache(config=llama), ((torch.zeros(1),),)):
         with pytest.raises(ValueError, match="PLTCache"):
@@ -243,6 +250,23 @@ def test_padding_is_left_out_of_the_windows(model):
                 kept = getattr(layer, name)[:, row, :, columns]
                 assert torch.allclose(kept, getattr(expected, name)[:, 0], atol=1e-5)
         assert torch.allclose(cache.layers[0].carries[:, row], alone.layers[0].carries[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("cache_of", [PLTCache, lambda config: StaticCache(config, max_cache_len=TIME)])
+@torch.no_grad()
+def test_a_cache_wants_its_rows_and_its_mask(model, cache_of):
+    ids, mask = tokens(2, TIME), torch.ones(2, TIME, dtype=torch.long)
+    mask[0, :3] = 0
+    cache = cache_of(model.config)
+    model(ids[:, :5], attention_mask=mask[:, :5], past_key_values=cache)
+    for i in range(5, TIME - 1):  # the padding has left the windows, but not loop 0's keys
+        model(ids[:, i : i + 1], attention_mask=mask[:, : i + 1], past_key_values=cache)
+    with pytest.raises(ValueError, match="holds padding"):
+        model(ids[:, -1:], past_key_values=cache)
+    with pytest.raises(ValueError, match="2 rows, the new tokens 3"):
+        model(tokens(3, 1), attention_mask=torch.ones(3, TIME), past_key_values=cache)
+    logits = model(ids[:, -1:], attention_mask=mask, past_key_values=cache).logits
+    assert torch.allclose(logits, model(ids, attention_mask=mask).logits[:, -1:], atol=1e-4)
 
 
 @pytest.mark.parametrize("window", [0, WINDOW, 30])

@@ -112,6 +112,22 @@ def test_other_ways_to_decode_give_the_same_tokens(arguments):
 
 
 @torch.no_grad()
+def test_drafting_and_kept_caches():
+    """What drafting has filled can be gone on from; but drafting cannot start there, in Llama neither."""
+    model = tiny_model(initializer_range=0.3)
+    cache, ids = PLTCache(model.config), tokens(1, 9)
+    drafted = model.generate(
+        ids, max_new_tokens=20, past_key_values=cache, assistant_model=model.with_num_loops(1), **GREEDY
+    )
+    text = torch.cat([drafted, tokens(1, 4)], dim=1)
+    kept = model.generate(text, max_new_tokens=20, past_key_values=cache, **GREEDY)
+    assert torch.equal(kept, model.generate(text, max_new_tokens=20, **GREEDY))
+    for drafter in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": model.with_num_loops(1)}):
+        with pytest.raises(ValueError, match="empty cache"):
+            model.generate(kept, max_new_tokens=20, past_key_values=cache, **drafter, **GREEDY)
+
+
+@torch.no_grad()
 def test_beam_search_and_several_samples():
     model = tiny_model(initializer_range=0.3, plt_num_loops=3)
     ids, mask = tokens(2, 9), torch.ones(2, 9, dtype=torch.long)
@@ -278,3 +294,10 @@ def test_a_model_of_other_loops_shares_the_weights():
     assert not twin.training and twin.generation_config is not model.generation_config
     with pytest.raises(ValueError, match="`num_loops`"):
         model.with_num_loops(0)
+    model.set_attn_implementation("eager")  # shared as well: the twin must not prepare masks for another kernel
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[0, :4] = 0
+    arguments = {"attention_mask": mask, "max_new_tokens": 9, "cache_implementation": "static", **GREEDY}
+    assert torch.equal(
+        twin.generate(ids.repeat(2, 1), **arguments), model.generate(ids.repeat(2, 1), num_loops=1, **arguments)
+    )

@@ -166,7 +166,7 @@ def test_packed_documents_with_a_cache_are_refused(cache_of):
         model(tokens(1, 8), position_ids=positions, past_key_values=cache_of(model.config))
 
 
-@pytest.mark.parametrize("form", ["boolean", "additive"])
+@pytest.mark.parametrize("form", ["boolean", torch.finfo(torch.float32).min, float("-inf"), -1e4])
 @pytest.mark.parametrize("num_loops", [1, 2, 3])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @torch.no_grad()
@@ -183,8 +183,8 @@ def test_4d_masks_share_a_prompt_among_continuations(attention, num_loops, form)
         for place, column in enumerate(text):
             mask[column, text[:place]], positions[0, column] = True, place
     mask = mask[None, None]
-    if form == "additive":
-        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    if form != "boolean":
+        mask = torch.zeros(mask.shape).masked_fill(~mask, form)
     output = model(ids, attention_mask=mask, position_ids=positions, num_loops=num_loops)
     for text in texts:
         assert distance(output.logits[0, text], oracle(model, ids[0, text], num_loops)) < TOLERANCE
@@ -193,6 +193,42 @@ def test_4d_masks_share_a_prompt_among_continuations(attention, num_loops, form)
         with pytest.raises(ValueError, match="2D attention mask"):
             cache = PLTCache(model.config, num_loops)
             model(ids, attention_mask=mask, position_ids=positions, num_loops=num_loops, past_key_values=cache)
+
+
+@pytest.mark.parametrize("form", ["boolean", "additive"])
+@torch.no_grad()
+def test_4d_masks_of_separate_documents(form):
+    model = tiny_model(plt_num_loops=3)
+    ids, positions = tokens(2, 14), torch.tensor([[*range(9), *range(5)]])
+    mask = torch.ones(14, 14, dtype=torch.bool).tril()
+    mask[9:, :9] = False
+    mask = mask.expand(2, 1, 14, 14)
+    if form == "additive":
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -1e9)
+    logits = model(ids, attention_mask=mask, position_ids=positions).logits
+    for row, text in zip(logits, ids, strict=True):
+        for part in (slice(0, 9), slice(9, 14)):
+            assert distance(row[part], oracle(model, text[part])) < TOLERANCE
+    one = torch.ones(2, 1, 1, 1, dtype=torch.bool)
+    assert torch.allclose(model(ids[:, :1], attention_mask=one).logits, model(ids[:, :1]).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("packing", ["position_ids", "cu_seq_lens"])
+@torch.no_grad()
+def test_packed_documents_compiled(packing):
+    """Without a word on the cache: a graph cannot look at the positions, and so makes none."""
+    torch._dynamo.reset()
+    model = tiny_model(plt_num_loops=3)
+    ids = tokens(1, sum(LENGTHS))
+    cu_seq_lens = torch.tensor([0, *LENGTHS], dtype=torch.int32).cumsum(0)
+    arguments = {
+        "position_ids": {"position_ids": torch.cat([torch.arange(length) for length in LENGTHS])[None]},
+        "cu_seq_lens": {"cu_seq_lens_q": cu_seq_lens, "cu_seq_lens_k": cu_seq_lens},
+    }[packing]
+    output = torch.compile(model, fullgraph=True, backend="aot_eager")(ids, **arguments)
+    assert output.past_key_values is None
+    for document, logits in zip(ids[0].split(LENGTHS), output.logits[0].split(LENGTHS), strict=True):
+        assert distance(logits, oracle(model, document)) < TOLERANCE
 
 
 @torch.no_grad()
