@@ -108,6 +108,7 @@ class IQuestPLTCoderAttention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         global_mask: torch.Tensor | None,
         window_mask: torch.Tensor | None,
+        window_block: int | None,
         window_tokens: torch.Tensor | None,
         window_keep: torch.Tensor | None,
         past_key_values: Cache | None = None,
@@ -141,10 +142,13 @@ class IQuestPLTCoderAttention(nn.Module):
                 further = range(max(loops.start, 1), loops.stop)
                 layer = past_key_values.layers[self.layer_idx]
                 window = layer.update_window(further, *window, window_tokens, window_keep)
-            local_size = self.config.plt_window_size[0] + 1  # the library counts the token itself
-            local_output, window_weights = self._attend(
-                query[first:], *window, window_mask, sliding_window=local_size, **kwargs
-            )
+            if window_block is None:
+                local_size = self.config.plt_window_size[0] + 1  # the library counts the token itself
+                local_output, window_weights = self._attend(
+                    query[first:], *window, window_mask, sliding_window=local_size, **kwargs
+                )
+            else:
+                local_output = self._attend_in_blocks(query, *window, window_mask, window_block, **kwargs)
             gate_input = self.plt_gate.gate_norm(residual_NTD[first:]) if self.plt_gate.use_hidden_states else None
             gate_NTH = self.plt_gate(gate_input, query[first:])
             mixed = _mix(gate_NTH[..., None], output[first:], local_output)
@@ -182,6 +186,26 @@ class IQuestPLTCoderAttention(nn.Module):
             output = output.view(batch, time, kv_heads, loops, -1, head_dim).permute(3, 0, 1, 2, 4, 5)
             output = output.reshape(rows, time, heads, head_dim)
         return output, weights
+
+    def _attend_in_blocks(self, query_NHTC, key_NKSC, value_NKSC, mask, block: int, **kwargs):
+        """
+        The window branch in O(T · w), (N, T, H, C): blocks of queries, as rows of a batch, each with the keys it may
+        see. Blocks are counted from the last, so that fewer queries are the last of the same blocks.
+        """
+        rows, heads, time, head_dim = query_NHTC.shape
+        left, blocks = self.config.plt_window_size[0], -(-time // block)
+        front = blocks * block - time
+
+        def in_blocks(states, length, size):
+            """The last `length` columns in pieces of `size` that begin every `block`: (N · blocks, heads, size, C)."""
+            states = nn.functional.pad(states, (0, 0, max(length - states.shape[2], 0), 0))[:, :, -length:]
+            return states.unfold(2, size, block).permute(0, 2, 1, 4, 3).flatten(0, 1)
+
+        key, value = (in_blocks(states, blocks * block + left, block + left) for states in (key_NKSC, value_NKSC))
+        query = in_blocks(query_NHTC, blocks * block, block)
+        mask = mask[:, -blocks:].expand(rows, -1, -1, -1, -1).flatten(0, 1)
+        output, _ = self._attend(query, key, value, mask, **kwargs)
+        return output.reshape(rows, blocks * block, heads, head_dim)[:, front:]
 
 
 def _mix(gate, output_global, output_local):

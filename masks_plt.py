@@ -30,6 +30,7 @@ from .cache_plt import last_tokens
 
 
 MASKED = -1e3  # an additive mask is 0 where a key is seen, and far below this where not
+SMALLEST_BLOCK = 64  # queries: smaller blocks of the window branch only multiply the calls
 
 
 @dataclass
@@ -37,7 +38,9 @@ class BlockLayout:
     """
     Attributes:
         global_mask: the mask of attention to loop 0's keys, as the attention kernel wants it.
-        window_mask: the same for a loop's own window.
+        window_mask: the same for a loop's own window; of `window_block` queries each, (batch or 1, blocks, 1,
+            window_block, window_block + w), where that is given.
+        window_block: None, or into how many queries each the window branch is cut, for memory and time in O(T · w).
         window_tokens (batch, window + time): which keys of the window branch are tokens; None: all.
         window_keep (batch, <= w): the keys of the window branch that the cache keeps; None: the last.
         previous (batch, time + 1): for each new token, and the next one, where the token before it stands: 0 is the
@@ -46,6 +49,7 @@ class BlockLayout:
 
     global_mask: torch.Tensor | None
     window_mask: torch.Tensor | None = None
+    window_block: int | None = None
     window_tokens: torch.Tensor | None = None
     window_keep: torch.Tensor | None = None
     previous: torch.Tensor | None = None
@@ -87,12 +91,13 @@ def create_layout(
     cache: Cache | None,
     num_loops: int,
     looped_rows: int = 1,
+    in_blocks: bool = False,
 ) -> BlockLayout:
     """
     The layout of a block of new tokens. Of `inputs_embeds` (batch, time, any) only shape, dtype and device count.
     `attention_mask` is (batch, past + time), or what `prepare_mask` returns, or without a cache (batch, 1, time, time);
     without it `position_ids` that restart tell documents apart. `looped_rows` loops share one call of the window
-    branch: its mask gets as many rows a sequence.
+    branch: its mask gets as many rows a sequence. `in_blocks` lets the window branch be cut into blocks where it can.
     """
     batch, time = inputs_embeds.shape[:2]
     # Eager attention takes its softmax in float32, where the lowest float64 is -inf: a row all masked would be NaN.
@@ -134,6 +139,16 @@ def create_layout(
         if has_gaps:
             layout.window_keep = last_tokens(tokens, left)
 
+    in_blocks = in_blocks and config._attn_implementation in ("eager", "sdpa")  # others have windows, or forms, of own
+    if in_blocks and not has_gaps and time > left + 1:
+        segments = _segments(tokens, layout.previous, length, time, inputs_embeds.device)
+        layout.window_block = max(left, SMALLEST_BLOCK)
+        layout.window_mask = _block_mask(segments, time, left, layout.window_block)
+        if config._attn_implementation == "eager":
+            lowest = torch.finfo(inputs_embeds.dtype).min
+            layout.window_mask = torch.where(layout.window_mask, 0.0, lowest).to(inputs_embeds.dtype)
+        return layout
+
     arguments = {
         "config": config,
         "inputs_embeds": inputs_embeds,
@@ -157,6 +172,30 @@ def create_layout(
         arguments["config"].sliding_window = left + 1
         layout.window_mask = create_sliding_window_causal_mask(**arguments)
     return layout
+
+
+def _segments(tokens, previous, length: int, time: int, device) -> torch.Tensor:
+    """A number for each key of the window branch, (batch or 1, length + time), equal where one may see the other."""
+    if tokens is not None:  # padding sees padding, so that no row is all masked
+        return tokens.long()
+    if previous is not None:
+        return (previous[:, :-1] == 0).cumsum(dim=-1)
+    return torch.ones(1, length + time, dtype=torch.long, device=device)
+
+
+def _block_mask(segments: torch.Tensor, time: int, left: int, block: int) -> torch.Tensor:
+    """
+    Masks of the last `time` queries in blocks of `block`, counted from the last; (batch or 1, blocks, 1, block,
+    block + left). A block sees its own keys and the `left` before them. What is missing in front is a segment of its own.
+    """
+    blocks = -(-time // block)
+    needed = blocks * block + left
+    segments = nn.functional.pad(segments, (max(needed - segments.shape[1], 0), 0), value=-1)[:, -needed:]
+    keys = segments.unfold(1, block + left, block)
+    queries = segments[:, left:].unflatten(1, (blocks, block))
+    distance = torch.arange(block, device=keys.device)[:, None] + left - torch.arange(block + left, device=keys.device)
+    in_window = (distance >= 0) & (distance <= left)
+    return (in_window & (queries[..., None] == keys[:, :, None]))[:, :, None]
 
 
 def _layout_of_4d_mask(mask: torch.Tensor, left: int, looped_rows: int) -> BlockLayout:

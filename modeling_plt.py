@@ -291,7 +291,14 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         together = time == 1 and loop_schedule == "together" and not self._records(kwargs)
         looped_rows = num_loops - 1 if together else 1
         layout = create_layout(
-            self.config, inputs_embeds, attention_mask, position_ids, past_key_values, num_loops, looped_rows
+            self.config,
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            num_loops,
+            looped_rows,
+            in_blocks=not self._records(kwargs),
         )
         if position_ids is None:
             position_ids = (torch.arange(time, device=inputs_embeds.device) + past_length).unsqueeze(0)
@@ -302,6 +309,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             "position_embeddings": self.rotary_emb(inputs_embeds, position_ids),
             "global_mask": layout.global_mask,
             "window_mask": layout.window_mask,
+            "window_block": layout.window_block,
             "window_tokens": layout.window_tokens,
             "window_keep": layout.window_keep,
             "past_key_values": past_key_values,
