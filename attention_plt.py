@@ -113,20 +113,31 @@ class IQuestPLTCoderAttention(nn.Module):
         window_keep: torch.Tensor | None,
         past_key_values: Cache | None = None,
         is_last_loop: bool = False,
+        queries: int | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor | None, ...]:
         """
         Returns the output (N, T, D), what is recorded of the last loop (the attention weights of the global branch
         (B, H, T, S) and of the window branch (B, H, T, W) if the kernel gives them, the gate (B, H, T)), and loop 0's
-        keys and values (B, K, S, C), which later loops take as `key0_BKSC` and `value0_BKSC`.
+        keys and values (B, K, S, C), which later loops take as `key0_BKSC` and `value0_BKSC`. Of `hidden`, which may be
+        the end of a chunk, the last `queries` tokens are answered, all by default; `residual` is theirs.
         """
-        input_shape = hidden_NTD.shape[:-1]
-        batch = input_shape[0] // len(loops)
-        split_heads = (*input_shape, -1, self.head_dim)
-        query = self.q_proj(hidden_NTD).view(split_heads).transpose(1, 2)
-        key = self.k_proj(hidden_NTD).view(split_heads).transpose(1, 2)
-        value = self.v_proj(hidden_NTD).view(split_heads).transpose(1, 2)
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        rows, given = hidden_NTD.shape[:2]
+        queries = given if queries is None else queries
+        batch = rows // len(loops)
+
+        def heads(states, projection):
+            return projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+        query = heads(hidden_NTD[:, -queries:], self.q_proj)
+        key, value = heads(hidden_NTD, self.k_proj), heads(hidden_NTD, self.v_proj)
+        time = position_embeddings[0].shape[1]
+        if queries == time:
+            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        else:
+            query, _ = apply_rotary_pos_emb(query, query[:, :0], *(e[:, -queries:] for e in position_embeddings))
+            _, key = apply_rotary_pos_emb(key[:, :0], key, *(e[:, -given:] for e in position_embeddings))
+            global_mask = None if global_mask is None else global_mask[..., -queries:, :]
 
         if loops.start == 0:  # written before the block's other rows read it
             key0_BKSC, value0_BKSC = key[:batch], value[:batch]
@@ -142,6 +153,8 @@ class IQuestPLTCoderAttention(nn.Module):
                 further = range(max(loops.start, 1), loops.stop)
                 layer = past_key_values.layers[self.layer_idx]
                 window = layer.update_window(further, *window, window_tokens, window_keep)
+                if given < time:  # the keys before these do not join on to those in the cache
+                    window = tuple(states[..., -given:, :] for states in window)
             if window_block is None:
                 local_size = self.config.plt_window_size[0] + 1  # the library counts the token itself
                 local_output, window_weights = self._attend(
@@ -154,7 +167,7 @@ class IQuestPLTCoderAttention(nn.Module):
             mixed = _mix(gate_NTH[..., None], output[first:], local_output)
             output = torch.cat([output[:first], mixed]) if first else mixed
 
-        output = output.reshape(*input_shape, -1).contiguous()
+        output = output.reshape(rows, queries, -1).contiguous()
         recorded = (None, None, None)
         if is_last_loop:
             recorded = (weights, window_weights, None if gate_NTH is None else gate_NTH.transpose(1, 2))

@@ -55,20 +55,21 @@ class BlockLayout:
     previous: torch.Tensor | None = None
 
 
-class _WindowView:
-    """What the library's mask functions ask of a cache, answered for the windows of loops >= 1."""
+class _CacheView:
+    """What the library's mask functions ask of a cache: how many keys there are, and where the queries begin."""
 
     is_sliding = (True,)
 
-    def __init__(self, window_length: int, is_compileable: bool):
-        self.window_length = window_length
+    def __init__(self, keys: int, query_offset: int | torch.Tensor, is_compileable: bool = False):
+        self.keys = keys
+        self.query_offset = query_offset
         self.is_compileable = is_compileable
 
-    def get_query_offset(self, layer_idx: int = 0) -> int:
-        return self.window_length
+    def get_query_offset(self, layer_idx: int = 0) -> int | torch.Tensor:
+        return self.query_offset
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self.window_length + query_length, 0
+        return self.keys, 0
 
 
 def prepare_mask(config, inputs_embeds, attention_mask, position_ids, cache) -> dict[str, torch.Tensor | None]:
@@ -153,7 +154,7 @@ def create_layout(
         "config": config,
         "inputs_embeds": inputs_embeds,
         "attention_mask": tokens,
-        "past_key_values": None if cache is None else _WindowView(length, cache.is_compileable),
+        "past_key_values": None if cache is None else _CacheView(length + time, length, cache.is_compileable),
         "position_ids": position_ids if attention_mask is None else None,
     }
     if looped_rows > 1:
@@ -174,6 +175,17 @@ def create_layout(
     return layout
 
 
+def create_tail_mask(config, inputs_embeds, global_mask, cache: Cache | None, queries: int) -> torch.Tensor | None:
+    """The last `queries` rows of the global branch's mask; where that is None, those of a plain causal one."""
+    if global_mask is not None:
+        return global_mask[..., -queries:, :]
+    batch, time = inputs_embeds.shape[:2]
+    keys = time if cache is None else cache.get_mask_sizes(time, 0)[0]
+    past_length = 0 if cache is None else cache.get_seq_length()
+    view = _CacheView(keys, past_length + time - queries, cache is not None and cache.is_compileable)
+    return create_causal_mask(config, inputs_embeds.new_empty((batch, queries, 0)), None, view)
+
+
 def _segments(tokens, previous, length: int, time: int, device) -> torch.Tensor:
     """A number for each key of the window branch, (batch or 1, length + time), equal where one may see the other."""
     if tokens is not None:  # padding sees padding, so that no row is all masked
@@ -186,7 +198,7 @@ def _segments(tokens, previous, length: int, time: int, device) -> torch.Tensor:
 def _block_mask(segments: torch.Tensor, time: int, left: int, block: int) -> torch.Tensor:
     """
     Masks of the last `time` queries in blocks of `block`, counted from the last; (batch or 1, blocks, 1, block,
-    block + left). A block sees its own keys and the `left` before them. What is missing in front is a segment of its own.
+    block + left). A block sees its own keys and the `left` before them. What is missing in front is one more segment.
     """
     blocks = -(-time // block)
     needed = blocks * block + left

@@ -56,7 +56,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention_plt import IQuestPLTCoderAttention, IQuestPLTCoderGate
 from .cache_plt import PLTCache, check_cache, prepare_cache
 from .configuration_plt import IQuestPLTCoderConfig
-from .masks_plt import check_mask, create_layout, is_packed, packed_positions, prepare_mask
+from .masks_plt import check_mask, create_layout, create_tail_mask, is_packed, packed_positions, prepare_mask
 
 
 try:
@@ -112,10 +112,14 @@ class IQuestPLTCoderDecoderLayer(GradientCheckpointingLayer):
         key0_BKSC: torch.Tensor | None,
         value0_BKSC: torch.Tensor | None,
         is_last_loop: bool,
+        queries: int | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Returns the block (N, T, D), loop 0's keys and values, and the block again if it is to be recorded."""
-        residual = hidden_NTD
+        """
+        Returns the block (N, T, D), or what becomes of its last `queries` tokens, loop 0's keys and values, and the
+        block again if it is to be recorded.
+        """
+        residual = hidden_NTD if queries is None else hidden_NTD[:, -queries:]
         hidden_NTD, _, _, _, key0_BKSC, value0_BKSC = self.self_attn(
             self.input_layernorm(hidden_NTD),
             residual,
@@ -123,6 +127,7 @@ class IQuestPLTCoderDecoderLayer(GradientCheckpointingLayer):
             key0_BKSC,
             value0_BKSC,
             is_last_loop=is_last_loop,
+            queries=queries,
             **kwargs,
         )
         hidden_NTD = residual + hidden_NTD
@@ -237,6 +242,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         num_loops: int | None = None,
         loop_schedule: str = "together",
         output_loop_states: bool = False,
+        states_to_keep: int | None = None,
         **kwargs,
     ) -> PLTModelOutputWithPast:
         """
@@ -254,6 +260,8 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
                 `"sequence"` one after the other. The result is the same up to rounding. Several new tokens always go
                 in sequence, and so does a pass that records `output_hidden_states` or `output_attentions`.
             output_loop_states (`bool`): whether to return `loop_states`.
+            states_to_keep (`int`, *optional*): how many of the last positions the caller wants. Loops >= 1 then run
+                over the end of the chunk only, and `last_hidden_state` may have as few positions.
 
         Raises:
             ValueError: for a cache, mask or number of loops the model cannot serve.
@@ -319,8 +327,13 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             block["position_ids"] = position_ids
         if past_key_values is not None and layout.previous is not None:
             past_key_values.layers[0].has_padding = True
-        run = self._loops_together if together else self._loops_in_sequence
-        loop_states = run(inputs_embeds, layout.previous, num_loops, block)
+        if together:
+            loop_states = self._loops_together(inputs_embeds, layout.previous, num_loops, block)
+        else:
+            keeps_all = self._records(kwargs) or output_loop_states or layout.window_block is None
+            if keeps_all or (past_key_values is not None and past_key_values.is_recording_past(0)):
+                states_to_keep = None
+            loop_states = self._loops_in_sequence(inputs_embeds, layout.previous, num_loops, block, states_to_keep)
         return PLTModelOutputWithPast(
             last_hidden_state=loop_states[-1],
             past_key_values=past_key_values,
@@ -358,27 +371,59 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         return loop_states
 
     def _loops_in_sequence(
-        self, embeds_BTD: torch.Tensor, previous_BT: torch.Tensor | None, num_loops: int, block: dict
+        self,
+        embeds_BTD: torch.Tensor,
+        previous_BT: torch.Tensor | None,
+        num_loops: int,
+        block: dict,
+        states_to_keep: int | None = None,
     ) -> list[torch.Tensor]:
-        """Any number of tokens, one loop after the other: R blocks of B rows. Returns `H^r` for every loop."""
-        cache = block["past_key_values"]
+        """
+        Any number of tokens, one loop after the other: R blocks of B rows. Returns `H^r` for every loop, of the tokens
+        that what follows needs.
+        """
+        cache, time = block["past_key_values"], embeds_BTD.shape[1]
         carries = self._carries(cache, num_loops, embeds_BTD[:, :1])
+        lengths = self._needed_lengths(time, num_loops, states_to_keep or time)
+        fewer = [length for per_layer in lengths for length in per_layer[1:] if length < time]
+        tail_mask = (
+            create_tail_mask(self.config, embeds_BTD, block["global_mask"], cache, max(fewer)) if fewer else None
+        )
         shared = [(None, None)] * len(self.layers)
         loop_states, handed_on = [], []
-        for loop in range(num_loops):
+        for loop, (taken, *answered) in enumerate(lengths):
             loops = range(loop, loop + 1)
             hidden_BTD = embeds_BTD
             if loop > 0:
                 before = _states_before(carries[loop - 1], loop_states[-1].to(embeds_BTD.device), previous_BT)
-                hidden_BTD = self._loop_input(embeds_BTD, before[:, :-1])
+                hidden_BTD = self._loop_input(embeds_BTD[:, -taken:], before[:, -taken - 1 : -1])
                 if cache is not None:
                     handed_on.append(before[:, 1:])
             for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
-                hidden_BTD, *shared[index], _ = layer(hidden_BTD, loops, *shared[index], loop == num_loops - 1, **block)
+                queries = answered[index]
+                masks = {"global_mask": tail_mask} if queries < time else {}
+                hidden_BTD, *shared[index], _ = layer(
+                    hidden_BTD, loops, *shared[index], loop == num_loops - 1, queries, **{**block, **masks}
+                )
             loop_states += self._loop_states(hidden_BTD, loops, num_loops)
         if handed_on:
             cache.layers[0].update_carries(handed_on)
         return loop_states
+
+    def _needed_lengths(self, time: int, num_loops: int, states_to_keep: int) -> list[list[int]]:
+        """
+        How many of the last tokens each layer of each loop takes, and at last gives: (R, L + 1).
+
+        A token's state in a layer of loop r >= 1 rests on loop 0, whose keys are all there, on the window of the w
+        tokens before it in the layer below, and, at the bottom, on one token before it in the loop before. So the ends
+        of the loops are all that the end of the last one rests on. What the cache keeps lies within.
+        """
+        window, layers = self.config.plt_window_size[0], self.config.num_hidden_layers
+        lengths, needed = [], states_to_keep
+        for _ in range(num_loops - 1):
+            lengths.append([min(time, needed + window * (layers - layer)) for layer in range(layers + 1)])
+            needed = min(time, lengths[-1][0] + 1)
+        return [[time] * (layers + 1), *reversed(lengths)]
 
     def _loop_states(self, hidden_NTD: torch.Tensor, loops: range, num_loops: int) -> list[torch.Tensor]:
         """`H^r` (B, T, D) of each loop in the block: normed if it is fed back so, and always after the last loop."""
@@ -406,11 +451,16 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
 
 
 def _states_before(carry_B1D: torch.Tensor, states_BTD: torch.Tensor, previous_BT: torch.Tensor | None) -> torch.Tensor:
-    """The shift: for each token of a chunk, and for the next one, the state of the token before it: (B, T + 1, D)."""
+    """
+    The shift: for each token of a chunk, and for the next one, the state of the token before it, (B, T + 1, D). If the
+    states are those of the chunk's end, the first of them has none before it that is known, and counts as padding.
+    """
     states_BTD = torch.cat([carry_B1D, states_BTD], dim=1)
     if previous_BT is None:
         return states_BTD
-    index = previous_BT[..., None].expand(len(states_BTD), -1, states_BTD.shape[-1])
+    missing = previous_BT.shape[1] - states_BTD.shape[1]
+    index = (previous_BT[:, missing:] - missing).clamp(min=0)
+    index = index[..., None].expand(len(states_BTD), -1, states_BTD.shape[-1])
     return states_BTD.gather(1, index)
 
 
@@ -463,6 +513,7 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
             num_loops=self.config.check_num_loops(num_loops),  # not the decoder's: see `with_num_loops`
             loop_schedule=loop_schedule,
             output_loop_states=output_loop_states,
+            states_to_keep=logits_to_keep if isinstance(logits_to_keep, int) and labels is None else None,
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
