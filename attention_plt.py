@@ -129,7 +129,7 @@ class IQuestPLTCoderAttention(nn.Module):
         def heads(states, projection):
             return projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-        query = heads(hidden_NTD[:, -queries:], self.q_proj)
+        query = heads(hidden_NTD if queries == given else hidden_NTD[:, -queries:], self.q_proj)
         key, value = heads(hidden_NTD, self.k_proj), heads(hidden_NTD, self.v_proj)
         time = position_embeddings[0].shape[1]
         if queries == time:

@@ -119,7 +119,7 @@ class IQuestPLTCoderDecoderLayer(GradientCheckpointingLayer):
         Returns the block (N, T, D), or what becomes of its last `queries` tokens, loop 0's keys and values, and the
         block again if it is to be recorded.
         """
-        residual = hidden_NTD if queries is None else hidden_NTD[:, -queries:]
+        residual = hidden_NTD if queries in (None, hidden_NTD.shape[1]) else hidden_NTD[:, -queries:]
         hidden_NTD, _, _, _, key0_BKSC, value0_BKSC = self.self_attn(
             self.input_layernorm(hidden_NTD),
             residual,
