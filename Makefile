@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 ARGS ?=
+BENCH ?= decode
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -36,8 +37,8 @@ format: $(DEV)  ## mend style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(DEV)  ## time per token for 1 to 4 loops, together and in sequence
-	$(BIN)/python -m iquest_plt.benchmarks.decode $(ARGS)
+bench: $(DEV)  ## time per token for 1 to 4 loops; BENCH=prefill: time to the first token
+	$(BIN)/python -m iquest_plt.benchmarks.$(BENCH) $(ARGS)
 
 train: $(DEV)  ## train the small model; goes on where an earlier run stopped
 	$(BIN)/python -m iquest_plt.training.small $(ARGS)

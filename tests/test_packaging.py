@@ -163,9 +163,9 @@ def test_import_registers_the_model_type(where, tmp_path):
     assert output.split() == [b"iquest_plt.configuration_plt", b"iquest_plt.modeling_plt"]
 
 
-@pytest.fixture
-def checkpoint(tmp_path):
-    """A tiny checkpoint laid out as the shipped one: the code files are relative links to those at the root."""
+@pytest.fixture(params=["as saved", "as shipped"])
+def checkpoint(request, tmp_path):
+    """A tiny sharded checkpoint, with the copies of the code that saving made, or as shipped: with links to them."""
     config = IQuestPLTCoderConfig(
         vocab_size=64,
         hidden_size=32,
@@ -179,8 +179,11 @@ def checkpoint(tmp_path):
         eos_token_id=2,
     )
     path = tmp_path / "checkpoint"
-    IQuestPLTCoderForCausalLM(config).save_pretrained(path)
-    for name in REMOTE_CODE:  # saving has copied them
+    IQuestPLTCoderForCausalLM(config).save_pretrained(path, max_shard_size="20KB")
+    assert len(list(path.glob("model-*.safetensors"))) > 1
+    if request.param == "as saved":
+        return path
+    for name in REMOTE_CODE:
         (path / name).unlink()
         (path / name).symlink_to(os.path.relpath(ROOT / name, path.resolve()))
     on_disk = json.loads((path / "config.json").read_text())
@@ -199,14 +202,18 @@ def test_both_ways_to_load_give_the_same_logits(checkpoint, tmp_path):
         assert "iquest_plt" not in sys.modules
         with torch.no_grad():
             torch.save(model(torch.arange(3, 23)[None]).logits, out)
+        model.save_pretrained(sys.argv[1] + "-again")
     """
     run_python(code, checkpoint, tmp_path / "logits.pt", cwd=tmp_path)
+    again = checkpoint.with_name("checkpoint-again")  # saved without the package, and run without it
+    run_python(code, again, tmp_path / "logits-again.pt", cwd=tmp_path)
     model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
     assert type(model) is IQuestPLTCoderForCausalLM
     with torch.no_grad():
         logits = model(torch.arange(3, 23)[None]).logits
     assert logits.shape == (1, 20, 64) and logits.isfinite().all()
-    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits, rtol=0, atol=0)
+    for name in ("logits.pt", "logits-again.pt"):
+        torch.testing.assert_close(torch.load(tmp_path / name), logits, rtol=0, atol=0)
 
 
 # -- the wheel and the pinned versions -------------------------------------------------------------------------------
