@@ -331,7 +331,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             loop_states = self._loops_together(inputs_embeds, layout.previous, num_loops, block)
         else:
             keeps_all = self._records(kwargs) or output_loop_states or layout.window_block is None
-            if keeps_all or (past_key_values is not None and past_key_values.is_recording_past(0)):
+            if keeps_all or (past_key_values is not None and past_key_values.layers[0].record_past):
                 states_to_keep = None
             loop_states = self._loops_in_sequence(inputs_embeds, layout.previous, num_loops, block, states_to_keep)
         return PLTModelOutputWithPast(
