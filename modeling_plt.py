@@ -296,7 +296,8 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         if past_key_values is not None:
             prepare_cache(past_key_values, self.config, num_loops)
-        together = time == 1 and loop_schedule == "together" and not self._records(kwargs)
+        records = self._records(kwargs)
+        together = time == 1 and loop_schedule == "together" and not records
         looped_rows = num_loops - 1 if together else 1
         layout = create_layout(
             self.config,
@@ -306,7 +307,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             past_key_values,
             num_loops,
             looped_rows,
-            in_blocks=not self._records(kwargs),
+            in_blocks=not records,
         )
         if position_ids is None:
             position_ids = (torch.arange(time, device=inputs_embeds.device) + past_length).unsqueeze(0)
@@ -330,7 +331,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         if together:
             loop_states = self._loops_together(inputs_embeds, layout.previous, num_loops, block)
         else:
-            keeps_all = self._records(kwargs) or output_loop_states or layout.window_block is None
+            keeps_all = records or output_loop_states or layout.window_block is None
             if keeps_all or (past_key_values is not None and past_key_values.layers[0].record_past):
                 states_to_keep = None
             loop_states = self._loops_in_sequence(inputs_embeds, layout.previous, num_loops, block, states_to_keep)

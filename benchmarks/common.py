@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import LlamaConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoModelForCausalLM, LlamaConfig, StoppingCriteria, StoppingCriteriaList
 
 from ..configuration_plt import IQuestPLTCoderConfig
 
@@ -113,6 +113,13 @@ def environment(device: str) -> dict:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
+
+
+def build(config, arguments: argparse.Namespace):
+    """The model of `config` with random weights, as `--dtype`, `--attention` and `--device` say."""
+    dtype = getattr(torch, arguments.dtype)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=arguments.attention)
+    return model.eval().to(arguments.device)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

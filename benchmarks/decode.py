@@ -21,10 +21,9 @@ sequence, and the Llama of the same shape. Random weights; the runs alternate, a
 import argparse
 
 import torch
-from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from .common import add_common_arguments, decode_step_times, llama_config, median_ms, plt_config, report
+from .common import add_common_arguments, build, decode_step_times, llama_config, median_ms, plt_config, report
 
 
 def main() -> None:
@@ -42,13 +41,8 @@ def main() -> None:
     logging.set_verbosity_error()
     torch.manual_seed(0)
 
-    def build(config):
-        dtype = getattr(torch, arguments.dtype)
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=arguments.attention)
-        return model.eval().to(arguments.device)
-
-    plt = build(plt_config(arguments.hidden, arguments.layers))
-    llama = build(llama_config(arguments.hidden, arguments.layers))
+    plt = build(plt_config(arguments.hidden, arguments.layers), arguments)
+    llama = build(llama_config(arguments.hidden, arguments.layers), arguments)
     size = (arguments.batch, arguments.prompt)
     input_ids = torch.randint(plt.config.vocab_size, size, device=arguments.device)
 

@@ -22,10 +22,9 @@ import argparse
 import time
 
 import torch
-from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from .common import add_common_arguments, llama_config, median_ms, plt_config, report
+from .common import add_common_arguments, build, llama_config, median_ms, plt_config, report
 
 
 def time_to_first_token(model, input_ids: torch.Tensor, **kwargs) -> float:
@@ -52,13 +51,8 @@ def main() -> None:
     logging.set_verbosity_error()
     torch.manual_seed(0)
 
-    def build(config):
-        dtype = getattr(torch, arguments.dtype)
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=arguments.attention)
-        return model.eval().to(arguments.device)
-
-    plt = build(plt_config(arguments.hidden, arguments.layers))
-    runs = {("Llama", "all"): (build(llama_config(arguments.hidden, arguments.layers)), {})}
+    plt = build(plt_config(arguments.hidden, arguments.layers), arguments)
+    runs = {("Llama", "all"): (build(llama_config(arguments.hidden, arguments.layers), arguments), {})}
     for loops in arguments.loops:
         runs[loops, "the end"] = (plt, {"num_loops": loops})
         if loops > 1:  # asked for the states of every loop, every loop runs over every position
