@@ -58,22 +58,23 @@ class IQuestPLTCoderGate(nn.Module):
         return torch.sigmoid(logits_NTH)
 
 
-class _FoldedLoops:
+class _FoldedQueries:
     """
-    Stands for the attention module when the loops of a token count as further query heads of the same key/value head.
+    Stands for the attention module when the queries of one token, over loops and heads, share keys in another grouping.
 
-    The R queries of a token stand at one position and see the same keys. Folded into the head axis they are one query
-    of length 1, which every attention kernel serves without a mask among them and without repeating the keys.
+    They stand at one position and see the same keys. As rows of one query matrix per key/value head (eager, SDPA) they
+    read these keys once, in a matrix product; as further query heads (the other kernels, which would take rows for
+    positions) they are one query of length 1. Either way there is no mask among them, and no key is repeated.
     """
 
-    is_causal = True
+    is_causal = False
 
-    def __init__(self, attention: "IQuestPLTCoderAttention", num_loops: int):
+    def __init__(self, attention: "IQuestPLTCoderAttention", num_key_value_groups: int):
         self.config = attention.config
         self.layer_idx = attention.layer_idx
         self.training = attention.training
         self.modules = attention.modules
-        self.num_key_value_groups = attention.num_key_value_groups * num_loops
+        self.num_key_value_groups = num_key_value_groups
 
 
 class IQuestPLTCoderAttention(nn.Module):
@@ -175,16 +176,18 @@ class IQuestPLTCoderAttention(nn.Module):
 
     def _attend(self, query_NHTC, key_BKSC, value_BKSC, mask, **kwargs):
         """Causal attention of all rows to `key_BKSC`, (N, T, H, C), in one call whatever the number of loops."""
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        kernel = self.config._attn_implementation
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager_attention_forward)
         batch, kv_heads = key_BKSC.shape[:2]
         rows, heads, time, head_dim = query_NHTC.shape
         loops, module = rows // batch, self
-        if loops > 1:
-            module = _FoldedLoops(self, loops)
-            query_NHTC = query_NHTC.view(loops, batch, kv_heads, -1, time, head_dim).permute(1, 2, 0, 3, 4, 5)
-            query_NHTC = query_NHTC.reshape(batch, -1, time, head_dim)
+        # One loop under eager attention stays Llama to the bit. Under SDPA this is many times faster on a CPU.
+        as_rows = time == 1 and (kernel == "sdpa" or (kernel == "eager" and loops > 1))
+        is_folded = as_rows or loops > 1
+        if is_folded:
+            query_NHTC = query_NHTC.reshape(loops, batch, kv_heads, -1, head_dim).permute(1, 2, 0, 3, 4).flatten(2, 3)
+            module = _FoldedQueries(self, 1 if as_rows else query_NHTC.shape[2])
+            query_NHTC = query_NHTC if as_rows else query_NHTC.flatten(1, 2)[:, :, None]
         output, weights = attention(
             module,
             query_NHTC,
@@ -195,8 +198,9 @@ class IQuestPLTCoderAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        if loops > 1:
-            output = output.view(batch, time, kv_heads, loops, -1, head_dim).permute(3, 0, 1, 2, 4, 5)
+        if is_folded:
+            output = output.transpose(1, 2) if as_rows else output
+            output = output.reshape(batch, kv_heads, loops, -1, head_dim).permute(2, 0, 1, 3, 4)
             output = output.reshape(rows, time, heads, head_dim)
         return output, weights
 

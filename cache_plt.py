@@ -29,6 +29,7 @@ from transformers.cache_utils import Cache, DynamicLayer, HQQQuantizedLayer, Qua
 
 
 LAYER_TYPE = "parallel_loop_attention"
+ROOM = 256  # columns: how often a growing cache is copied, against what it may hold unused
 
 
 def last_tokens(is_token: torch.Tensor, count: int) -> torch.Tensor:
@@ -40,6 +41,27 @@ def _take_columns(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """`columns` (batch, n) of `states` (loops, batch, kv_heads, length, head_dim)."""
     index = columns[None, :, None, :, None].expand(*states.shape[:3], -1, states.shape[-1])
     return states.gather(-2, index)
+
+
+def _append(past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """
+    `past` with the columns of `new` (batch, kv_heads, time, head_dim) behind it, in place where there is room.
+
+    A column is written once, so no tensor handed out ever changes, as with `torch.cat`. The room belongs to the tensor
+    that ends where it begins, and passes to the longer one: of two caches that share a tensor, one has to copy.
+    """
+    length, total = past.shape[-2], past.shape[-2] + new.shape[-2]
+    capacity = past.__dict__.pop("capacity", 0)
+    if total <= capacity and (torch.is_inference_mode_enabled() or not past.is_inference()):
+        room = past.as_strided((*past.shape[:-2], capacity, past.shape[-1]), past.stride(), past.storage_offset())
+    else:
+        capacity = total + min(length, ROOM)
+        room = past.new_empty((*past.shape[:-2], capacity, past.shape[-1]))
+        room[..., :length, :] = past
+    room[..., length:total, :] = new
+    states = room[..., :total, :]
+    states.capacity = capacity
+    return states
 
 
 class LoopStates:
@@ -190,6 +212,14 @@ class PLTCacheLayer(LoopStates, DynamicLayer):
     """
 
     _layer_type = LAYER_TYPE
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """As the library's, but a step does not copy what is there, except every `ROOM` tokens."""
+        is_eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+        if not is_eager or self.get_seq_length() == 0 or type(self.keys) is not torch.Tensor:
+            return super().update(key_states, value_states, *args, **kwargs)
+        self.keys, self.values = _append(self.keys, key_states), _append(self.values, value_states)
+        return self.keys, self.values
 
     def activate_past_recording(self) -> None:
         """From here on windows and carries keep everything until `crop`, so that tokens can be rolled back."""
