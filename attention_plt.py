@@ -27,6 +27,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb, eager_attention_forward
 
 from .configuration_plt import IQuestPLTCoderConfig
+from .masks_plt import block_kernel
 
 
 class IQuestPLTCoderGate(nn.Module):
@@ -165,7 +166,8 @@ class IQuestPLTCoderAttention(nn.Module):
                 local_output = self._attend_in_blocks(query, *window, window_mask, window_block, **kwargs)
             gate_input = self.plt_gate.gate_norm(residual_NTD[first:]) if self.plt_gate.use_hidden_states else None
             gate_NTH = self.plt_gate(gate_input, query[first:])
-            mixed = _mix(gate_NTH[..., None], output[first:], local_output)
+            output_global = output[first:]
+            mixed = torch.lerp(local_output, output_global, gate_NTH[..., None].to(output_global.dtype))
             output = torch.cat([output[:first], mixed]) if first else mixed
 
         output = output.reshape(rows, queries, -1).contiguous()
@@ -174,20 +176,23 @@ class IQuestPLTCoderAttention(nn.Module):
             recorded = (weights, window_weights, None if gate_NTH is None else gate_NTH.transpose(1, 2))
         return self.o_proj(output), *recorded, key0_BKSC, value0_BKSC
 
-    def _attend(self, query_NHTC, key_BKSC, value_BKSC, mask, **kwargs):
-        """Causal attention of all rows to `key_BKSC`, (N, T, H, C), in one call whatever the number of loops."""
-        kernel = self.config._attn_implementation
+    def _attend(self, query_NHTC, key_BKSC, value_BKSC, mask, is_block: bool = False, **kwargs):
+        """
+        Causal attention of all rows to `key_BKSC`, (N, T, H, C), in one call whatever the number of loops. `is_block`:
+        the rows are blocks of queries, whose masks repeat for the heads that share keys.
+        """
+        kernel = block_kernel(self.config, query_NHTC.device) if is_block else self.config._attn_implementation
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager_attention_forward)
         batch, kv_heads = key_BKSC.shape[:2]
         rows, heads, time, head_dim = query_NHTC.shape
         loops, module = rows // batch, self
         # One loop under eager attention stays Llama to the bit. Under SDPA this is many times faster on a CPU.
-        as_rows = time == 1 and (kernel == "sdpa" or (kernel == "eager" and loops > 1))
+        as_rows = is_block or (time == 1 and (kernel == "sdpa" or (kernel == "eager" and loops > 1)))
         is_folded = as_rows or loops > 1
         if is_folded:
-            query_NHTC = query_NHTC.reshape(loops, batch, kv_heads, -1, head_dim).permute(1, 2, 0, 3, 4).flatten(2, 3)
-            module = _FoldedQueries(self, 1 if as_rows else query_NHTC.shape[2])
-            query_NHTC = query_NHTC if as_rows else query_NHTC.flatten(1, 2)[:, :, None]
+            query_NHTC = query_NHTC.reshape(loops, batch, kv_heads, -1, time, head_dim).permute(1, 2, 0, 3, 4, 5)
+            query_NHTC = query_NHTC.flatten(2, 4) if as_rows else query_NHTC.flatten(1, 3)
+            module = _FoldedQueries(self, 1 if as_rows else query_NHTC.shape[1] // kv_heads)
         output, weights = attention(
             module,
             query_NHTC,
@@ -200,7 +205,7 @@ class IQuestPLTCoderAttention(nn.Module):
         )
         if is_folded:
             output = output.transpose(1, 2) if as_rows else output
-            output = output.reshape(batch, kv_heads, loops, -1, head_dim).permute(2, 0, 1, 3, 4)
+            output = output.reshape(batch, kv_heads, loops, -1, time, head_dim).permute(2, 0, 4, 1, 3, 5)
             output = output.reshape(rows, time, heads, head_dim)
         return output, weights
 
@@ -221,12 +226,8 @@ class IQuestPLTCoderAttention(nn.Module):
         key, value = (in_blocks(states, blocks * block + left, block + left) for states in (key_NKSC, value_NKSC))
         query = in_blocks(query_NHTC, blocks * block, block)
         mask = mask[:, -blocks:].expand(rows, -1, -1, -1, -1).flatten(0, 1)
-        output, _ = self._attend(query, key, value, mask, **kwargs)
+        output, _ = self._attend(query, key, value, mask, is_block=True, **kwargs)
         return output.reshape(rows, blocks * block, heads, head_dim)[:, front:]
-
-
-def _mix(gate, output_global, output_local):
-    return gate * output_global + (1 - gate) * output_local
 
 
 __all__ = ["IQuestPLTCoderAttention", "IQuestPLTCoderGate"]

@@ -178,7 +178,7 @@ class LoopStates:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors held."""
+        """Bytes of all states held; the room a growing cache keeps for the next tokens, up to `ROOM`, is not counted."""
         tensors = (self.keys, self.values, *self._loop_tensors().values())
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
@@ -215,8 +215,9 @@ class PLTCacheLayer(LoopStates, DynamicLayer):
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """As the library's, but a step does not copy what is there, except every `ROOM` tokens."""
-        is_eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
-        if not is_eager or self.get_seq_length() == 0 or type(self.keys) is not torch.Tensor:
+        is_traced = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+        is_like_past = type(self.keys) is type(key_states) is torch.Tensor and self.keys.dtype == key_states.dtype
+        if is_traced or not is_like_past or self.get_seq_length() == 0:
             return super().update(key_states, value_states, *args, **kwargs)
         self.keys, self.values = _append(self.keys, key_states), _append(self.values, value_states)
         return self.keys, self.values
@@ -425,7 +426,7 @@ class PLTCache(Cache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors held."""
+        """Bytes of all states held, without the room for the next tokens."""
         return sum(layer.nbytes for layer in self.layers)
 
 

@@ -39,7 +39,7 @@ class BlockLayout:
     Attributes:
         global_mask: the mask of attention to loop 0's keys, as the attention kernel wants it.
         window_mask: the same for a loop's own window; of `window_block` queries each, (batch or 1, blocks, 1,
-            window_block, window_block + w), where that is given.
+            heads per key head * window_block, window_block + w), where that is given.
         window_block: None, or into how many queries each the window branch is cut, for memory and time in O(T · w).
         window_tokens (batch, window + time): which keys of the window branch are tokens; None: all.
         window_keep (batch, <= w): the keys of the window branch that the cache keeps; None: the last.
@@ -144,8 +144,9 @@ def create_layout(
     if in_blocks and not has_gaps and time > left + 1:
         segments = _segments(tokens, layout.previous, length, time, inputs_embeds.device)
         layout.window_block = max(left, SMALLEST_BLOCK)
-        layout.window_mask = _block_mask(segments, time, left, layout.window_block)
-        if config._attn_implementation == "eager":
+        heads_per_key = config.num_attention_heads // config.num_key_value_heads
+        layout.window_mask = _block_mask(segments, time, left, layout.window_block).repeat(1, 1, 1, heads_per_key, 1)
+        if block_kernel(config, inputs_embeds.device) == "eager":
             lowest = torch.finfo(inputs_embeds.dtype).min
             layout.window_mask = torch.where(layout.window_mask, 0.0, lowest).to(inputs_embeds.dtype)
         return layout
@@ -173,6 +174,11 @@ def create_layout(
         arguments["config"].sliding_window = left + 1
         layout.window_mask = create_sliding_window_causal_mask(**arguments)
     return layout
+
+
+def block_kernel(config, device: torch.device) -> str:
+    """The attention kernel for blocks of the window branch: so small that a CPU multiplies them faster as matrices."""
+    return "eager" if device.type == "cpu" else config._attn_implementation
 
 
 def create_tail_mask(config, inputs_embeds, global_mask, cache: Cache | None, queries: int) -> torch.Tensor | None:

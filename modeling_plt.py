@@ -403,9 +403,11 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
                 queries = answered[index]
                 masks = {"global_mask": tail_mask} if queries < time else {}
-                hidden_BTD, *shared[index], _ = layer(
-                    hidden_BTD, loops, *shared[index], loop == num_loops - 1, queries, **{**block, **masks}
+                is_last = loop == num_loops - 1
+                hidden_BTD, *key_value, _ = layer(
+                    hidden_BTD, loops, *shared[index], is_last, queries, **{**block, **masks}
                 )
+                shared[index] = None if is_last else key_value
             loop_states += self._loop_states(hidden_BTD, loops, num_loops)
         if handed_on:
             cache.layers[0].update_carries(handed_on)

@@ -14,6 +14,7 @@
 """What every benchmark shares: the machine's description, timing of `generate()`, and the report."""
 
 import argparse
+import ctypes
 import datetime
 import json
 import platform
@@ -21,6 +22,7 @@ import statistics
 import time
 from pathlib import Path
 
+import greenlet
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig, StoppingCriteria, StoppingCriteriaList
@@ -55,41 +57,73 @@ def shape(hidden_size: int, num_layers: int = 14, **overrides) -> dict:
 def plt_config(hidden_size: int, num_layers: int = 14, **overrides) -> IQuestPLTCoderConfig:
     """A PLT configuration of that shape with the released scales, window and gate."""
     plt = {"plt_emb_scale": 0.707, "plt_hidden_scale": 0.053, "plt_gate_use_hidden_states": True}
-    return IQuestPLTCoderConfig(**shape(hidden_size, num_layers), **{**plt, **overrides})
+    return IQuestPLTCoderConfig(**{**shape(hidden_size, num_layers), **plt, **overrides})
 
 
-def llama_config(hidden_size: int, num_layers: int = 14) -> LlamaConfig:
-    """The Llama of the same shape."""
-    rope = {"rope_type": "default", "rope_theta": 500000.0}
-    return LlamaConfig(**shape(hidden_size, num_layers), rms_norm_eps=1e-5, rope_parameters=rope)
+def llama_of(plt, arguments: argparse.Namespace):
+    """The Llama of the same shape: it shares the weights of `plt`, all but the gates."""
+    names = LlamaConfig().to_dict().keys() - {"architectures", "model_type", "transformers_version"}
+    config = LlamaConfig(**{name: value for name, value in plt.config.to_dict().items() if name in names})
+    with torch.device("meta"):
+        llama = build(config, arguments, device="meta")
+    llama.load_state_dict({k: v for k, v in plt.state_dict().items() if "plt_gate" not in k}, assign=True)
+    llama.model.rotary_emb = type(llama.model.rotary_emb)(config).to(arguments.device)
+    return llama
 
 
-class StepClock(StoppingCriteria):
-    """Stamps the time after every generated token; stops nothing."""
-
-    def __init__(self):
-        self.stamps: list[float] = []
+class _YieldTurn(StoppingCriteria):
+    """Hands control back to whoever started this generation, after every token; stops nothing."""
 
     def __call__(self, input_ids, scores, **kwargs):
-        if input_ids.is_cuda:
-            torch.cuda.synchronize()
-        self.stamps.append(time.perf_counter())
+        greenlet.getcurrent().parent.switch()
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
-def decode_step_times(model, input_ids: torch.Tensor, new_tokens: int, **model_kwargs) -> list[float]:
-    """Seconds of every decode step of a greedy `generate()`; the prompt and the two steps after it are left out."""
-    clock = StepClock()
-    model.generate(
-        input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        pad_token_id=0,
-        stopping_criteria=StoppingCriteriaList([clock]),
-        **model_kwargs,
-    )
-    return [after - before for before, after in zip(clock.stamps[2:], clock.stamps[3:], strict=False)]
+def decode_step_times(runs: dict, input_ids: torch.Tensor, new_tokens: int, warm_up: int = 3) -> dict[object, list]:
+    """
+    Seconds of every decode step of several greedy `generate()` calls that take turns, token by token, so that a machine
+    that slows down for a while slows all of them. `runs` maps names to (model, arguments of `generate()`). Prompts and
+    the first `warm_up` steps are left out.
+    """
+
+    def generation(model, arguments):
+        return greenlet.greenlet(
+            lambda: model.generate(
+                input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                max_new_tokens=warm_up + 1 + new_tokens,
+                do_sample=False,
+                pad_token_id=0,
+                stopping_criteria=StoppingCriteriaList([_YieldTurn()]),
+                **arguments,
+            )
+        )
+
+    generations = {name: generation(*run) for name, run in runs.items()}
+    times = {name: [] for name in runs}
+    for step in range(1 + warm_up + new_tokens):
+        for name, turn in generations.items():
+            seconds = timed(turn.switch, input_ids.device)
+            if step > warm_up:
+                times[name].append(seconds)
+    for turn in generations.values():
+        turn.throw()
+    return times
+
+
+def timed(function, device: torch.device | str, *args, **kwargs) -> float:
+    """Seconds that `function(*args, **kwargs)` takes."""
+    synchronize = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+    synchronize()
+    start = time.perf_counter()
+    function(*args, **kwargs)
+    synchronize()
+    return time.perf_counter() - start
+
+
+def median_ratio(times: list[float], base: list[float]) -> float:
+    """The median over rounds of one run's time over another's."""
+    return statistics.median(one / other for one, other in zip(times, base, strict=True))
 
 
 def median_ms(times: list[float]) -> float:
@@ -115,11 +149,43 @@ def environment(device: str) -> dict:
     }
 
 
-def build(config, arguments: argparse.Namespace):
+def build(config, arguments: argparse.Namespace, device: str | None = None):
     """The model of `config` with random weights, as `--dtype`, `--attention` and `--device` say."""
     dtype = getattr(torch, arguments.dtype)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=arguments.attention)
-    return model.eval().to(arguments.device)
+    return model.eval().to(device or arguments.device)
+
+
+def keep_freed_memory() -> None:
+    """
+    From here on glibc keeps what it has. By default it returns every large tensor to the system at once, and to map the
+    next one may take longer than to compute it, which says nothing of the model.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(ctypes.c_int(-4), ctypes.c_int(0))  # M_MMAP_MAX
+        libc.mallopt(ctypes.c_int(-1), ctypes.c_int(-1))  # M_TRIM_THRESHOLD
+
+
+def peak_memory(function, device: torch.device | str) -> int:
+    """
+    Bytes that `function()` needs at most beyond what the process holds before. On a CPU this needs Linux, and an
+    allocator that does not keep what is freed.
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    before = _memory_status("VmRSS")
+    function()
+    return max(_memory_status("VmHWM") - before, 0)
+
+
+def _memory_status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,9 +198,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def report(title: str, module: str, arguments: argparse.Namespace, columns: list[str], rows: list[list], data: dict):
     """Prints a Markdown table and, as the last line, everything as one JSON document; saves both with `--save`."""
     options = {k: v for k, v in vars(arguments).items() if k != "save"}
-    flags = " ".join(
-        f"--{k.replace('_', '-')} {' '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in options.items()
-    )
+    flags = " ".join(_flag(name, value) for name, value in options.items() if value is not False)
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
     document = {"benchmark": module, "options": options, "environment": environment(arguments.device), **data}
     table = [columns, ["---"] * len(columns), *[[str(cell) for cell in row] for row in rows]]
     lines = [f"# {title}", "", f"    python -m iquest_plt.benchmarks.{module} {flags}", ""]
@@ -147,3 +212,9 @@ def report(title: str, module: str, arguments: argparse.Namespace, columns: list
         stem = RESULTS / f"{document['environment']['date']}-{arguments.save}"
         stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
         stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _flag(name: str, value) -> str:
+    """How an option is written on a command line."""
+    values = value if isinstance(value, list) else [] if value is True else [value]
+    return " ".join([f"--{name.replace('_', '-')}", *map(str, values)])

@@ -13,7 +13,7 @@
 # limitations under the License.
 """
 What does one more loop cost at decode? Time per token through `generate()` for R loops run together, the same loops in
-sequence, and the Llama of the same shape. Random weights; the runs alternate, and medians are taken over all steps.
+sequence, and the Llama of the same shape. Random weights; the runs take turns token by token.
 
     python -m iquest_plt.benchmarks.decode --hidden 2048
 """
@@ -21,54 +21,82 @@ sequence, and the Llama of the same shape. Random weights; the runs alternate, a
 import argparse
 
 import torch
+from transformers import CompileConfig
 from transformers.utils import logging
 
-from .common import add_common_arguments, build, decode_step_times, llama_config, median_ms, plt_config, report
+from .common import (
+    add_common_arguments,
+    build,
+    decode_step_times,
+    llama_of,
+    median_ms,
+    median_ratio,
+    plt_config,
+    report,
+)
+
+
+COLUMNS = ["batch", "loops R", "schedule", "ms per token", "over R = 1", "over Llama"]
+
+
+def measure(plt, llama, arguments: argparse.Namespace, loops: list[int], sequence: bool, batch: int) -> list[dict]:
+    """Times `loops` of `plt`, together and, if `sequence`, in sequence, and `llama`; a dict for each, of `COLUMNS`."""
+    input_ids = torch.randint(plt.config.vocab_size, (batch, arguments.prompt), device=plt.device)
+    # One model serves all runs: it keeps a compiled graph for each number of loops.
+    options = {}
+    if arguments.compile:
+        torch._dynamo.config.cache_size_limit = 64
+        options["cache_implementation"] = "static"
+        options["compile_config"] = CompileConfig(
+            mode="reduce-overhead" if plt.device.type == "cuda" else "default", fullgraph=True
+        )
+        options["compile_config"]._compile_all_devices = True
+    runs = {("Llama", "-"): (llama, options)}
+    for num_loops in loops:
+        for schedule in ("together", "sequence") if num_loops > 1 and sequence else ("together",):
+            runs[num_loops, schedule] = (plt, {"num_loops": num_loops, "loop_schedule": schedule, **options})
+    times = decode_step_times(runs, input_ids, arguments.tokens)
+    return [
+        {
+            "batch": batch,
+            "loops": num_loops,
+            "schedule": schedule,
+            "ms_per_token": round(median_ms(seconds), 3),
+            "ratio": round(median_ratio(seconds, times[loops[0], "together"]), 3),
+            "ratio_llama": round(median_ratio(seconds, times["Llama", "-"]), 3),
+        }
+        for (num_loops, schedule), seconds in times.items()
+    ]
+
+
+def add_arguments(parser: argparse.ArgumentParser, tokens: int) -> None:
+    """What every measurement of decoding asks."""
+    parser.add_argument("--prompt", type=int, default=256, help="prompt length in tokens")
+    parser.add_argument("--tokens", type=int, default=tokens, help="tokens timed per run")
+    parser.add_argument("--attention", default="sdpa")
+    parser.add_argument("--compile", action="store_true", help="static cache and torch.compile")
+    add_common_arguments(parser)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=14)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--prompt", type=int, default=256, help="prompt length in tokens")
-    parser.add_argument("--tokens", type=int, default=24, help="tokens generated per run")
-    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--loops", type=int, nargs="+", default=[1, 2, 3, 4])
-    parser.add_argument("--attention", default="sdpa")
-    add_common_arguments(parser)
+    add_arguments(parser, tokens=40)
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     torch.manual_seed(0)
 
     plt = build(plt_config(arguments.hidden, arguments.layers), arguments)
-    llama = build(llama_config(arguments.hidden, arguments.layers), arguments)
-    size = (arguments.batch, arguments.prompt)
-    input_ids = torch.randint(plt.config.vocab_size, size, device=arguments.device)
-
-    runs = {("Llama", "-"): (llama, {})}
-    for loops in arguments.loops:
-        for schedule in ("together", "sequence") if loops > 1 else ("together",):
-            runs[loops, schedule] = (plt, {"num_loops": loops, "loop_schedule": schedule})
-    times = {run: [] for run in runs}
-    for repeat in range(arguments.repeats + 1):
-        for run, (model, kwargs) in runs.items():
-            steps = decode_step_times(model, input_ids, arguments.tokens, **kwargs)
-            if repeat:  # the first round warms up
-                times[run] += steps
-
-    medians = {run: median_ms(steps) for run, steps in times.items()}
-    base = medians[arguments.loops[0], "together"]
-    rows = [
-        [loops, schedule, f"{ms:.2f}", f"{ms / base:.3f}", f"{ms / medians['Llama', '-']:.3f}"]
-        for (loops, schedule), ms in medians.items()
-    ]
-    columns = ["loops R", "schedule", "ms per token", f"ratio to R={arguments.loops[0]}", "ratio to Llama"]
-    title = "What does one more loop cost at decode?"
-    results = [
-        dict(zip(("loops", "schedule", "ms_per_token", "ratio", "ratio_llama"), row, strict=True)) for row in rows
-    ]
-    report(title, "decode", arguments, columns, rows, {"parameters": plt.num_parameters(), "results": results})
+    llama = llama_of(plt, arguments)
+    results = []
+    for batch in arguments.batch:
+        results += measure(plt, llama, arguments, arguments.loops, not arguments.compile, batch)
+    rows = [list(result.values()) for result in results]
+    data = {"parameters": plt.num_parameters(), "results": results}
+    report("What does one more loop cost at decode?", "decode", arguments, COLUMNS, rows, data)
 
 
 if __name__ == "__main__":

@@ -19,21 +19,21 @@ only, the same loops over all positions, and the Llama of the same shape. Random
 """
 
 import argparse
-import time
+import functools
 
 import torch
 from transformers.utils import logging
 
-from .common import add_common_arguments, build, llama_config, median_ms, plt_config, report
-
-
-def time_to_first_token(model, input_ids: torch.Tensor, **kwargs) -> float:
-    """Seconds of the pass over a prompt, as `generate()` makes it."""
-    start = time.perf_counter()
-    model(input_ids, use_cache=True, logits_to_keep=1, **kwargs)
-    if input_ids.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+from .common import (
+    add_common_arguments,
+    build,
+    llama_of,
+    median_ms,
+    median_ratio,
+    plt_config,
+    report,
+    timed,
+)
 
 
 @torch.no_grad()
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=14)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192])
+    parser.add_argument("--longest-all", type=int, default=8192, help="longer prompts only run over the end")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--loops", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--attention", default="sdpa", choices=["eager", "sdpa"])
@@ -52,28 +53,36 @@ def main() -> None:
     torch.manual_seed(0)
 
     plt = build(plt_config(arguments.hidden, arguments.layers), arguments)
-    runs = {("Llama", "all"): (build(llama_config(arguments.hidden, arguments.layers), arguments), {})}
+    models = {("Llama", "all"): (llama_of(plt, arguments), {})}
     for loops in arguments.loops:
-        runs[loops, "the end"] = (plt, {"num_loops": loops})
+        models[loops, "the end"] = (plt, {"num_loops": loops})
         if loops > 1:  # asked for the states of every loop, every loop runs over every position
-            runs[loops, "all"] = (plt, {"num_loops": loops, "output_loop_states": True})
+            models[loops, "all"] = (plt, {"num_loops": loops, "output_loop_states": True})
 
-    rows, results = [], []
+    results = []
     for length in arguments.lengths:
         input_ids = torch.randint(plt.config.vocab_size, (arguments.batch, length), device=arguments.device)
+        runs = {
+            (loops, positions): functools.partial(model, input_ids, use_cache=True, logits_to_keep=1, **kwargs)
+            for (loops, positions), (model, kwargs) in models.items()
+            if loops == "Llama" or positions == "the end" or length <= arguments.longest_all
+        }
         times = {run: [] for run in runs}
-        for repeat in range(arguments.repeats + (length == arguments.lengths[0])):
-            for run, (model, kwargs) in runs.items():
-                seconds = time_to_first_token(model, input_ids, **kwargs)
-                if repeat or length != arguments.lengths[0]:  # the first round warms up
+        for repeat in range(-1, arguments.repeats):
+            for run, prompt in runs.items():
+                if repeat < 0 and length > arguments.lengths[0]:  # one length warms up for all
+                    continue
+                seconds = timed(prompt, arguments.device)
+                if repeat >= 0:
                     times[run].append(seconds)
-        medians = {run: median_ms(seconds) for run, seconds in times.items()}
-        base = medians[arguments.loops[0], "the end"]
-        for (loops, positions), ms in medians.items():
-            rows.append([length, loops, positions, f"{ms:.0f}", f"{ms / base:.2f}"])
-            names = ("length", "loops", "positions_of_further_loops", "ms", "ratio")
-            results.append(dict(zip(names, (length, loops, positions, ms, ms / base), strict=True)))
-    columns = ["prompt", "loops R", "loops ≥ 1 over", "ms to first token", f"ratio to R={arguments.loops[0]}"]
+        for (loops, positions), seconds in times.items():
+            result = {"length": length, "loops": loops, "positions_of_further_loops": positions}
+            result["ms"] = round(median_ms(seconds), 1)
+            result["ratio"] = round(median_ratio(seconds, times[arguments.loops[0], "the end"]), 3)
+            result["ratio_llama"] = round(median_ratio(seconds, times["Llama", "all"]), 3)
+            results.append(result)
+    columns = ["prompt", "loops R", "loops ≥ 1 over", "ms to first token", "over R = 1", "over Llama"]
+    rows = [list(result.values()) for result in results]
     data = {"parameters": plt.num_parameters(), "results": results}
     report("What does a prompt cost?", "prefill", arguments, columns, rows, data)
 

@@ -88,6 +88,61 @@ def test_costs_are_those_of_the_tensors(num_loops, dtype):
 
 
 @torch.no_grad()
+def test_a_step_does_not_copy_the_text(model):
+    """The shared part is moved when its room is used up, and what was handed out before never changes."""
+    cache = filled(model, tokens(2, TIME))
+    handed_out, places = [], set()
+    for step in range(40):
+        model(tokens(2, 1, seed=step), past_key_values=cache, num_loops=3)
+        for layer in cache.layers:
+            handed_out += [(states, states.clone()) for states in (layer.keys, layer.values)]
+        places.add(cache.layers[0].keys.data_ptr())
+    assert cache.get_seq_length() == TIME + 40
+    assert len(places) == 3  # moved to make room for the 13th, 26th and 52nd token
+    cache.activate_past_recording()
+    cache.crop(0)
+    model(tokens(2, 3), past_key_values=cache, num_loops=3)
+    cache.crop(-2)
+    model(tokens(2, 4, seed=1), past_key_values=cache, num_loops=3)
+    assert all(torch.equal(states, before) for states, before in handed_out)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+@torch.no_grad()
+def test_copies_of_a_cache_do_not_write_into_each_other(model, copied):
+    prompt, steps = tokens(1, TIME), [tokens(1, 5, seed=seed) for seed in (1, 2)]
+    cache = filled(model, prompt)
+    model(prompt[:, :1], past_key_values=cache, num_loops=3)  # now there is room
+    other = PLTCache(model.config, 3)
+    other.layers = [copied(layer) for layer in cache.layers]
+    for step in range(5):
+        for each, ids in zip((cache, other), steps, strict=True):
+            model(ids[:, step : step + 1], past_key_values=each, num_loops=3)
+    for each, ids in zip((cache, other), steps, strict=True):
+        assert_same(each, filled(model, torch.cat([prompt, prompt[:, :1], ids], dim=1)))
+
+
+def test_steps_with_and_without_gradients_and_inference_mode(model):
+    """A cache begun in one mode goes on in another; where gradients are wanted they reach every earlier token."""
+    ids = tokens(1, TIME + 6)
+    cache = PLTCache(model.config, 3)
+    modes = [torch.inference_mode, torch.no_grad, torch.inference_mode, torch.no_grad]
+    with torch.no_grad():
+        model(ids[:, :TIME], past_key_values=cache)
+    for step, mode in enumerate(modes, start=TIME):
+        with mode():
+            model(ids[:, step : step + 1], past_key_values=cache)
+    for step in range(TIME + 4, TIME + 6):
+        embeds = model.model.embed_tokens(ids[:, step : step + 1]).detach().requires_grad_()
+        model(inputs_embeds=embeds, past_key_values=cache)
+    assert cache.layers[0].keys.requires_grad
+    cache.layers[-1].keys[:, :, -1].sum().backward()
+    assert embeds.grad.abs().sum() > 0
+    with torch.no_grad():
+        assert_same(cache, filled(model, ids))
+
+
+@torch.no_grad()
 def test_two_loops_add_under_one_percent_at_8k_tokens():
     """LoopCoder-V2's proportions of window and length; measured on the tensors."""
     model = tiny_model(plt_window_size=[64, 0], max_position_embeddings=8192, num_hidden_layers=2)

@@ -1,0 +1,73 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+What does one more loop cost the released model? Time per token through `generate()` at the full size, 7.6B parameters,
+with random weights, and how much of the time is reading the weights once.
+
+    python -m iquest_plt.benchmarks.full_size
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from ..configuration_plt import IQuestPLTCoderConfig
+from .common import build, llama_of, report, timed
+from .decode import COLUMNS, add_arguments, measure
+
+
+def read_bandwidth(like: torch.Tensor, gigabytes: float = 1.0, repeats: int = 7) -> float:
+    """Bytes a second at which this device reads a matrix to multiply it with one vector; the best of a few."""
+    columns = 8192
+    rows = round(gigabytes * 1e9 / columns / like.element_size())
+    matrix, vector = like.new_zeros(rows, columns), like.new_zeros(1, columns)
+    seconds = min(timed(torch.nn.functional.linear, like.device, vector, matrix) for _ in range(repeats))
+    return matrix.nbytes / seconds
+
+
+def bytes_read_per_token(model) -> int:
+    """Bytes of all weights but the embedding, of which a token takes one row."""
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return weights - (0 if model.config.tie_word_embeddings else model.get_input_embeddings().weight.nbytes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=Path(__file__).parents[1], help="folder of config.json: LoopCoder-V2's")
+    parser.add_argument("--loops", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--sequence", action="store_true", help="the loops in sequence as well")
+    add_arguments(parser, tokens=20)
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()
+    torch.manual_seed(0)
+
+    config = IQuestPLTCoderConfig.from_pretrained(arguments.config, eos_token_id=None)
+    plt = build(config, arguments)
+    bandwidth, size = read_bandwidth(plt.lm_head.weight), bytes_read_per_token(plt)
+    with torch.no_grad():
+        results = measure(plt, llama_of(plt, arguments), arguments, arguments.loops, arguments.sequence, batch=1)
+    limit_ms = 1e3 * size / bandwidth
+    for result in results:
+        result["share_of_limit"] = round(limit_ms / result["ms_per_token"], 3)
+    data = {"parameters": plt.num_parameters(), "bytes_read_per_token": size, "bytes_per_second": round(bandwidth)}
+    rows = [list(result.values()) for result in results]
+    columns = [*COLUMNS, f"limit / time; the limit is {limit_ms:.1f} ms"]
+    title = "What does one more loop cost the released model?"
+    report(title, "full_size", arguments, columns, rows, {**data, "results": results})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+What memory does a text take? Bytes of the key/value cache of the released model for 1 to 4 loops, against a cache for
+every loop (what a looped model without shared keys needs) and the Llama of the same shape; and, at a small size, what a
+prompt needs at its peak.
+
+    python -m iquest_plt.benchmarks.memory --lengths 1024 32768 131072
+"""
+
+import argparse
+import functools
+from pathlib import Path
+
+import torch
+from transformers import DynamicCache
+from transformers.utils import logging
+
+from ..configuration_plt import IQuestPLTCoderConfig
+from .common import add_common_arguments, build, llama_of, peak_memory, plt_config, report
+
+
+def cache_bytes(config, length: int, num_loops: int, dtype: torch.dtype) -> int:
+    """Bytes of a PLT cache after a text of `length` tokens: real tensors, filled layer by layer as the model does."""
+    total = 0
+    for index in range(config.num_hidden_layers):
+        layer = DynamicCache(config=config).layers[index]
+        layer.set_num_loops(num_loops, config.plt_window_size[0])
+        states = torch.zeros(1, config.num_key_value_heads, length, config.head_dim, dtype=dtype)
+        layer.update(states, states)
+        for loop in range(1, num_loops):
+            layer.update_window(range(loop, loop + 1), states, states)
+        if index == 0 and num_loops > 1:
+            layer.update_carries([torch.zeros(1, length, config.hidden_size, dtype=dtype)] * (num_loops - 1))
+        total += layer.nbytes
+    return total
+
+
+def llama_cache_bytes(config, length: int, dtype: torch.dtype) -> int:
+    """The same of the library's cache for a Llama of this shape."""
+    states = torch.zeros(1, config.num_key_value_heads, length, config.head_dim, dtype=dtype)
+    total = 0
+    for _ in range(config.num_hidden_layers):
+        cache = DynamicCache()
+        cache.update(states, states, 0)
+        total += cache.layers[0].keys.nbytes + cache.layers[0].values.nbytes
+    return total
+
+
+def megabytes(size: int | None) -> str:
+    """For the table."""
+    return "-" if size is None else f"{size / 1e6:.1f}"
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=Path(__file__).parents[1], help="folder of config.json: LoopCoder-V2's")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 8192, 32768, 131072])
+    parser.add_argument("--loops", type=int, nargs="+", default=[1, 2, 3, 4])
+    parser.add_argument("--hidden", type=int, default=1024, help="of the model whose prompt is run")
+    parser.add_argument("--layers", type=int, default=2, help="of the model whose prompt is run")
+    parser.add_argument("--longest-prompt", type=int, default=32768, help="longer ones are not run")
+    parser.add_argument("--attention", default="sdpa")
+    add_common_arguments(parser)
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()
+    torch.manual_seed(0)
+
+    config = IQuestPLTCoderConfig.from_pretrained(arguments.config)
+    dtype = getattr(torch, arguments.dtype)
+    plt = build(plt_config(arguments.hidden, arguments.layers), arguments)
+    models = {"Llama": (llama_of(plt, arguments), {})}
+    models |= {loops: (plt, {"num_loops": loops}) for loops in arguments.loops}
+    results = []
+    for length in arguments.lengths:
+        llama = llama_cache_bytes(config, length, dtype)
+        input_ids = torch.randint(plt.config.vocab_size, (1, length), device=arguments.device)
+        for name, (model, kwargs) in models.items():
+            size, per_loop = llama, llama
+            if name != "Llama":
+                size, per_loop = cache_bytes(config, length, name, dtype), name * llama
+            result = {"length": length, "loops": name, "cache_bytes": size, "cache_bytes_of_a_cache_per_loop": per_loop}
+            result["ratio"] = round(size / llama, 5)
+            result["prompt_peak_bytes"] = None
+            if length <= arguments.longest_prompt:
+                prompt = functools.partial(model, input_ids, use_cache=True, logits_to_keep=1, **kwargs)
+                prompt()  # what is made once
+                result["prompt_peak_bytes"] = peak_memory(prompt, arguments.device)
+            results.append(result)
+    rows = [
+        [length, name, megabytes(size), megabytes(per_loop), ratio, megabytes(peak)]
+        for length, name, size, per_loop, ratio, peak in (result.values() for result in results)
+    ]
+    columns = ["tokens", "loops R", "cache MB", "a cache per loop, MB", "cache over Llama's", "prompt's peak, MB"]
+    report("What memory does a text take?", "memory", arguments, columns, rows, {"results": results})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Draws the README's pictures from the JSON of `benchmarks/results/`: the newest result of each name.
+
+    python -m iquest_plt.benchmarks.plot
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+
+from .common import RESULTS  # noqa: E402
+
+
+PICTURES = RESULTS.parents[1] / "docs"
+LOOPS = {1: "tab:gray", 2: "tab:blue", 3: "tab:green", 4: "tab:red"}
+
+
+def newest(name: str) -> dict:
+    """The newest result saved as `DATE-name.json`. Raises FileNotFoundError if there is none."""
+    paths = sorted(RESULTS.glob(f"????-??-??-{name}.json"))
+    if not paths:
+        raise FileNotFoundError(f"No result {name!r} in {RESULTS}: run the benchmark with `--save {name}`.")
+    return json.loads(paths[-1].read_text())
+
+
+def draw_decode(axes, result: dict) -> None:
+    """Time per token over R = 1, loops together and in sequence."""
+    for schedule, style in (("sequence", "s--"), ("together", "o-")):
+        rows = [row for row in result["results"] if row["loops"] == 1 or row["schedule"] == schedule]
+        axes.plot([row["loops"] for row in rows], [row["ratio"] for row in rows], style, label=f"loops in {schedule}")
+    axes.lines[1].set_label("loops together")
+    llama = next(row["ratio"] for row in result["results"] if row["loops"] == "Llama")
+    axes.axhline(llama, color="tab:gray", linestyle=":", label="Llama of the same shape")
+    axes.set(xlabel="loops R", ylabel="time per token over R = 1", xticks=[1, 2, 3, 4], ylim=(0, None))
+    parameters, options = result["parameters"] / 1e9, result["options"]
+    axes.set_title(f"hidden size {options['hidden']}, {parameters:.1f}B parameters, batch {options['batch'][0]}")
+
+
+def draw_prefill(axes, result: dict) -> None:
+    """Time to the first token over R = 1, against the length of the prompt."""
+    for loops, color in LOOPS.items():
+        for positions, style in (("all", "s--"), ("the end", "o-")):
+            rows = [
+                row
+                for row in result["results"]
+                if (row["loops"], row["positions_of_further_loops"]) == (loops, positions)
+            ]
+            if rows and loops > 1:
+                label = f"R = {loops}, further loops over {'all positions' if positions == 'all' else positions}"
+                x, y = zip(*((row["length"], row["ratio"]) for row in rows), strict=True)
+                axes.plot(x, y, style, color=color, label=label)
+    axes.axhline(1, color="tab:gray", linestyle=":")
+    axes.set_xscale("log", base=2)
+    lengths = sorted({row["length"] for row in result["results"]})
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.set(xlabel="tokens of the prompt", ylabel="time to the first token over R = 1", ylim=(0, None))
+    axes.set_title(f"hidden size {result['options']['hidden']}, {result['options']['layers']} layers")
+
+
+def draw_memory(axes, result: dict) -> None:
+    """Bytes of the cache against the length of the text."""
+    for loops, color in LOOPS.items():
+        rows = [row for row in result["results"] if row["loops"] == loops]
+        lengths = [row["length"] for row in rows]
+        if loops > 1:
+            gigabytes = [row["cache_bytes_of_a_cache_per_loop"] / 1e9 for row in rows]
+            axes.plot(lengths, gigabytes, "s--", color=color, label=f"R = {loops}, a cache per loop")
+        gigabytes = [row["cache_bytes"] / 1e9 for row in rows]
+        axes.plot(lengths, gigabytes, "o-", color=color, label=f"R = {loops}")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.set(xlabel="tokens", ylabel="cache, GB", title="LoopCoder-V2, bf16")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--machine", default="epyc-2-cores", help="the end of the results' names")
+    parser.add_argument("--out", type=Path, default=PICTURES)
+    arguments = parser.parse_args()
+    pictures = {
+        "decode": [(draw_decode, "decode-1024"), (draw_decode, "decode-2048")],
+        "prefill": [(draw_prefill, "prefill-1024")],
+        "memory": [(draw_memory, "memory")],
+    }
+    for picture, panels in pictures.items():
+        figure, all_axes = pyplot.subplots(1, len(panels), figsize=(5.5 * len(panels) + 1, 4), squeeze=False)
+        for axes, (draw, name) in zip(all_axes[0], panels, strict=True):
+            draw(axes, newest(f"{name}-{arguments.machine}"))
+            axes.grid(alpha=0.3)
+        all_axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
+        figure.tight_layout()
+        path = arguments.out / f"{picture}.png"
+        figure.savefig(path, dpi=110)
+        pyplot.close(figure)
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

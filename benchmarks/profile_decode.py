@@ -1,0 +1,93 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Where does a decode step spend its time? Milliseconds per token in each kind of operation, for R loops and for the Llama
+of the same shape, by PyTorch's profiler; what is left of the step is Python and dispatch.
+
+    python -m iquest_plt.benchmarks.profile_decode --hidden 2048
+"""
+
+import argparse
+import time
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import DynamicCache
+from transformers.utils import logging
+
+from .common import add_common_arguments, build, llama_of, plt_config, report
+
+
+KINDS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::addmv", "mkldnn_linear"),
+    "attention": ("scaled_dot_product", "softmax"),
+    "copies": ("aten::cat", "aten::copy_", "aten::clone", "aten::index", "aten::gather", "aten::fill_"),
+}
+
+
+def step_profile(model, prompt: torch.Tensor, steps: int, **kwargs) -> dict[str, float]:
+    """Milliseconds per decode step by kind of operation, and the `step` itself, measured without the profiler."""
+    cache = DynamicCache(config=model.config)
+    model(prompt, past_key_values=cache, logits_to_keep=1, **kwargs)
+
+    def run():
+        for _ in range(steps):
+            model(prompt[:, :1], past_key_values=cache, **kwargs)
+        if prompt.is_cuda:
+            torch.cuda.synchronize()
+
+    run()
+    start = time.perf_counter()
+    run()
+    spent = dict.fromkeys(["step", *KINDS, "other operations"], 0.0)
+    spent["step"] = 1e3 * (time.perf_counter() - start) / steps
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if prompt.is_cuda else [])]
+    with profile(activities=activities) as profiler:
+        run()
+    for event in profiler.key_averages():
+        names = (kind for kind, parts in KINDS.items() if any(part in event.key for part in parts))
+        microseconds = event.self_device_time_total if prompt.is_cuda else event.self_cpu_time_total
+        spent[next(names, "other operations")] += microseconds / 1e3 / steps
+    return spent
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--layers", type=int, default=14)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--prompt", type=int, default=256, help="prompt length in tokens")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--loops", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--attention", default="sdpa")
+    add_common_arguments(parser)
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()
+    torch.manual_seed(0)
+
+    plt = build(plt_config(arguments.hidden, arguments.layers), arguments)
+    prompt = torch.randint(plt.config.vocab_size, (arguments.batch, arguments.prompt), device=arguments.device)
+    runs = {"Llama": (llama_of(plt, arguments), {})} | {r: (plt, {"num_loops": r}) for r in arguments.loops}
+    results = []
+    for name, (model, kwargs) in runs.items():
+        spent = step_profile(model, prompt, arguments.steps, **kwargs)
+        results.append({"loops": name, **{kind: round(ms, 2) for kind, ms in spent.items()}})
+    rows = [list(result.values()) for result in results]
+    columns = ["loops R", *(f"{kind}, ms" for kind in list(results[0])[1:])]
+    report("Where does a decode step spend its time?", "profile_decode", arguments, columns, rows, {"results": results})
+
+
+if __name__ == "__main__":
+    main()

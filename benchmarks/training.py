@@ -1,0 +1,103 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+What does a training step cost? Time of a forward and backward pass and the memory it needs at its peak, for 1 to 4
+loops, with gradient checkpointing and without, and for the Llama of the same shape. Random weights and tokens; the runs
+take turns. Weights and gradients are there before, so the memory is that of the activations.
+
+    python -m iquest_plt.benchmarks.training --length 4096
+"""
+
+import argparse
+import functools
+import os
+
+import torch
+from transformers.utils import logging
+
+from .common import (
+    add_common_arguments,
+    build,
+    keep_freed_memory,
+    llama_of,
+    median_ms,
+    median_ratio,
+    peak_memory,
+    plt_config,
+    report,
+    timed,
+)
+
+
+def step(model, input_ids: torch.Tensor, **kwargs) -> None:
+    """One forward and backward pass; gradients add up."""
+    model(input_ids, labels=input_ids, use_cache=False, **kwargs).loss.backward()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=14)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--length", type=int, default=4096)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--loops", type=int, nargs="+", default=[1, 2, 3, 4])
+    parser.add_argument("--checkpointing", nargs="+", default=["off", "on"], choices=["off", "on"])
+    parser.add_argument("--attention", default="sdpa")
+    add_common_arguments(parser)
+    arguments = parser.parse_args()
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages, as long as nothing is allocated
+    logging.set_verbosity_error()
+    torch.manual_seed(0)
+
+    plt = build(plt_config(arguments.hidden, arguments.layers), arguments).train()
+    llama = llama_of(plt, arguments).train()
+    input_ids = torch.randint(plt.config.vocab_size, (arguments.batch, arguments.length), device=arguments.device)
+    kinds = [("Llama", llama, {})] + [(loops, plt, {"num_loops": loops}) for loops in arguments.loops]
+    runs = {(name, checkpointing): run for checkpointing in arguments.checkpointing for name, *run in kinds}
+
+    times, peaks = {run: [] for run in runs}, {}
+    for round_ in ["memory", "warm-up", *range(arguments.repeats)]:
+        if round_ == "warm-up":
+            keep_freed_memory()
+        for (name, checkpointing), (model, kwargs) in runs.items():
+            if checkpointing == "on":
+                model.gradient_checkpointing_enable()
+            else:
+                model.gradient_checkpointing_disable()
+            call = functools.partial(step, model, input_ids, **kwargs)
+            if round_ == "memory":
+                if model.lm_head.weight.grad is None:
+                    call()
+                peaks[name, checkpointing] = peak_memory(call, arguments.device)
+                continue
+            seconds = timed(call, arguments.device)
+            if round_ != "warm-up":
+                times[name, checkpointing].append(seconds)
+
+    results = []
+    for (name, checkpointing), seconds in times.items():
+        result = {"loops": name, "checkpointing": checkpointing, "ms_per_step": round(median_ms(seconds))}
+        result["ratio"] = round(median_ratio(seconds, times[arguments.loops[0], checkpointing]), 3)
+        result["ratio_llama"] = round(median_ratio(seconds, times["Llama", checkpointing]), 3)
+        result["peak_megabytes"] = round(peaks[name, checkpointing] / 1e6)
+        results.append(result)
+    columns = ["loops R", "checkpointing", "ms per step", "over R = 1", "over Llama", "peak MB"]
+    rows = [list(result.values()) for result in results]
+    data = {"parameters": plt.num_parameters(), "results": results}
+    report("What does a training step cost?", "training", arguments, columns, rows, data)
+
+
+if __name__ == "__main__":
+    main()
