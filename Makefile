@@ -37,7 +37,7 @@ format: $(DEV)  ## mend style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(DEV)  ## time per token for 1 to 4 loops; BENCH=prefill: time to the first token
+bench: $(DEV)  ## measure BENCH=decode, prefill, memory, training, full_size or profile_decode; plot draws them
 	$(BIN)/python -m iquest_plt.benchmarks.$(BENCH) $(ARGS)
 
 train: $(DEV)  ## train the small model; goes on where an earlier run stopped

@@ -178,7 +178,7 @@ class LoopStates:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all states held; the room a growing cache keeps for the next tokens, up to `ROOM`, is not counted."""
+        """Bytes of all states held, without the room that a growing cache keeps for the next tokens."""
         tensors = (self.keys, self.values, *self._loop_tensors().values())
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
@@ -426,7 +426,7 @@ class PLTCache(Cache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all states held, without the room for the next tokens."""
+        """Bytes of all states held, without the room that a growing cache keeps for the next tokens."""
         return sum(layer.nbytes for layer in self.layers)
 
 

@@ -104,23 +104,27 @@ def create_layout(
     # Eager attention takes its softmax in float32, where the lowest float64 is -inf: a row all masked would be NaN.
     dtype = torch.float32 if inputs_embeds.dtype == torch.float64 else inputs_embeds.dtype
     inputs_embeds = inputs_embeds.new_empty((batch, time, 0), dtype=dtype)
-    if num_loops > 1 and isinstance(attention_mask, torch.Tensor):
-        if attention_mask.ndim == 4:
-            return _layout_of_4d_mask(attention_mask, config.plt_window_size[0], looped_rows)
-        if _is_true(attention_mask.all()):
-            attention_mask = position_ids = None
+    if num_loops > 1 and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
+        return _layout_of_4d_mask(attention_mask, config.plt_window_size[0], looped_rows)
+    new = None
     if isinstance(attention_mask, dict):
         layout, new, position_ids = BlockLayout(attention_mask["global_mask"]), attention_mask["tokens"], None
+        if new is not None and _is_true(new.all()):
+            new = None
     else:
+        if num_loops > 1 and attention_mask is not None:
+            new = attention_mask[:, -time:].to(inputs_embeds.device).bool()
+            is_full, is_new_full = _are_true(attention_mask.all(), new.all())
+            if is_full:
+                attention_mask = position_ids = None
+            if is_new_full:
+                new = None
         layout = BlockLayout(
             create_causal_mask(config, inputs_embeds, attention_mask, cache, position_ids=position_ids)
         )
-        new = None if attention_mask is None else attention_mask[:, -time:].to(inputs_embeds.device).bool()
     if num_loops == 1:
         return layout
 
-    if new is not None and _is_true(new.all()):
-        new = None
     if new is not None:
         layout.previous = _previous_tokens(new)
     elif cache is None and attention_mask is None and position_ids is not None:
@@ -238,9 +242,19 @@ def _seen(mask: torch.Tensor) -> torch.Tensor:
     return mask if mask.dtype == torch.bool else mask > MASKED
 
 
+def _are_true(*conditions: torch.Tensor) -> list[bool]:
+    """
+    Which scalar tensors are known to be true, in one look at the device. While compiling none is, and the general case
+    is built.
+    """
+    if torch.compiler.is_compiling():
+        return [False] * len(conditions)
+    return torch.stack([condition.to(conditions[0].device) for condition in conditions]).tolist()
+
+
 def _is_true(condition: torch.Tensor) -> bool:
-    """Whether a scalar tensor is known to be true: while compiling nothing is, and the general case is built."""
-    return not torch.compiler.is_compiling() and bool(condition)
+    """The same of one."""
+    return _are_true(condition)[0]
 
 
 def _previous_tokens(is_token: torch.Tensor) -> torch.Tensor:

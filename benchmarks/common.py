@@ -31,6 +31,7 @@ from ..configuration_plt import IQuestPLTCoderConfig
 
 
 RESULTS = Path(__file__).parent / "results"
+RELEASED = Path(__file__).parents[1]  # holds the released `config.json`
 
 
 def shape(hidden_size: int, num_layers: int = 14, **overrides) -> dict:
@@ -198,8 +199,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def report(title: str, module: str, arguments: argparse.Namespace, columns: list[str], rows: list[list], data: dict):
     """Prints a Markdown table and, as the last line, everything as one JSON document; saves both with `--save`."""
     options = {k: v for k, v in vars(arguments).items() if k != "save"}
-    flags = " ".join(_flag(name, value) for name, value in options.items() if value is not False)
-    options = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    flags = " ".join(_flag(name, value) for name, value in options.items() if not (value is None or value is False))
     document = {"benchmark": module, "options": options, "environment": environment(arguments.device), **data}
     table = [columns, ["---"] * len(columns), *[[str(cell) for cell in row] for row in rows]]
     lines = [f"# {title}", "", f"    python -m iquest_plt.benchmarks.{module} {flags}", ""]

@@ -19,13 +19,12 @@ with random weights, and how much of the time is reading the weights once.
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 from transformers.utils import logging
 
 from ..configuration_plt import IQuestPLTCoderConfig
-from .common import build, llama_of, report, timed
+from .common import RELEASED, build, llama_of, report, timed
 from .decode import COLUMNS, add_arguments, measure
 
 
@@ -46,7 +45,7 @@ def bytes_read_per_token(model) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default=Path(__file__).parents[1], help="folder of config.json: LoopCoder-V2's")
+    parser.add_argument("--config", help="folder of a config.json; LoopCoder-V2's by default")
     parser.add_argument("--loops", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--sequence", action="store_true", help="the loops in sequence as well")
     add_arguments(parser, tokens=20)
@@ -54,7 +53,7 @@ def main() -> None:
     logging.set_verbosity_error()
     torch.manual_seed(0)
 
-    config = IQuestPLTCoderConfig.from_pretrained(arguments.config, eos_token_id=None)
+    config = IQuestPLTCoderConfig.from_pretrained(arguments.config or RELEASED, eos_token_id=None)
     plt = build(config, arguments)
     bandwidth, size = read_bandwidth(plt.lm_head.weight), bytes_read_per_token(plt)
     with torch.no_grad():

@@ -21,14 +21,13 @@ prompt needs at its peak.
 
 import argparse
 import functools
-from pathlib import Path
 
 import torch
 from transformers import DynamicCache
 from transformers.utils import logging
 
 from ..configuration_plt import IQuestPLTCoderConfig
-from .common import add_common_arguments, build, llama_of, peak_memory, plt_config, report
+from .common import RELEASED, add_common_arguments, build, llama_of, peak_memory, plt_config, report
 
 
 def cache_bytes(config, length: int, num_loops: int, dtype: torch.dtype) -> int:
@@ -66,7 +65,7 @@ def megabytes(size: int | None) -> str:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default=Path(__file__).parents[1], help="folder of config.json: LoopCoder-V2's")
+    parser.add_argument("--config", help="folder of a config.json; LoopCoder-V2's by default")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 8192, 32768, 131072])
     parser.add_argument("--loops", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--hidden", type=int, default=1024, help="of the model whose prompt is run")
@@ -78,7 +77,7 @@ def main() -> None:
     logging.set_verbosity_error()
     torch.manual_seed(0)
 
-    config = IQuestPLTCoderConfig.from_pretrained(arguments.config)
+    config = IQuestPLTCoderConfig.from_pretrained(arguments.config or RELEASED)
     dtype = getattr(torch, arguments.dtype)
     plt = build(plt_config(arguments.hidden, arguments.layers), arguments)
     models = {"Llama": (llama_of(plt, arguments), {})}

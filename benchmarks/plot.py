@@ -21,13 +21,9 @@ import argparse
 import json
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
-
-from .common import RESULTS  # noqa: E402
+from .common import RESULTS
 
 
 PICTURES = RESULTS.parents[1] / "docs"
@@ -103,7 +99,8 @@ def main() -> None:
         "memory": [(draw_memory, "memory")],
     }
     for picture, panels in pictures.items():
-        figure, all_axes = pyplot.subplots(1, len(panels), figsize=(5.5 * len(panels) + 1, 4), squeeze=False)
+        figure = Figure(figsize=(4 * len(panels) + 3, 4))
+        all_axes = figure.subplots(1, len(panels), squeeze=False)
         for axes, (draw, name) in zip(all_axes[0], panels, strict=True):
             draw(axes, newest(f"{name}-{arguments.machine}"))
             axes.grid(alpha=0.3)
@@ -111,7 +108,6 @@ def main() -> None:
         figure.tight_layout()
         path = arguments.out / f"{picture}.png"
         figure.savefig(path, dpi=110)
-        pyplot.close(figure)
         print(path)
 
 

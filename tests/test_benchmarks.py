@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Every benchmark runs, small, and says what it measured; the pictures are drawn from the results that are committed."""
+"""Every benchmark runs, small, and says what it measured; the pictures are drawn from the committed results."""
 
 import importlib
 import json

@@ -174,3 +174,23 @@ def test_offloaded_cache_layers():
         layer.prefetch()
     logits = model(ids[:, 9:], past_key_values=cache).logits
     assert torch.allclose(logits, model(ids).logits[:, 9:], atol=1e-5)
+
+
+@pytest.mark.parametrize("padding, looks", [(0, 1), (3, 3)])
+@torch.no_grad()
+def test_a_step_waits_for_the_device_about_as_often_as_llama(padding, looks, monkeypatch):
+    """Every number that Python reads from a tensor makes it wait. One is the library's own, with padding two."""
+    model = tiny_model(plt_num_loops=3)
+    ids, mask = tokens(2, 12), torch.ones(2, 12, dtype=torch.long)
+    mask[0, :padding] = 0
+    cache = PLTCache(model.config)
+    model(ids, attention_mask=mask, past_key_values=cache)
+    mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+    counted = []
+    for name in ("__bool__", "__int__", "__float__", "item", "tolist"):
+        read = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda tensor, read=read: counted.append(read) or read(tensor))
+    position_ids = (mask.cumsum(-1) - 1)[:, -1:]
+    model(ids[:, :1], attention_mask=mask, position_ids=position_ids, past_key_values=cache)
+    monkeypatch.undo()
+    assert len(counted) == looks
