@@ -27,7 +27,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb, eager_attention_forward
 
 from .configuration_plt import IQuestPLTCoderConfig
-from .masks_plt import block_kernel
 
 
 class IQuestPLTCoderGate(nn.Module):
@@ -61,11 +60,12 @@ class IQuestPLTCoderGate(nn.Module):
 
 class _FoldedQueries:
     """
-    Stands for the attention module when the queries of one token, over loops and heads, share keys in another grouping.
+    Stands for the attention module when queries that share keys, over loops and heads, are grouped in another way.
 
-    They stand at one position and see the same keys. As rows of one query matrix per key/value head (eager, SDPA) they
-    read these keys once, in a matrix product; as further query heads (the other kernels, which would take rows for
-    positions) they are one query of length 1. Either way there is no mask among them, and no key is repeated.
+    Those of one token stand at one position and see the same keys. As rows of one query matrix per key/value head
+    (eager, SDPA) they read these keys once, in a matrix product; as further query heads (the other kernels, which would
+    take rows for positions) they are one query of length 1. Either way no mask is needed among them, and no key is
+    repeated. The heads of a block of the window branch are rows as well, each with the block's mask.
     """
 
     is_causal = False
@@ -111,6 +111,7 @@ class IQuestPLTCoderAttention(nn.Module):
         global_mask: torch.Tensor | None,
         window_mask: torch.Tensor | None,
         window_block: int | None,
+        window_kernel: str | None,
         window_tokens: torch.Tensor | None,
         window_keep: torch.Tensor | None,
         past_key_values: Cache | None = None,
@@ -163,7 +164,9 @@ class IQuestPLTCoderAttention(nn.Module):
                     query[first:], *window, window_mask, sliding_window=local_size, **kwargs
                 )
             else:
-                local_output = self._attend_in_blocks(query, *window, window_mask, window_block, **kwargs)
+                local_output = self._attend_in_blocks(
+                    query, *window, window_mask, window_block, window_kernel, **kwargs
+                )
             gate_input = self.plt_gate.gate_norm(residual_NTD[first:]) if self.plt_gate.use_hidden_states else None
             gate_NTH = self.plt_gate(gate_input, query[first:])
             output_global = output[first:]
@@ -176,23 +179,25 @@ class IQuestPLTCoderAttention(nn.Module):
             recorded = (weights, window_weights, None if gate_NTH is None else gate_NTH.transpose(1, 2))
         return self.o_proj(output), *recorded, key0_BKSC, value0_BKSC
 
-    def _attend(self, query_NHTC, key_BKSC, value_BKSC, mask, is_block: bool = False, **kwargs):
+    def _attend(self, query_NHTC, key_BKSC, value_BKSC, mask, block_kernel: str | None = None, **kwargs):
         """
-        Causal attention of all rows to `key_BKSC`, (N, T, H, C), in one call whatever the number of loops. `is_block`:
-        the rows are blocks of queries, whose masks repeat for the heads that share keys.
+        Causal attention of all rows to `key_BKSC`, (N, T, H, C), in one call whatever the number of loops. With
+        `block_kernel` the rows are blocks of queries, whose masks repeat for the heads that share keys.
         """
-        kernel = block_kernel(self.config, query_NHTC.device) if is_block else self.config._attn_implementation
+        kernel = block_kernel or self.config._attn_implementation
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager_attention_forward)
         batch, kv_heads = key_BKSC.shape[:2]
         rows, heads, time, head_dim = query_NHTC.shape
         loops, module = rows // batch, self
         # One loop under eager attention stays Llama to the bit. Under SDPA this is many times faster on a CPU.
-        as_rows = is_block or (time == 1 and (kernel == "sdpa" or (kernel == "eager" and loops > 1)))
+        as_rows = block_kernel is not None or (time == 1 and (kernel == "sdpa" or (kernel == "eager" and loops > 1)))
         is_folded = as_rows or loops > 1
         if is_folded:
             query_NHTC = query_NHTC.reshape(loops, batch, kv_heads, -1, time, head_dim).permute(1, 2, 0, 3, 4, 5)
             query_NHTC = query_NHTC.flatten(2, 4) if as_rows else query_NHTC.flatten(1, 3)
             module = _FoldedQueries(self, 1 if as_rows else query_NHTC.shape[1] // kv_heads)
+        if as_rows:
+            kwargs["is_causal"] = False  # a caller's flag would take them for positions
         output, weights = attention(
             module,
             query_NHTC,
@@ -209,7 +214,7 @@ class IQuestPLTCoderAttention(nn.Module):
             output = output.reshape(rows, time, heads, head_dim)
         return output, weights
 
-    def _attend_in_blocks(self, query_NHTC, key_NKSC, value_NKSC, mask, block: int, **kwargs):
+    def _attend_in_blocks(self, query_NHTC, key_NKSC, value_NKSC, mask, block: int, kernel: str, **kwargs):
         """
         The window branch in O(T · w), (N, T, H, C): blocks of queries, as rows of a batch, each with the keys it may
         see. Blocks are counted from the last, so that fewer queries are the last of the same blocks.
@@ -226,7 +231,7 @@ class IQuestPLTCoderAttention(nn.Module):
         key, value = (in_blocks(states, blocks * block + left, block + left) for states in (key_NKSC, value_NKSC))
         query = in_blocks(query_NHTC, blocks * block, block)
         mask = mask[:, -blocks:].expand(rows, -1, -1, -1, -1).flatten(0, 1)
-        output, _ = self._attend(query, key, value, mask, is_block=True, **kwargs)
+        output, _ = self._attend(query, key, value, mask, block_kernel=kernel, **kwargs)
         return output.reshape(rows, blocks * block, heads, head_dim)[:, front:]
 
 

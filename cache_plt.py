@@ -43,16 +43,25 @@ def _take_columns(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     return states.gather(-2, index)
 
 
+def _is_alike(past: torch.Tensor, new: torch.Tensor) -> bool:
+    """Whether two plain tensors (batch, kv_heads, any, head_dim) differ in length alone."""
+    return (
+        type(past) is type(new) is torch.Tensor
+        and (past.dtype, past.device) == (new.dtype, new.device)
+        and (past.shape[:2], past.shape[3:]) == (new.shape[:2], new.shape[3:])
+    )
+
+
 def _append(past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """
     `past` with the columns of `new` (batch, kv_heads, time, head_dim) behind it, in place where there is room.
 
-    A column is written once, so no tensor handed out ever changes, as with `torch.cat`. The room belongs to the tensor
-    that ends where it begins, and passes to the longer one: of two caches that share a tensor, one has to copy.
+    A column is written once, so the values of a tensor handed out never change, as with `torch.cat`. The room belongs
+    to the one tensor that ends where it begins, and passes to the longer one: of two caches that share it, one copies.
     """
     length, total = past.shape[-2], past.shape[-2] + new.shape[-2]
-    capacity = past.__dict__.pop("capacity", 0)
-    if total <= capacity and (torch.is_inference_mode_enabled() or not past.is_inference()):
+    capacity, owner = past.__dict__.pop("room", (0, None))
+    if total <= capacity and owner == id(past) and (torch.is_inference_mode_enabled() or not past.is_inference()):
         room = past.as_strided((*past.shape[:-2], capacity, past.shape[-1]), past.stride(), past.storage_offset())
     else:
         capacity = total + min(length, ROOM)
@@ -60,7 +69,7 @@ def _append(past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         room[..., :length, :] = past
     room[..., length:total, :] = new
     states = room[..., :total, :]
-    states.capacity = capacity
+    states.room = capacity, id(states)
     return states
 
 
@@ -214,10 +223,12 @@ class PLTCacheLayer(LoopStates, DynamicLayer):
     _layer_type = LAYER_TYPE
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        """As the library's, but a step does not copy what is there, except every `ROOM` tokens."""
+        """
+        As the library's, but without gradients a step writes behind what is there, which is copied only as often as its
+        room of up to `ROOM` columns is used up. What it returns is a view of that room, not contiguous.
+        """
         is_traced = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-        is_like_past = type(self.keys) is type(key_states) is torch.Tensor and self.keys.dtype == key_states.dtype
-        if is_traced or not is_like_past or self.get_seq_length() == 0:
+        if is_traced or self.get_seq_length() == 0 or not _is_alike(self.keys, key_states):
             return super().update(key_states, value_states, *args, **kwargs)
         self.keys, self.values = _append(self.keys, key_states), _append(self.values, value_states)
         return self.keys, self.values
@@ -445,9 +456,12 @@ def check_cache(cache: Cache, config, num_loops: int, batch: int, has_mask: bool
         )
     for layer in layers:
         layer.check_num_loops(num_loops, config.plt_window_size[0])
-    if layers[0].carries is not None and layers[0].carries.shape[1] != batch:
+    keys, carries = layers[0].keys, layers[0].carries
+    rows = keys.shape[0] if carries is None and keys is not None and keys.numel() else batch
+    rows = rows if carries is None else carries.shape[1]
+    if rows != batch:
         raise ValueError(
-            f"This cache holds {layers[0].carries.shape[1]} rows, the new tokens {batch}. See "
+            f"This cache holds {rows} rows, the new tokens {batch}. See "
             "`cache.batch_repeat_interleave` and `cache.batch_select_indices`, or start a new cache."
         )
     if layers[0].has_padding and not has_mask:

@@ -41,6 +41,7 @@ class BlockLayout:
         window_mask: the same for a loop's own window; of `window_block` queries each, (batch or 1, blocks, 1,
             heads per key head * window_block, window_block + w), where that is given.
         window_block: None, or into how many queries each the window branch is cut, for memory and time in O(T · w).
+        window_kernel: the attention kernel of these blocks.
         window_tokens (batch, window + time): which keys of the window branch are tokens; None: all.
         window_keep (batch, <= w): the keys of the window branch that the cache keeps; None: the last.
         previous (batch, time + 1): for each new token, and the next one, where the token before it stands: 0 is the
@@ -50,6 +51,7 @@ class BlockLayout:
     global_mask: torch.Tensor | None
     window_mask: torch.Tensor | None = None
     window_block: int | None = None
+    window_kernel: str | None = None
     window_tokens: torch.Tensor | None = None
     window_keep: torch.Tensor | None = None
     previous: torch.Tensor | None = None
@@ -102,7 +104,8 @@ def create_layout(
     """
     batch, time = inputs_embeds.shape[:2]
     # Eager attention takes its softmax in float32, where the lowest float64 is -inf: a row all masked would be NaN.
-    dtype = torch.float32 if inputs_embeds.dtype == torch.float64 else inputs_embeds.dtype
+    model_dtype = inputs_embeds.dtype
+    dtype = torch.float32 if model_dtype == torch.float64 else model_dtype
     inputs_embeds = inputs_embeds.new_empty((batch, time, 0), dtype=dtype)
     if num_loops > 1 and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
         return _layout_of_4d_mask(attention_mask, config.plt_window_size[0], looped_rows)
@@ -150,7 +153,11 @@ def create_layout(
         layout.window_block = max(left, SMALLEST_BLOCK)
         heads_per_key = config.num_attention_heads // config.num_key_value_heads
         layout.window_mask = _block_mask(segments, time, left, layout.window_block).repeat(1, 1, 1, heads_per_key, 1)
-        if block_kernel(config, inputs_embeds.device) == "eager":
+        # Blocks are so small that a CPU multiplies them faster as matrices. Eager attention scales its scores after the
+        # product, and takes its softmax in float32: not for float16 and float64.
+        as_matrices = inputs_embeds.device.type == "cpu" and model_dtype in (torch.float32, torch.bfloat16)
+        layout.window_kernel = "eager" if as_matrices else config._attn_implementation
+        if layout.window_kernel == "eager":
             lowest = torch.finfo(inputs_embeds.dtype).min
             layout.window_mask = torch.where(layout.window_mask, 0.0, lowest).to(inputs_embeds.dtype)
         return layout
@@ -178,11 +185,6 @@ def create_layout(
         arguments["config"].sliding_window = left + 1
         layout.window_mask = create_sliding_window_causal_mask(**arguments)
     return layout
-
-
-def block_kernel(config, device: torch.device) -> str:
-    """The attention kernel for blocks of the window branch: so small that a CPU multiplies them faster as matrices."""
-    return "eager" if device.type == "cpu" else config._attn_implementation
 
 
 def create_tail_mask(config, inputs_embeds, global_mask, cache: Cache | None, queries: int) -> torch.Tensor | None:

@@ -319,6 +319,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             "global_mask": layout.global_mask,
             "window_mask": layout.window_mask,
             "window_block": layout.window_block,
+            "window_kernel": layout.window_kernel,
             "window_tokens": layout.window_tokens,
             "window_keep": layout.window_keep,
             "past_key_values": past_key_values,

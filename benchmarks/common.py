@@ -26,6 +26,7 @@ import greenlet
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig, StoppingCriteria, StoppingCriteriaList
+from transformers.utils import logging
 
 from ..configuration_plt import IQuestPLTCoderConfig
 
@@ -36,8 +37,8 @@ RELEASED = Path(__file__).parents[1]  # holds the released `config.json`
 
 def shape(hidden_size: int, num_layers: int = 14, **overrides) -> dict:
     """
-    A configuration's fields in the proportions of LoopCoder-V2: head_dim 128, five query heads per key/value head where
-    they divide, intermediate size 5.4 and vocabulary 15 times the hidden size.
+    A configuration's fields in the proportions of LoopCoder-V2: head_dim 128, intermediate size 5.4 and vocabulary 15
+    times the hidden size. Like there, about five query heads share a key/value head: 8 at 1024, 4 at 2048, 5 at 2560.
     """
     heads = max(1, hidden_size // 128)
     kv_heads = next(k for k in (heads // 5, heads // 4, heads // 2, 1) if k and heads % k == 0)
@@ -102,23 +103,28 @@ def decode_step_times(runs: dict, input_ids: torch.Tensor, new_tokens: int, warm
 
     generations = {name: generation(*run) for name, run in runs.items()}
     times = {name: [] for name in runs}
-    for step in range(1 + warm_up + new_tokens):
-        for name, turn in generations.items():
-            seconds = timed(turn.switch, input_ids.device)
-            if step > warm_up:
-                times[name].append(seconds)
-    for turn in generations.values():
-        turn.throw()
+    with torch.no_grad():  # each generation enters that within another, and leaves it as it found it
+        try:
+            for step in range(1 + warm_up + new_tokens):
+                for name, turn in generations.items():
+                    seconds = timed(turn.switch, input_ids.device)
+                    if step > warm_up:
+                        times[name].append(seconds)
+        finally:
+            for turn in generations.values():
+                turn.throw()
     return times
 
 
 def timed(function, device: torch.device | str, *args, **kwargs) -> float:
     """Seconds that `function(*args, **kwargs)` takes."""
-    synchronize = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
-    synchronize()
+    is_cuda = torch.device(device).type == "cuda"
+    if is_cuda:
+        torch.cuda.synchronize(device)
     start = time.perf_counter()
     function(*args, **kwargs)
-    synchronize()
+    if is_cuda:
+        torch.cuda.synchronize(device)
     return time.perf_counter() - start
 
 
@@ -134,8 +140,8 @@ def median_ms(times: list[float]) -> float:
 
 def environment(device: str) -> dict:
     """Device, threads and versions, as every report states them."""
-    if device == "cuda":
-        name = torch.cuda.get_device_name()
+    if torch.device(device).type == "cuda":
+        name = torch.cuda.get_device_name(device)
     else:
         cpuinfo = Path("/proc/cpuinfo")
         lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
@@ -174,10 +180,10 @@ def peak_memory(function, device: torch.device | str) -> int:
     allocator that does not keep what is freed.
     """
     if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         function()
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated(device) - before
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
     before = _memory_status("VmRSS")
     function()
@@ -196,6 +202,19 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save", metavar="NAME", help="also write benchmarks/results/DATE-NAME.md and .json")
 
 
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, checked, with random numbers seeded and the library's warnings off."""
+    arguments = parser.parse_args()
+    if arguments.loops[0] != 1:
+        parser.error("--loops must begin with 1: all others are compared with one loop.")
+    for name in ("tokens", "repeats", "steps"):
+        if getattr(arguments, name, 1) < 1:
+            parser.error(f"--{name} must be at least 1.")
+    logging.set_verbosity_error()
+    torch.manual_seed(0)
+    return arguments
+
+
 def report(title: str, module: str, arguments: argparse.Namespace, columns: list[str], rows: list[list], data: dict):
     """Prints a Markdown table and, as the last line, everything as one JSON document; saves both with `--save`."""
     options = {k: v for k, v in vars(arguments).items() if k != "save"}
@@ -210,8 +229,8 @@ def report(title: str, module: str, arguments: argparse.Namespace, columns: list
     if arguments.save:
         RESULTS.mkdir(exist_ok=True)
         stem = RESULTS / f"{document['environment']['date']}-{arguments.save}"
-        stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
-        stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+        stem.with_name(f"{stem.name}.md").write_text("\n".join(lines) + "\n")
+        stem.with_name(f"{stem.name}.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _flag(name: str, value) -> str:

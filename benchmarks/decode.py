@@ -22,7 +22,6 @@ import argparse
 
 import torch
 from transformers import CompileConfig
-from transformers.utils import logging
 
 from .common import (
     add_common_arguments,
@@ -31,6 +30,7 @@ from .common import (
     llama_of,
     median_ms,
     median_ratio,
+    parse,
     plt_config,
     report,
 )
@@ -52,8 +52,9 @@ def measure(plt, llama, arguments: argparse.Namespace, loops: list[int], sequenc
         )
         options["compile_config"]._compile_all_devices = True
     runs = {("Llama", "-"): (llama, options)}
+    schedules = ["together", "sequence"] if sequence and not arguments.compile else ["together"]
     for num_loops in loops:
-        for schedule in ("together", "sequence") if num_loops > 1 and sequence else ("together",):
+        for schedule in schedules if num_loops > 1 else schedules[:1]:
             runs[num_loops, schedule] = (plt, {"num_loops": num_loops, "loop_schedule": schedule, **options})
     times = decode_step_times(runs, input_ids, arguments.tokens)
     return [
@@ -85,15 +86,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--loops", type=int, nargs="+", default=[1, 2, 3, 4])
     add_arguments(parser, tokens=40)
-    arguments = parser.parse_args()
-    logging.set_verbosity_error()
-    torch.manual_seed(0)
+    arguments = parse(parser)
 
     plt = build(plt_config(arguments.hidden, arguments.layers), arguments)
     llama = llama_of(plt, arguments)
     results = []
     for batch in arguments.batch:
-        results += measure(plt, llama, arguments, arguments.loops, not arguments.compile, batch)
+        results += measure(plt, llama, arguments, arguments.loops, True, batch)
     rows = [list(result.values()) for result in results]
     data = {"parameters": plt.num_parameters(), "results": results}
     report("What does one more loop cost at decode?", "decode", arguments, COLUMNS, rows, data)

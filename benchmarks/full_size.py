@@ -21,10 +21,9 @@ with random weights, and how much of the time is reading the weights once.
 import argparse
 
 import torch
-from transformers.utils import logging
 
 from ..configuration_plt import IQuestPLTCoderConfig
-from .common import RELEASED, build, llama_of, report, timed
+from .common import RELEASED, build, llama_of, parse, report, timed
 from .decode import COLUMNS, add_arguments, measure
 
 
@@ -49,9 +48,7 @@ def main() -> None:
     parser.add_argument("--loops", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--sequence", action="store_true", help="the loops in sequence as well")
     add_arguments(parser, tokens=20)
-    arguments = parser.parse_args()
-    logging.set_verbosity_error()
-    torch.manual_seed(0)
+    arguments = parse(parser)
 
     config = IQuestPLTCoderConfig.from_pretrained(arguments.config or RELEASED, eos_token_id=None)
     plt = build(config, arguments)

@@ -30,25 +30,32 @@ PICTURES = RESULTS.parents[1] / "docs"
 LOOPS = {1: "tab:gray", 2: "tab:blue", 3: "tab:green", 4: "tab:red"}
 
 
-def newest(name: str) -> dict:
-    """The newest result saved as `DATE-name.json`. Raises FileNotFoundError if there is none."""
-    paths = sorted(RESULTS.glob(f"????-??-??-{name}.json"))
-    if not paths:
-        raise FileNotFoundError(f"No result {name!r} in {RESULTS}: run the benchmark with `--save {name}`.")
-    return json.loads(paths[-1].read_text())
+def newest(*names: str) -> dict:
+    """
+    The newest result saved as `DATE-name.json`; those of further names, of longer texts, behind it. Raises
+    FileNotFoundError if there is none.
+    """
+    documents = []
+    for name in names:
+        paths = sorted(RESULTS.glob(f"????-??-??-{name}.json"))
+        if not paths:
+            raise FileNotFoundError(f"No result {name!r} in {RESULTS}: run the benchmark with `--save {name}`.")
+        documents.append(json.loads(paths[-1].read_text()))
+    return documents[0] | {"results": [result for document in documents for result in document["results"]]}
 
 
 def draw_decode(axes, result: dict) -> None:
     """Time per token over R = 1, loops together and in sequence."""
-    for schedule, style in (("sequence", "s--"), ("together", "o-")):
-        rows = [row for row in result["results"] if row["loops"] == 1 or row["schedule"] == schedule]
-        axes.plot([row["loops"] for row in rows], [row["ratio"] for row in rows], style, label=f"loops in {schedule}")
-    axes.lines[1].set_label("loops together")
-    llama = next(row["ratio"] for row in result["results"] if row["loops"] == "Llama")
+    batch = result["options"]["batch"][0]
+    results = [row for row in result["results"] if row["batch"] == batch]
+    for schedule, style, label in (("sequence", "s--", "loops in sequence"), ("together", "o-", "loops together")):
+        rows = [row for row in results if row["loops"] == 1 or row["schedule"] == schedule]
+        axes.plot([row["loops"] for row in rows], [row["ratio"] for row in rows], style, label=label)
+    llama = next(row["ratio"] for row in results if row["loops"] == "Llama")
     axes.axhline(llama, color="tab:gray", linestyle=":", label="Llama of the same shape")
     axes.set(xlabel="loops R", ylabel="time per token over R = 1", xticks=[1, 2, 3, 4], ylim=(0, None))
     parameters, options = result["parameters"] / 1e9, result["options"]
-    axes.set_title(f"hidden size {options['hidden']}, {parameters:.1f}B parameters, batch {options['batch'][0]}")
+    axes.set_title(f"hidden size {options['hidden']}, {parameters:.1f}B parameters, batch {batch}")
 
 
 def draw_prefill(axes, result: dict) -> None:
@@ -94,15 +101,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=PICTURES)
     arguments = parser.parse_args()
     pictures = {
-        "decode": [(draw_decode, "decode-1024"), (draw_decode, "decode-2048")],
-        "prefill": [(draw_prefill, "prefill-1024")],
-        "memory": [(draw_memory, "memory")],
+        "decode": [(draw_decode, ["decode-1024"]), (draw_decode, ["decode-2048"])],
+        "prefill": [(draw_prefill, ["prefill-1024", "prefill-1024-32k"])],
+        "memory": [(draw_memory, ["memory"])],
     }
     for picture, panels in pictures.items():
         figure = Figure(figsize=(4 * len(panels) + 3, 4))
         all_axes = figure.subplots(1, len(panels), squeeze=False)
-        for axes, (draw, name) in zip(all_axes[0], panels, strict=True):
-            draw(axes, newest(f"{name}-{arguments.machine}"))
+        for axes, (draw, names) in zip(all_axes[0], panels, strict=True):
+            draw(axes, newest(*(f"{name}-{arguments.machine}" for name in names)))
             axes.grid(alpha=0.3)
         all_axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
         figure.tight_layout()

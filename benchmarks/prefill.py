@@ -22,7 +22,6 @@ import argparse
 import functools
 
 import torch
-from transformers.utils import logging
 
 from .common import (
     add_common_arguments,
@@ -30,6 +29,7 @@ from .common import (
     llama_of,
     median_ms,
     median_ratio,
+    parse,
     plt_config,
     report,
     timed,
@@ -48,9 +48,7 @@ def main() -> None:
     parser.add_argument("--loops", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--attention", default="sdpa", choices=["eager", "sdpa"])
     add_common_arguments(parser)
-    arguments = parser.parse_args()
-    logging.set_verbosity_error()
-    torch.manual_seed(0)
+    arguments = parse(parser)
 
     plt = build(plt_config(arguments.hidden, arguments.layers), arguments)
     models = {("Llama", "all"): (llama_of(plt, arguments), {})}
@@ -58,6 +56,10 @@ def main() -> None:
         models[loops, "the end"] = (plt, {"num_loops": loops})
         if loops > 1:  # asked for the states of every loop, every loop runs over every position
             models[loops, "all"] = (plt, {"num_loops": loops, "output_loop_states": True})
+
+    warm_up = torch.randint(plt.config.vocab_size, (arguments.batch, 256), device=arguments.device)
+    for model, kwargs in models.values():
+        model(warm_up, use_cache=True, logits_to_keep=1, **kwargs)
 
     results = []
     for length in arguments.lengths:
@@ -68,13 +70,9 @@ def main() -> None:
             if loops == "Llama" or positions == "the end" or length <= arguments.longest_all
         }
         times = {run: [] for run in runs}
-        for repeat in range(-1, arguments.repeats):
+        for _ in range(arguments.repeats):
             for run, prompt in runs.items():
-                if repeat < 0 and length > arguments.lengths[0]:  # one length warms up for all
-                    continue
-                seconds = timed(prompt, arguments.device)
-                if repeat >= 0:
-                    times[run].append(seconds)
+                times[run].append(timed(prompt, arguments.device))
         for (loops, positions), seconds in times.items():
             result = {"length": length, "loops": loops, "positions_of_further_loops": positions}
             result["ms"] = round(median_ms(seconds), 1)

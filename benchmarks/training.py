@@ -24,7 +24,6 @@ import functools
 import os
 
 import torch
-from transformers.utils import logging
 
 from .common import (
     add_common_arguments,
@@ -33,6 +32,7 @@ from .common import (
     llama_of,
     median_ms,
     median_ratio,
+    parse,
     peak_memory,
     plt_config,
     report,
@@ -56,10 +56,8 @@ def main() -> None:
     parser.add_argument("--checkpointing", nargs="+", default=["off", "on"], choices=["off", "on"])
     parser.add_argument("--attention", default="sdpa")
     add_common_arguments(parser)
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages, as long as nothing is allocated
-    logging.set_verbosity_error()
-    torch.manual_seed(0)
 
     plt = build(plt_config(arguments.hidden, arguments.layers), arguments).train()
     llama = llama_of(plt, arguments).train()
@@ -78,7 +76,7 @@ def main() -> None:
                 model.gradient_checkpointing_disable()
             call = functools.partial(step, model, input_ids, **kwargs)
             if round_ == "memory":
-                if model.lm_head.weight.grad is None:
+                if any(parameter.grad is None for parameter in model.parameters()):
                     call()
                 peaks[name, checkpointing] = peak_memory(call, arguments.device)
                 continue

@@ -19,6 +19,7 @@ import os
 import sys
 
 import pytest
+import torch
 from tiny import tiny_config
 
 from iquest_plt.benchmarks import common
@@ -62,7 +63,9 @@ def test_benchmark(name, monkeypatch, tmp_path, capsys):
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert document["benchmark"] == name
     assert [result["loops"] for result in document["results"]] == ROWS[name]
-    assert all(v > 0 for result in document["results"] for k, v in result.items() if "ratio" in k or "ms" in k)
+    measured = ("ratio", "ratio_llama", "ms_per_token", "ms", "ms_per_step", "cache_bytes", "step", "matrix products")
+    assert all(result[name] > 0 for result in document["results"] for name in measured if name in result)
+    assert torch.is_grad_enabled()
     (saved,) = (tmp_path / "results").glob("*-here.json")
     assert json.loads(saved.read_text()) == document
     table = saved.with_suffix(".md").read_text()

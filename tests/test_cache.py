@@ -107,7 +107,18 @@ def test_a_step_does_not_copy_the_text(model):
     assert all(torch.equal(states, before) for states, before in handed_out)
 
 
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def with_copied_tensors(layer):
+    """A copy of a tensor shares its memory."""
+    twin = copy.copy(layer)
+    twin.keys, twin.values = copy.copy(layer.keys), copy.copy(layer.values)
+    return twin
+
+
+def pickled(layer):
+    return pickle.loads(pickle.dumps(layer))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled, with_copied_tensors])
 @torch.no_grad()
 def test_copies_of_a_cache_do_not_write_into_each_other(model, copied):
     prompt, steps = tokens(1, TIME), [tokens(1, 5, seed=seed) for seed in (1, 2)]
@@ -120,6 +131,25 @@ def test_copies_of_a_cache_do_not_write_into_each_other(model, copied):
             model(ids[:, step : step + 1], past_key_values=each, num_loops=3)
     for each, ids in zip((cache, other), steps, strict=True):
         assert_same(each, filled(model, torch.cat([prompt, prompt[:, :1], ids], dim=1)))
+
+
+@pytest.mark.parametrize("num_loops", [1, 2])
+@torch.no_grad()
+def test_another_batch_size_is_refused(model, num_loops):
+    cache = filled(model, tokens(2, TIME), num_loops)
+    model(tokens(2, 1), past_key_values=cache, num_loops=num_loops)
+    with pytest.raises(ValueError, match="holds 2 rows, the new tokens 1"):
+        model(tokens(1, 1), past_key_values=cache, num_loops=num_loops)
+    assert [layer.get_seq_length() for layer in cache.layers] == [TIME + 1] * 3
+
+
+@pytest.mark.parametrize("num_loops", [1, 3])
+@torch.no_grad()
+def test_a_step_with_the_kernel_s_causal_flag(model, num_loops):
+    ids = tokens(1, TIME)
+    cache = filled(model, ids[:, :-1], num_loops)
+    step = model(ids[:, -1:], past_key_values=cache, num_loops=num_loops, is_causal=True)
+    assert torch.allclose(step.logits[:, -1], model(ids, num_loops=num_loops).logits[:, -1], atol=1e-5)
 
 
 def test_steps_with_and_without_gradients_and_inference_mode(model):

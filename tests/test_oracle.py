@@ -84,7 +84,7 @@ def llama_of(model) -> LlamaForCausalLM:
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @torch.no_grad()
-def test_one_loop_is_llama_bit_for_bit(attention):
+def test_one_loop_is_llama(attention):
     model = tiny_model(attention=attention, plt_num_loops=1)
     llama = llama_of(model)
     ids, mask = tokens(2, TIME), torch.ones(2, TIME, dtype=torch.long)
