@@ -32,6 +32,7 @@ from ..configuration_plt import IQuestPLTCoderConfig
 
 
 RESULTS = Path(__file__).parent / "results"
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's mallopt
 RELEASED = Path(__file__).parents[1]  # holds the released `config.json`
 
 
@@ -170,20 +171,23 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(ctypes.c_int(-4), ctypes.c_int(0))  # M_MMAP_MAX
-        libc.mallopt(ctypes.c_int(-1), ctypes.c_int(-1))  # M_TRIM_THRESHOLD
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def peak_memory(function, device: torch.device | str) -> int:
     """
-    Bytes that `function()` needs at most beyond what the process holds before. On a CPU this needs Linux, and an
-    allocator that does not keep what is freed.
+    Bytes that `function()` needs at most beyond what the process holds before. On a CPU this needs Linux and glibc,
+    which is told to return every tensor of a megabyte or more at once.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         function()
         return torch.cuda.max_memory_allocated(device) - before
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 2**20)
+    libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
     before = _memory_status("VmRSS")
     function()
