@@ -457,8 +457,11 @@ def check_cache(cache: Cache, config, num_loops: int, batch: int, has_mask: bool
     for layer in layers:
         layer.check_num_loops(num_loops, config.plt_window_size[0])
     keys, carries = layers[0].keys, layers[0].carries
-    rows = keys.shape[0] if carries is None and keys is not None and keys.numel() else batch
-    rows = rows if carries is None else carries.shape[1]
+    rows = batch
+    if carries is not None:
+        rows = carries.shape[1]
+    elif keys is not None and keys.numel():
+        rows = keys.shape[0]
     if rows != batch:
         raise ValueError(
             f"This cache holds {rows} rows, the new tokens {batch}. See "

@@ -36,7 +36,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's mallop
 RELEASED = Path(__file__).parents[1]  # holds the released `config.json`
 
 
-def shape(hidden_size: int, num_layers: int = 14, **overrides) -> dict:
+def _shape(hidden_size: int, num_layers: int) -> dict:
     """
     A configuration's fields in the proportions of LoopCoder-V2: head_dim 128, intermediate size 5.4 and vocabulary 15
     times the hidden size. Like there, about five query heads share a key/value head: 8 at 1024, 4 at 2048, 5 at 2560.
@@ -53,14 +53,13 @@ def shape(hidden_size: int, num_layers: int = 14, **overrides) -> dict:
         "vocab_size": 15 * hidden_size,
         "max_position_embeddings": 131072,
         "eos_token_id": None,
-        **overrides,
     }
 
 
-def plt_config(hidden_size: int, num_layers: int = 14, **overrides) -> IQuestPLTCoderConfig:
+def plt_config(hidden_size: int, num_layers: int) -> IQuestPLTCoderConfig:
     """A PLT configuration of that shape with the released scales, window and gate."""
     plt = {"plt_emb_scale": 0.707, "plt_hidden_scale": 0.053, "plt_gate_use_hidden_states": True}
-    return IQuestPLTCoderConfig(**{**shape(hidden_size, num_layers), **plt, **overrides})
+    return IQuestPLTCoderConfig(**_shape(hidden_size, num_layers), **plt)
 
 
 def llama_of(plt, arguments: argparse.Namespace):
@@ -129,9 +128,13 @@ def timed(function, device: torch.device | str, *args, **kwargs) -> float:
     return time.perf_counter() - start
 
 
-def median_ratio(times: list[float], base: list[float]) -> float:
-    """The median over rounds of one run's time over another's."""
-    return statistics.median(one / other for one, other in zip(times, base, strict=True))
+def ratios(times: list[float], one_loop: list[float], llama: list[float]) -> dict[str, float]:
+    """`ratio` to one loop and `ratio_llama`: medians over the rounds of a run's time over the other's."""
+    named = {"ratio": one_loop, "ratio_llama": llama}
+    return {
+        name: round(statistics.median(one / other for one, other in zip(times, base, strict=True)), 3)
+        for name, base in named.items()
+    }
 
 
 def median_ms(times: list[float]) -> float:
@@ -199,8 +202,16 @@ def _memory_status(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--device`, `--dtype`, `--save`."""
+def add_shape_arguments(parser: argparse.ArgumentParser, hidden: int, layers: int = 14) -> None:
+    """`--hidden` and `--layers`, of the random model."""
+    parser.add_argument("--hidden", type=int, default=hidden)
+    parser.add_argument("--layers", type=int, default=layers)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, loops: list[int], kernels: list[str] | None = None) -> None:
+    """`--loops`, `--attention` (one of `kernels` if given), `--device`, `--dtype`, `--save`."""
+    parser.add_argument("--loops", type=int, nargs="+", default=loops)
+    parser.add_argument("--attention", default="sdpa", choices=kernels)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--save", metavar="NAME", help="also write benchmarks/results/DATE-NAME.md and .json")

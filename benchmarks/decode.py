@@ -25,13 +25,14 @@ from transformers import CompileConfig
 
 from .common import (
     add_common_arguments,
+    add_shape_arguments,
     build,
     decode_step_times,
     llama_of,
     median_ms,
-    median_ratio,
     parse,
     plt_config,
+    ratios,
     report,
 )
 
@@ -39,8 +40,8 @@ from .common import (
 COLUMNS = ["batch", "loops R", "schedule", "ms per token", "over R = 1", "over Llama"]
 
 
-def measure(plt, llama, arguments: argparse.Namespace, loops: list[int], sequence: bool, batch: int) -> list[dict]:
-    """Times `loops` of `plt`, together and, if `sequence`, in sequence, and `llama`; a dict for each, of `COLUMNS`."""
+def measure(plt, llama, arguments: argparse.Namespace, sequence: bool, batch: int) -> list[dict]:
+    """Times `--loops` of `plt`, together and, if `sequence`, in sequence, and `llama`; of each, what `COLUMNS` name."""
     input_ids = torch.randint(plt.config.vocab_size, (batch, arguments.prompt), device=plt.device)
     # One model serves all runs: it keeps a compiled graph for each number of loops.
     options = {}
@@ -53,7 +54,7 @@ def measure(plt, llama, arguments: argparse.Namespace, loops: list[int], sequenc
         options["compile_config"]._compile_all_devices = True
     runs = {("Llama", "-"): (llama, options)}
     schedules = ["together", "sequence"] if sequence and not arguments.compile else ["together"]
-    for num_loops in loops:
+    for num_loops in arguments.loops:
         for schedule in schedules if num_loops > 1 else schedules[:1]:
             runs[num_loops, schedule] = (plt, {"num_loops": num_loops, "loop_schedule": schedule, **options})
     times = decode_step_times(runs, input_ids, arguments.tokens)
@@ -63,36 +64,32 @@ def measure(plt, llama, arguments: argparse.Namespace, loops: list[int], sequenc
             "loops": num_loops,
             "schedule": schedule,
             "ms_per_token": round(median_ms(seconds), 3),
-            "ratio": round(median_ratio(seconds, times[loops[0], "together"]), 3),
-            "ratio_llama": round(median_ratio(seconds, times["Llama", "-"]), 3),
+            **ratios(seconds, times[1, "together"], times["Llama", "-"]),
         }
         for (num_loops, schedule), seconds in times.items()
     ]
 
 
-def add_arguments(parser: argparse.ArgumentParser, tokens: int) -> None:
+def add_arguments(parser: argparse.ArgumentParser, loops: list[int], tokens: int) -> None:
     """What every measurement of decoding asks."""
     parser.add_argument("--prompt", type=int, default=256, help="prompt length in tokens")
     parser.add_argument("--tokens", type=int, default=tokens, help="tokens timed per run")
-    parser.add_argument("--attention", default="sdpa")
     parser.add_argument("--compile", action="store_true", help="static cache and torch.compile")
-    add_common_arguments(parser)
+    add_common_arguments(parser, loops)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=int, default=2048)
-    parser.add_argument("--layers", type=int, default=14)
+    add_shape_arguments(parser, hidden=2048)
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
-    parser.add_argument("--loops", type=int, nargs="+", default=[1, 2, 3, 4])
-    add_arguments(parser, tokens=40)
+    add_arguments(parser, loops=[1, 2, 3, 4], tokens=40)
     arguments = parse(parser)
 
     plt = build(plt_config(arguments.hidden, arguments.layers), arguments)
     llama = llama_of(plt, arguments)
     results = []
     for batch in arguments.batch:
-        results += measure(plt, llama, arguments, arguments.loops, True, batch)
+        results += measure(plt, llama, arguments, True, batch)
     rows = [list(result.values()) for result in results]
     data = {"parameters": plt.num_parameters(), "results": results}
     report("What does one more loop cost at decode?", "decode", arguments, COLUMNS, rows, data)

@@ -45,16 +45,15 @@ def bytes_read_per_token(model) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="folder of a config.json; LoopCoder-V2's by default")
-    parser.add_argument("--loops", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--sequence", action="store_true", help="the loops in sequence as well")
-    add_arguments(parser, tokens=20)
+    add_arguments(parser, loops=[1, 2, 4], tokens=20)
     arguments = parse(parser)
 
     config = IQuestPLTCoderConfig.from_pretrained(arguments.config or RELEASED, eos_token_id=None)
     plt = build(config, arguments)
     bandwidth, size = read_bandwidth(plt.lm_head.weight), bytes_read_per_token(plt)
     with torch.no_grad():
-        results = measure(plt, llama_of(plt, arguments), arguments, arguments.loops, arguments.sequence, batch=1)
+        results = measure(plt, llama_of(plt, arguments), arguments, arguments.sequence, batch=1)
     limit_ms = 1e3 * size / bandwidth
     for result in results:
         result["share_of_limit"] = round(limit_ms / result["ms_per_token"], 3)

@@ -66,12 +66,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="folder of a config.json; LoopCoder-V2's by default")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 8192, 32768, 131072])
-    parser.add_argument("--loops", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--hidden", type=int, default=1024, help="of the model whose prompt is run")
     parser.add_argument("--layers", type=int, default=2, help="of the model whose prompt is run")
     parser.add_argument("--longest-prompt", type=int, default=32768, help="longer ones are not run")
-    parser.add_argument("--attention", default="sdpa")
-    add_common_arguments(parser)
+    add_common_arguments(parser, loops=[1, 2, 3, 4])
     arguments = parse(parser)
 
     config = IQuestPLTCoderConfig.from_pretrained(arguments.config or RELEASED)

@@ -25,12 +25,13 @@ import torch
 
 from .common import (
     add_common_arguments,
+    add_shape_arguments,
     build,
     llama_of,
     median_ms,
-    median_ratio,
     parse,
     plt_config,
+    ratios,
     report,
     timed,
 )
@@ -39,15 +40,12 @@ from .common import (
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--layers", type=int, default=14)
+    add_shape_arguments(parser, hidden=1024)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192])
     parser.add_argument("--longest-all", type=int, default=8192, help="longer prompts only run over the end")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--loops", type=int, nargs="+", default=[1, 2, 3, 4])
-    parser.add_argument("--attention", default="sdpa", choices=["eager", "sdpa"])
-    add_common_arguments(parser)
+    add_common_arguments(parser, loops=[1, 2, 3, 4], kernels=["eager", "sdpa"])
     arguments = parse(parser)
 
     plt = build(plt_config(arguments.hidden, arguments.layers), arguments)
@@ -76,9 +74,7 @@ def main() -> None:
         for (loops, positions), seconds in times.items():
             result = {"length": length, "loops": loops, "positions_of_further_loops": positions}
             result["ms"] = round(median_ms(seconds), 1)
-            result["ratio"] = round(median_ratio(seconds, times[arguments.loops[0], "the end"]), 3)
-            result["ratio_llama"] = round(median_ratio(seconds, times["Llama", "all"]), 3)
-            results.append(result)
+            results.append(result | ratios(seconds, times[1, "the end"], times["Llama", "all"]))
     columns = ["prompt", "loops R", "loops ≥ 1 over", "ms to first token", "over R = 1", "over Llama"]
     rows = [list(result.values()) for result in results]
     data = {"parameters": plt.num_parameters(), "results": results}

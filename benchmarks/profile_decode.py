@@ -20,13 +20,12 @@ time of its own: the parts of small models may add up to more.
 """
 
 import argparse
-import time
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import DynamicCache
 
-from .common import add_common_arguments, build, llama_of, parse, plt_config, report
+from .common import add_common_arguments, add_shape_arguments, build, llama_of, parse, plt_config, report, timed
 
 
 KINDS = {
@@ -46,10 +45,9 @@ def step_profile(model, prompt: torch.Tensor, steps: int, **kwargs) -> dict[str,
             model(prompt[:, :1], past_key_values=cache, **kwargs)
 
     run()
-    start = time.perf_counter()
-    run()
+    seconds = timed(run, prompt.device)
     spent = dict.fromkeys(["step", *KINDS, "other operations"], 0.0)
-    spent["step"] = 1e3 * (time.perf_counter() - start) / steps
+    spent["step"] = 1e3 * seconds / steps
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         run()
     for event in profiler.key_averages():
@@ -61,14 +59,11 @@ def step_profile(model, prompt: torch.Tensor, steps: int, **kwargs) -> dict[str,
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=int, default=2048)
-    parser.add_argument("--layers", type=int, default=14)
+    add_shape_arguments(parser, hidden=2048)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--prompt", type=int, default=256, help="prompt length in tokens")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--loops", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--attention", default="sdpa")
-    add_common_arguments(parser)
+    add_common_arguments(parser, loops=[1, 2, 4])
     arguments = parse(parser)
     if arguments.device != "cpu":
         parser.error("this profiles a CPU: --device cpu")

@@ -27,14 +27,15 @@ import torch
 
 from .common import (
     add_common_arguments,
+    add_shape_arguments,
     build,
     keep_freed_memory,
     llama_of,
     median_ms,
-    median_ratio,
     parse,
     peak_memory,
     plt_config,
+    ratios,
     report,
     timed,
 )
@@ -47,15 +48,12 @@ def step(model, input_ids: torch.Tensor, **kwargs) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--layers", type=int, default=14)
+    add_shape_arguments(parser, hidden=1024)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--length", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--loops", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--checkpointing", nargs="+", default=["off", "on"], choices=["off", "on"])
-    parser.add_argument("--attention", default="sdpa")
-    add_common_arguments(parser)
+    add_common_arguments(parser, loops=[1, 2, 3, 4])
     arguments = parse(parser)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages, as long as nothing is allocated
 
@@ -87,8 +85,7 @@ def main() -> None:
     results = []
     for (name, checkpointing), seconds in times.items():
         result = {"loops": name, "checkpointing": checkpointing, "ms_per_step": round(median_ms(seconds))}
-        result["ratio"] = round(median_ratio(seconds, times[arguments.loops[0], checkpointing]), 3)
-        result["ratio_llama"] = round(median_ratio(seconds, times["Llama", checkpointing]), 3)
+        result |= ratios(seconds, times[1, checkpointing], times["Llama", checkpointing])
         result["peak_megabytes"] = round(peaks[name, checkpointing] / 1e6)
         results.append(result)
     columns = ["loops R", "checkpointing", "ms per step", "over R = 1", "over Llama", "peak MB"]
