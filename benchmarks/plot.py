@@ -27,13 +27,14 @@ from .common import RESULTS
 
 
 PICTURES = RESULTS.parents[1] / "docs"
+PREFILL = [f"prefill-1024{part}" for part in ("", "-three-loops", "-32k", "-32k-four-loops")]
 LOOPS = {1: "tab:gray", 2: "tab:blue", 3: "tab:green", 4: "tab:red"}
 
 
 def newest(*names: str) -> dict:
     """
-    The newest result saved as `DATE-name.json`; those of further names, of longer texts, behind it. Raises
-    FileNotFoundError if there is none.
+    The newest result saved as `DATE-name.json`; those of further names, of longer texts or other loops, behind it.
+    Raises FileNotFoundError if there is none.
     """
     documents = []
     for name in names:
@@ -102,7 +103,7 @@ def main() -> None:
     arguments = parser.parse_args()
     pictures = {
         "decode": [(draw_decode, ["decode-1024"]), (draw_decode, ["decode-2048"])],
-        "prefill": [(draw_prefill, ["prefill-1024", "prefill-1024-32k"])],
+        "prefill": [(draw_prefill, PREFILL)],
         "memory": [(draw_memory, ["memory"])],
     }
     for picture, panels in pictures.items():
