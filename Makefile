@@ -37,7 +37,7 @@ format: $(DEV)  ## mend style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(DEV)  ## measure BENCH=decode, prefill, memory, training, full_size or profile_decode; plot draws them
+bench: $(DEV)  ## measure BENCH=decode, prefill, memory, training, full_size, profile_decode or rehearsal; plot draws
 	$(BIN)/python -m iquest_plt.benchmarks.$(BENCH) $(ARGS)
 
 train: $(DEV)  ## train the small model; goes on where an earlier run stopped
@@ -59,7 +59,7 @@ $(RUNTIME): $(CONSTRAINTS) setup.cfg pyproject.toml
 	@touch $@
 
 $(DEV): $(RUNTIME)
-	$(PIP) install -q -c $(CONSTRAINTS) -e '.[serving,training,benchmarks,dev]'
+	$(PIP) install -q -c $(CONSTRAINTS) -e '.[conversion,serving,training,benchmarks,dev]'
 	@touch $@
 
 # All of mlinter's default rules but TRF057, which asks for @auto_docstring: it cannot name a model outside Transformers.

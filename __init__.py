@@ -17,11 +17,12 @@ Importing this package registers the model type `iquestpltcoder`, so that `AutoM
 loads a checkpoint without `trust_remote_code`.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from .cache_plt import PLTCache, PLTCacheLayer, PLTStaticCacheLayer
 from .configuration_plt import IQuestPLTCoderConfig
 from .modeling_plt import IQuestPLTCoderForCausalLM, IQuestPLTCoderModel, IQuestPLTCoderPreTrainedModel
+from .tokenization.tokenization_plt import IQuestPLTCoderTokenizer
 
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "IQuestPLTCoderForCausalLM",
     "IQuestPLTCoderModel",
     "IQuestPLTCoderPreTrainedModel",
+    "IQuestPLTCoderTokenizer",
     "PLTCache",
     "PLTCacheLayer",
     "PLTStaticCacheLayer",
@@ -44,3 +46,5 @@ AutoModelForCausalLM.register(IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM, e
 IQuestPLTCoderConfig.register_for_auto_class()
 IQuestPLTCoderModel.register_for_auto_class("AutoModel")
 IQuestPLTCoderForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+AutoTokenizer.register(IQuestPLTCoderConfig, fast_tokenizer_class=IQuestPLTCoderTokenizer, exist_ok=True)
+IQuestPLTCoderTokenizer.register_for_auto_class("AutoTokenizer")

@@ -38,9 +38,14 @@ normed.
 """
 
 import copy
+import functools
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from huggingface_hub import ModelCard
 from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
@@ -165,6 +170,25 @@ class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, *args, save_original_format: bool = False, **kwargs):
         """As the library's, but always with the released tensor names: Trainer reads them back as they are."""
         return super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
+
+    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+        """
+        As the library's, whose card of a pushed model leaves open what is filled in here: the task, and licence and
+        base model as the card in the folder has them that the model was loaded from. From the Hub, that is the base.
+        """
+        path, source = Path(working_dir, "README.md"), Path(self.name_or_path or os.devnull)
+        known = {"pipeline_tag": "text-generation"}
+        if (source / "README.md").is_file():
+            data = ModelCard.load(source / "README.md", ignore_metadata_errors=True).data
+            known |= {name: data.get(name) for name in ("license", "license_name", "license_link", "base_model")}
+        elif not source.exists() and self.name_or_path != repo_id:
+            known["base_model"] = self.name_or_path
+        card = ModelCard.load(path)
+        for name, value in known.items():
+            if card.data.get(name) is None:
+                card.data[name] = value
+        card.save(path)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     @classmethod
     def prepare_distribute_model(cls, distributed_config, *args, **kwargs):
@@ -479,6 +503,7 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
         self.model = IQuestPLTCoderModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.add_model_tags(["plt", "looped-transformer"])  # for the card of a model that is pushed to the Hub
         self.post_init()
 
     @can_return_tuple
@@ -563,6 +588,19 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
         if hasattr(self, "hf_device_map"):
             twin.hf_device_map = self.hf_device_map
         return twin
+
+    @functools.wraps(GenerationMixin.generate)
+    def generate(self, inputs=None, *args, **kwargs):
+        # What a tokenizer returned may also come whole: in Transformers 4, `apply_chat_template` returned `input_ids`.
+        if inputs is None and isinstance(kwargs.get("input_ids"), Mapping):
+            inputs = kwargs.pop("input_ids")
+        if isinstance(inputs, Mapping):
+            fields = dict(inputs)
+            inputs = fields.pop("input_ids", None)
+            if isinstance(inputs, list):
+                raise ValueError('`generate()` takes tensors: ask the tokenizer for them with `return_tensors="pt"`.')
+            kwargs = {**fields, **kwargs}
+        return super().generate(inputs, *args, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         """As the library's, which for `cache_implementation="quantized"` knows plain attention layers only."""

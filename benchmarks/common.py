@@ -220,7 +220,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, loops: list[int], kern
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments, checked, with random numbers seeded and the library's warnings off."""
     arguments = parser.parse_args()
-    if arguments.loops[0] != 1:
+    if getattr(arguments, "loops", [1])[0] != 1:
         parser.error("--loops must begin with 1: all others are compared with one loop.")
     for name in ("tokens", "repeats", "steps"):
         if getattr(arguments, name, 1) < 1:
@@ -234,7 +234,12 @@ def report(title: str, module: str, arguments: argparse.Namespace, columns: list
     """Prints a Markdown table and, as the last line, everything as one JSON document; saves both with `--save`."""
     options = {k: v for k, v in vars(arguments).items() if k != "save"}
     flags = " ".join(_flag(name, value) for name, value in options.items() if not (value is None or value is False))
-    document = {"benchmark": module, "options": options, "environment": environment(arguments.device), **data}
+    document = {
+        "benchmark": module,
+        "options": options,
+        "environment": environment(getattr(arguments, "device", "cpu")),
+        **data,
+    }
     table = [columns, ["---"] * len(columns), *[[str(cell) for cell in row] for row in rows]]
     lines = [f"# {title}", "", f"    python -m iquest_plt.benchmarks.{module} {flags}", ""]
     lines += ["| " + " | ".join(row) + " |" for row in table]

@@ -85,3 +85,16 @@ def test_pictures(monkeypatch, tmp_path, capsys):
     run("plot", f"--out {tmp_path}", monkeypatch)
     assert {path.name for path in tmp_path.iterdir()} == {"decode.png", "prefill.png", "memory.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
+
+
+def test_rehearsal(monkeypatch, tmp_path, capsys):
+    """The whole way from a vendor's checkpoint to text, small."""
+    (tmp_path / "work").mkdir()
+    tiny_config(vocab_size=8192, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    monkeypatch.setattr("iquest_plt.benchmarks.rehearsal.SHARD_BYTES", 600_000)
+    run("rehearsal", f"--work {tmp_path / 'work'} --config {tmp_path} --tokens 3", monkeypatch)
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    assert [result["step"] for result in results] == ["write the source", "convert", "verify", "load and generate"]
+    assert "39 tensors" in results[0]["result"] and "39 tensors" in results[1]["result"]
+    assert results[2]["result"].endswith(" 0 problems") and results[3]["result"].startswith("3 tokens with 2 loops")
+    assert not list((tmp_path / "work").iterdir())

@@ -124,7 +124,7 @@ def test_generation_stops_where_a_chat_turn_ends():
 # -- loading with and without remote code ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", REMOTE_CODE)
+@pytest.mark.parametrize("file", [*REMOTE_CODE, "tokenization/tokenization_plt.py"])
 def test_remote_code_needs_only_torch_and_transformers(file):
     """`from .name import ...` is copied along with the file; anything else must come with torch and Transformers."""
     allowed = {"torch", "transformers", "huggingface_hub"} | sys.stdlib_module_names
@@ -228,7 +228,7 @@ def test_wheel_has_the_package_and_nothing_else(setup_cfg, tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     contents = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
 
-    expected = {"iquest_plt/config.json", "iquest_plt/generation_config.json"}
+    expected = {f"iquest_plt/{name}" for name in ("chat_template.jinja", "config.json", "generation_config.json")}
     for package in setup_cfg["options"]["packages"].split():
         folder = ROOT.joinpath(*package.split(".")[1:])
         assert (folder / "__init__.py").is_file(), package

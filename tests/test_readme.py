@@ -14,9 +14,14 @@
 """The README's code runs, in the order a reader meets it, and its commands exist."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+from typer.testing import CliRunner
+
+from iquest_plt.cli import app
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,20 +32,29 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_python_blocks_run(monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_commands_and_python_blocks_run(monkeypatch, tmp_path):
+    """The commands of the package first: later examples use what they make."""
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    monkeypatch.chdir(tmp_path)
+    commands = [line for block in blocks("console") for line in block.splitlines() if line.startswith("iquest-plt ")]
+    assert {command.split()[1] for command in commands} == {"convert", "verify", "info", "generate", "chat"}
+    for command in commands:
+        arguments = shlex.split(command, comments=True)[1:]
+        result = CliRunner().invoke(app, arguments, input="import os\n/exit\n", catch_exceptions=False)
+        assert result.exit_code == 0, command
     names = {}
     assert len(blocks("python")) >= 6
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), names)
     assert names["cache"].get_seq_length() > 0
+    assert isinstance(names["reply"], str)
 
 
 def test_console_commands_exist():
     commands = [line.split("#")[0].split() for block in blocks("console") for line in block.splitlines()]
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    assert {target for command, target in commands if command == "make"} <= targets
-    assert all(command == "make" for command, _ in commands)
+    assert {target for command, target, *_ in commands if command == "make"} <= targets
+    assert {command for command, *_ in commands} == {"make", "iquest-plt"}
 
 
 def test_files_named_by_the_readme_exist():

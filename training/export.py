@@ -25,18 +25,13 @@ from transformers import AutoTokenizer, GenerationConfig
 import iquest_plt
 from iquest_plt import IQuestPLTCoderForCausalLM
 
+from ..conversion.layout import AUTO_MAP, CODE_FILES
 from ..tokenization import bpe
 from . import evaluate
 from .card import SAMPLE_PROMPT, plot_curve, render_card
 from .kernels import register_attention
 
 
-CODE_FILES = ["configuration_plt.py", "cache_plt.py", "masks_plt.py", "attention_plt.py", "modeling_plt.py"]
-AUTO_MAP = {
-    "AutoConfig": "configuration_plt.IQuestPLTCoderConfig",
-    "AutoModel": "modeling_plt.IQuestPLTCoderModel",
-    "AutoModelForCausalLM": "modeling_plt.IQuestPLTCoderForCausalLM",
-}
 LOOPS = (1, 2, 3)  # loop counts that are measured; the model is trained with 2
 GOLDEN_TOKENS, GOLDEN_POSITIONS = 128, 8  # a text longer than the window, and its last positions
 

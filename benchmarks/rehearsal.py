@@ -1,0 +1,156 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Does a checkpoint of LoopCoder-V2's size convert, verify, load and generate?
+
+    python -m iquest_plt.benchmarks.rehearsal --work FOLDER
+
+The weights are random, in the released names, shapes, dtype and number of files. Each step is a command of `iquest-plt`
+in a process of its own. Peak memory is what the process had resident at most; that counts pages of files it maps.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..configuration_plt import IQuestPLTCoderConfig
+from ..conversion.layout import ROOT
+from ..conversion.writer import Folder, name_files, split, write_index
+from ..modeling_plt import IQuestPLTCoderForCausalLM
+from .common import RELEASED, parse, report
+
+
+SHARD_BYTES = 5_300_000_000  # three files, as released
+TOKENIZER = ROOT / "checkpoints" / "small"  # its ids are a part of the released vocabulary's
+BLOCK = 1 << 24
+
+
+@dataclass(frozen=True)
+class RandomTensor:
+    """A tensor to be written: one block of random numbers over and over, or ones for norms."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    block: bytes
+    ones: bytes
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    def chunks(self) -> Iterator[bytes]:
+        block = self.ones if "norm" in self.name else self.block
+        for start in range(0, self.nbytes, len(block)):
+            yield block[: self.nbytes - start]
+
+
+def write_source(path: Path, config_folder: Path) -> int:
+    """The synthetic checkpoint; returns its number of tensors."""
+    config = IQuestPLTCoderConfig.from_pretrained(config_folder)
+    path.mkdir()
+    with torch.device("meta"):
+        model = IQuestPLTCoderForCausalLM(config).to(torch.bfloat16)
+    numbers = BLOCK // torch.bfloat16.itemsize
+    block, ones = (
+        values.to(torch.bfloat16).view(torch.uint8).numpy().tobytes()
+        for values in (config.initializer_range * torch.randn(numbers), torch.ones(numbers))
+    )
+    tensors = {
+        name: RandomTensor(name, tuple(tensor.shape), tensor.dtype, block, ones)
+        for name, tensor in model.state_dict().items()
+    }
+    folder = Folder(path, lambda _: None)
+    files = name_files(split(tensors, SHARD_BYTES))
+    for name, group in files.items():
+        folder.write_tensors(name, group)
+    write_index(folder, files)
+    fields = json.loads((config_folder / "config.json").read_text())
+    folder.write_json("config.json", fields | {"auto_map": {"AutoConfig": "configuration_iquestpltcoder.Config"}})
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        folder.copy(TOKENIZER / name)
+    return len(tensors)
+
+
+def run(*arguments: str | Path) -> tuple[dict, float, int]:
+    """A command of `iquest-plt` with `--json`: (answer, seconds, peak bytes). Raises RuntimeError if it fails."""
+    command = [sys.executable, "-m", "iquest_plt.cli", *map(str, arguments), "--json"]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"iquest-plt {' '.join(map(str, arguments))} ended with {process.returncode}: {output}")
+    return json.loads(output), time.perf_counter() - start, 1024 * usage.ru_maxrss
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="an empty folder with room for 31 GB; is emptied")
+    parser.add_argument("--config", type=Path, help="folder of a config.json; LoopCoder-V2's by default")
+    parser.add_argument("--tokens", type=int, default=8, help="to generate")
+    parser.add_argument("--save", metavar="NAME", help="also write benchmarks/results/DATE-NAME.md and .json")
+    arguments = parse(parser)
+    source, target = arguments.work / "source", arguments.work / "target"
+    results = []
+
+    def note(step: str, seconds: float, peak: int | None, result: str) -> None:
+        results.append({"step": step, "seconds": round(seconds, 1), "peak_bytes": peak, "result": result})
+        print(f"{step}: {seconds:.0f} s", file=sys.stderr, flush=True)
+
+    start = time.perf_counter()
+    count = write_source(source, arguments.config or RELEASED)
+    note("write the source", time.perf_counter() - start, None, f"{count} tensors, {size_of(source):,} bytes")
+    answer, seconds, peak = run("convert", source, target)
+    note("convert", seconds, peak, f"{len(answer['tensors'])} tensors, {size_of(target):,} bytes")
+    shutil.rmtree(source)
+    answer, seconds, peak = run("verify", target)
+    note("verify", seconds, peak, f"{answer['parameters']:,} parameters, {len(answer['problems'])} problems")
+    prompt = "def read_lines(path):\n"
+    answer, seconds, peak = run(
+        "generate", target, "--prompt", prompt, "--max-new-tokens", str(arguments.tokens), "--greedy"
+    )
+    note(
+        "load and generate",
+        seconds,
+        peak,
+        f"{answer['new_tokens']} tokens with {answer['loops']} loops, {answer['seconds']:.1f} s of it",
+    )
+    shutil.rmtree(target)
+    rows = [
+        [row["step"], row["seconds"], f"{row['peak_bytes'] / 1e9:.2f}" if row["peak_bytes"] else "-", row["result"]]
+        for row in results
+    ]
+    columns = ["step", "seconds", "peak memory, GB", "result"]
+    arguments.work, arguments.config = "FOLDER", arguments.config and "CONFIG"  # where they lie is nobody's concern
+    title = "Does a checkpoint of this size convert, verify, load and generate?"
+    report(title, "rehearsal", arguments, columns, rows, {"results": results})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+The command `iquest-plt`. Exit codes: 0 done, 1 refused, with a reason in one line, 2 not understood.
+
+No command executes Python files of a checkpoint.
+"""
+
+import os
+import sys
+
+import typer
+from transformers.utils import logging
+
+from . import talk, weights
+
+
+app = typer.Typer(
+    name="iquest-plt",
+    help="Parallel Loop Transformers (PLT, LoopCoder-V2): convert, check, describe and run checkpoints.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (weights.convert, weights.verify, weights.info, talk.generate, talk.chat):
+    app.command()(command)
+
+
+def main() -> None:
+    """Runs the command line; what cannot be done ends in one line on standard error."""
+    logging.set_verbosity_error()
+    try:
+        app()
+    except BrokenPipeError:  # the reader of a pipe has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")

@@ -1,0 +1,92 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A chat of several turns on one kept cache."""
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from ..cache_plt import PLTCache
+from ..tokenization.tool_calls import parse_response
+
+
+class Conversation:
+    """
+    Messages, and the cache of what the model has read of them. A turn feeds only what is new, as long as the template
+    repeats what was said word for word; if it does not (it may leave out earlier thoughts), all is read again.
+
+    Args:
+        model: an `IQuestPLTCoderForCausalLM`.
+        tokenizer: with a chat template.
+        system: the system prompt; without one the template has its own.
+        num_loops: loops per token.
+        options: of `generate()`.
+    """
+
+    def __init__(self, model, tokenizer, system: str | None = None, num_loops: int | None = None, **options):
+        if tokenizer.chat_template is None:
+            raise ValueError("This model has no chat template: use `generate`, or convert it with a chat template.")
+        self.model, self.tokenizer, self.options = model, tokenizer, options
+        self.num_loops = model.config.check_num_loops(num_loops)
+        self.messages = [{"role": "system", "content": system}] if system else []
+        self._forget()
+
+    def _forget(self) -> None:
+        """The cache, not the messages."""
+        self.cache, self.text, self.ids = None, "", []
+
+    def set_num_loops(self, num_loops: int) -> None:
+        """From the next turn on; that reads everything again, as a cache belongs to one number of loops."""
+        self.num_loops = self.model.config.check_num_loops(num_loops)
+        self._forget()
+
+    def clear(self, system: str | None = None) -> None:
+        """Begins anew, with the system prompt `system`, or the one there was."""
+        kept = [message for message in self.messages[:1] if message["role"] == "system"]
+        self.messages = [{"role": "system", "content": system}] if system else kept
+        self._forget()
+
+    @property
+    def cached_tokens(self) -> int:
+        return 0 if self.cache is None else self.cache.get_seq_length()
+
+    def ask(self, content: str, streamer: BaseStreamer | None = None) -> dict:
+        """The reply to `content` as a message; `streamer` gets its tokens as they come. Both join the messages."""
+        messages = [*self.messages, {"role": "user", "content": content}]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if not (self.text and text.startswith(self.text)):
+            self._forget()
+        cache = self.cache or PLTCache(self.model.config, self.num_loops)
+        ids = self.ids + self.tokenizer.encode(text[len(self.text) :], add_special_tokens=False)
+        self._forget()  # until the turn is over: an interrupted one leaves the cache in between
+        input_ids = torch.tensor([ids], device=self.model.device)
+        output = self.model.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            past_key_values=cache,
+            num_loops=self.num_loops,
+            streamer=streamer,
+            **self.options,
+        )
+        # The last token was chosen, not read: the cache ends before it. If it ends the turn, the template writes it.
+        reply = output[0, len(ids) :].tolist()
+        stops = self.model.generation_config.eos_token_id
+        if reply[-1] in (stops if isinstance(stops, list) else [stops]):
+            reply = reply[:-1]
+        reply_text = self.tokenizer.decode(reply)
+        message = parse_response(reply_text)
+        if message.keys() == {"role", "content"}:
+            message["content"] = reply_text  # with the whitespace around it, so that the template repeats it
+        self.messages = [*messages, message]
+        self.cache, self.text, self.ids = cache, text + reply_text, ids + reply
+        return message

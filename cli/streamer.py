@@ -1,0 +1,62 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Text as it is generated."""
+
+from collections.abc import Callable
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+
+class TextPrinter(BaseStreamer):
+    """
+    Passes the text of each new token to `write`, the prompt left out.
+
+    Unlike the library's `TextStreamer` it never decodes tokens by themselves: SentencePiece's decoder drops a space at
+    the beginning of a text, which would be one of each line's indentation.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], None]):
+        self.tokenizer, self.write = tokenizer, write
+        self.ids, self.written = [], None
+
+    def _text(self) -> str:
+        return self.tokenizer.decode(self.ids, skip_special_tokens=True)
+
+    def put(self, value: torch.Tensor) -> None:
+        """Token ids, (1, time) or (1,): the first call has the prompt. Raises ValueError for a batch."""
+        if value.dim() > 1 and value.shape[0] > 1:
+            raise ValueError("Text can be printed of one sequence only.")
+        self.ids += value.flatten().tolist()
+        text = self._text()
+        if self.written is None:
+            self.written = text
+        # A character of several tokens is not there before its last byte is.
+        elif text.startswith(self.written) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            self.write(text[len(self.written) :])
+            self.written = text
+        if text.endswith("\n"):  # from here on the line's end is enough to go before what comes
+            self.ids = self.ids[-1:]
+            self.written = self._text()
+
+    def end(self) -> None:
+        """After the last token: writes what was held back, and a newline."""
+        self.write(self._text()[len(self.written or "") :] + "\n")
+        self.ids, self.written = [], None
+
+
+def print_text(text: str) -> None:
+    """To standard output, at once."""
+    print(text, end="", flush=True)

@@ -1,0 +1,184 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The model card of a converted checkpoint: what the Hub shows and searches by, and what its reader must know."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from .. import __version__
+from ..configuration_plt import IQuestPLTCoderConfig
+from .checkpoint import inside
+from .layout import config_from
+
+
+PLT_TAGS = ["plt", "looped-transformer", "custom_code"]
+LICENSE_FIELDS = ("license", "license_name", "license_link")
+
+PLT = """
+# {title}
+
+A Parallel Loop Transformer (PLT, [arXiv 2510.24824](https://arxiv.org/abs/2510.24824)). For each token its layers run
+as often as it has loops, here {loops}. While it generates, all loops of a token take one pass over the weights, and
+they share one cache. `num_loops=` in `forward()` and `generate()` sets another number.
+
+With the package `iquest-plt` installed, no code of this folder is run:
+
+```python
+import iquest_plt  # registers the model type with Transformers
+{load}
+```
+
+Without it, Transformers 5.16.1 or later runs the code files that lie here:
+
+```python
+{load_remote}
+```
+"""
+
+DENSE = """
+# {title}
+
+The dense model, a Llama, that a Parallel Loop Transformer ([arXiv 2510.24824](https://arxiv.org/abs/2510.24824)) is
+when it runs one loop.
+
+```python
+{load}
+```
+"""
+
+LOAD = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+path = "PATH"  # of this folder, or its id on the Hub
+tokenizer = AutoTokenizer.from_pretrained(path{argument})
+model = AutoModelForCausalLM.from_pretrained(path{argument})
+inputs = tokenizer("def main():\\n", return_tensors="pt", return_token_type_ids=False)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))"""
+
+REST = """
+## Shape
+
+| | |
+|---|---|
+{table}
+
+## Where it comes from
+
+Converted from {origin} by iquest-plt {version}. Values were rounded only where the source had another dtype.{notes}
+`manifest.json` lists every file with its SHA-256, and every tensor with its dtype and shape.
+
+## What has not been verified
+
+The conversion checks that the tensors are those that `config.json` asks for and that the files are complete; it does
+not run the model. That the model writes what its authors' own code makes it write was not checked for these weights,
+and nothing was measured: what is known of its quality, its authors have published.
+
+## Licence
+
+{license} {code}
+"""
+
+NO_LICENSE = "The card of the source names no licence for the weights: ask whoever published them."
+
+
+def model_card(
+    config: IQuestPLTCoderConfig | dict,
+    parameters: int,
+    *,
+    source: str,
+    revision: str | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
+    notes: Sequence[str] = (),
+) -> str:
+    """
+    The README.md of a converted checkpoint: Markdown behind a block of YAML.
+
+    Args:
+        config: of the result, with its dtype; the content of its `config.json` will do. Of a PLT or of a Llama.
+        parameters: how many numbers the weights are.
+        source: id on the Hub, or the name of a folder.
+        revision: the commit, if `source` is an id on the Hub. None means that it is a folder.
+        base_model: id on the Hub of the model that these are the weights of; by default `source`, if it is one.
+        license, license_name, license_link: as the Hub reads them, see [`license_of`].
+        notes: further sentences on where the checkpoint comes from.
+    """
+    if isinstance(config, dict):
+        config_class = IQuestPLTCoderConfig if config["model_type"] == IQuestPLTCoderConfig.model_type else LlamaConfig
+        config = config_from(config_class, config)
+    is_plt = isinstance(config, IQuestPLTCoderConfig)
+    source = " ".join(source.split())
+    data = ModelCardData(
+        license=license,
+        license_name=license_name,
+        license_link=license_link,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=PLT_TAGS if is_plt else None,
+        base_model=base_model or (source if revision else None),
+    )
+    name = source.split("/")[-1]
+    text = (PLT if is_plt else DENSE) + REST
+    text = text.format(
+        title=f"{name} for Transformers" if is_plt else f"{name}, dense",
+        loops=config.plt_num_loops if is_plt else 1,
+        load=LOAD.format(argument=""),
+        load_remote=LOAD.format(argument=", trust_remote_code=True"),
+        table="\n".join(f"| {what} | {value} |" for what, value in _shape(config, parameters).items()),
+        origin=f"[{source}](https://huggingface.co/{source}), commit `{revision}`," if revision else f"`{source}`",
+        version=__version__,
+        notes="".join(f" {note}" for note in notes),
+        license=f"Weights: {license_name or license}, as their source has it." if license else NO_LICENSE,
+        code="Code: Apache-2.0." if is_plt else "",
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n{text.rstrip()}\n").content
+
+
+def license_of(folder: Path) -> dict[str, str]:
+    """What the card in `folder` says of the licence: those of the Hub's LICENSE_FIELDS that it names."""
+    try:
+        data = ModelCard.load(inside(folder, "README.md"), ignore_metadata_errors=True).data
+    except (ValueError, TypeError, yaml.YAMLError):  # no card, or none that can be read
+        return {}
+    return {field: data.get(field) for field in LICENSE_FIELDS if isinstance(data.get(field), str)}
+
+
+def _shape(config: IQuestPLTCoderConfig | LlamaConfig, parameters: int) -> dict[str, str]:
+    rows = {
+        "parameters": f"{parameters:,}",
+        "dtype": str(config.dtype).removeprefix("torch."),
+        "layers × width": f"{config.num_hidden_layers} × {config.hidden_size:,}",
+        "query heads, key/value heads": f"{config.num_attention_heads}, {config.num_key_value_heads}",
+        "head size": f"{config.head_dim}",
+        "MLP width": f"{config.intermediate_size:,}",
+        "vocabulary": f"{config.vocab_size:,}",
+        "positions": f"{config.max_position_embeddings:,}",
+    }
+    if isinstance(config, IQuestPLTCoderConfig):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+        window = config.plt_window_size[0]
+        further = model.kv_bytes_per_sequence(window, num_loops=2) - model.kv_bytes_per_sequence(window, num_loops=1)
+        rows |= {
+            "loops": f"{config.plt_num_loops}, with a window of {window} tokens",
+            "cache per token": f"{model.kv_bytes_per_token():,} bytes, for any number of loops",
+            "cache per further loop and sequence": f"{further:,} bytes",
+        }
+    return rows

@@ -1,0 +1,229 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Reads checkpoints without loading them: which tensors the safetensors files of a folder hold, and where.
+
+Only headers are read here, and everything they claim is checked against the files before a tensor is touched. Nothing
+a checkpoint says can lead out of its folder.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+# The names of the safetensors format, and what torch calls them.
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+CHUNK_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as a file holds it: bytes `start` to `stop` of `path`."""
+
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes, piece by piece. Raises ValueError if the file ends early."""
+        return read_chunks(self.path, self.start, self.stop)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a folder by name, and the names of its files in the order of the index."""
+
+    folder: Path
+    tensors: dict[str, StoredTensor]
+    files: list[str]
+
+    def of_file(self, file: str) -> dict[str, StoredTensor]:
+        return {name: tensor for name, tensor in self.tensors.items() if tensor.path.name == file}
+
+
+def read_chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """Bytes `start` to `stop` of a file in pieces of at most `CHUNK_BYTES`. Raises ValueError if it ends before."""
+    with open(path, "rb") as file:
+        stop = os.fstat(file.fileno()).st_size if stop is None else stop
+        file.seek(start)
+        while start < stop:
+            chunk = file.read(min(CHUNK_BYTES, stop - start))
+            if not chunk:
+                raise ValueError(f"{path.name} became shorter while it was read.")
+            start += len(chunk)
+            yield chunk
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object. Raises ValueError naming the file if it is anything else, or names a key twice."""
+
+    def unique(pairs):
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"{twice!r} stands there twice")
+        return dict(pairs)
+
+    try:
+        content = json.loads(path.read_bytes(), object_pairs_hook=unique)
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} has no {path.name}.") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} must hold a JSON object.")
+    return content
+
+
+def inside(folder: Path, name: str) -> Path:
+    """
+    The file `name` of `folder`. Raises ValueError if that is no plain name, if there is no such file, or if it is a
+    link that leads elsewhere. Links into the blobs of the Hub's cache are followed, if the folder lies in that.
+    """
+    path = folder / name
+    if not isinstance(name, str) or name in ("", ".", "..") or name != os.path.basename(name) or "\0" in name:
+        raise ValueError(f"{name!r} is not the name of a file in {folder}.")
+    if not path.is_file():
+        raise ValueError(f"{name} is missing in {folder}.")
+    target, allowed = path.resolve(), [folder.resolve()]
+    if folder.parent.name == "snapshots":
+        repository = folder.resolve().parents[1]
+        # The second: what repositories share.
+        allowed += [repository / "blobs", *(repository.parent / "blobs").glob("[0-9a-f][0-9a-f]")]
+    if not any(target.parent == place for place in allowed):
+        raise ValueError(f"{name} is a link that leads out of {folder}: put the file itself there.")
+    return path
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """
+    The tensors of a safetensors file. Raises ValueError if the header is not one, or does not describe exactly the
+    bytes behind it: each of them once, in tensors of their dtype's and shape's size.
+    """
+
+    def refuse(reason: str):
+        raise ValueError(f"{path.name} is damaged or no safetensors file: {reason}.") from None
+
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
+        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+            refuse(f"it has {size} bytes, and its header claims {max(length, 0)}")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw.decode(), object_pairs_hook=list) if raw.startswith(b"{") else None
+        # A plain dict would forget that a name stands there twice.
+        names = [name for name, _ in header]
+        entries = {name: dict(entry) for name, entry in header if name != "__metadata__"}
+    except (ValueError, TypeError, RecursionError):
+        refuse("its header is not readable")
+    if len(set(names)) < len(names):
+        refuse("a tensor is named twice")
+    tensors = {name: _stored_tensor(path, name, entry, 8 + length, refuse) for name, entry in entries.items()}
+    end = 8 + length
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if tensor.start != end:
+            refuse(f"{name} begins at byte {tensor.start}, the tensor before it ends at {end}")
+        end = tensor.stop
+    if end != size:
+        refuse(f"its tensors end at byte {end}, the file at {size}")
+    try:  # a file that is copied must be one for the library as well
+        with safe_open(path, framework="pt"):
+            return tensors
+    except (SafetensorError, OSError) as error:
+        refuse(str(error))
+
+
+def _stored_tensor(path: Path, name: str, entry: dict, base: int, refuse) -> StoredTensor:
+    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        refuse(f"the dtype of {name} is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    for numbers in (shape, offsets):
+        if not isinstance(numbers, list) or not all(type(number) is int and number >= 0 for number in numbers):
+            refuse(f"shape or offsets of {name} are not lists of numbers")
+    if len(offsets) != 2 or offsets[1] - offsets[0] != prod(shape) * DTYPES[dtype].itemsize:
+        refuse(f"{name} of shape {shape} and dtype {dtype} does not fill the bytes {offsets}")
+    return StoredTensor(path, DTYPES[dtype], tuple(shape), base + offsets[0], base + offsets[1])
+
+
+def open_checkpoint(folder: str | Path) -> Checkpoint:
+    """
+    The checkpoint in `folder`: `model.safetensors.index.json` and its files, or `model.safetensors`, or whatever
+    safetensors files are there. Raises ValueError if files are missing or damaged, if one tensor is in two files, or if
+    index and headers disagree.
+    """
+    folder = Path(folder)
+    index = folder / INDEX
+    weight_map = None
+    if index.exists():
+        weight_map = read_json(inside(folder, INDEX)).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"{INDEX} has no `weight_map`.")
+        if not all(isinstance(file, str) for file in weight_map.values()):
+            raise ValueError(f"{INDEX} must give the name of a file for each tensor.")
+        files = list(dict.fromkeys(weight_map.values()))
+    elif (folder / SINGLE).exists():
+        files = [SINGLE]
+    else:
+        files = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not files:
+        pickles = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
+        raise ValueError(
+            f"{folder} has no safetensors files."
+            + (" Those with pickled weights run code when they are read: save them as safetensors first." * pickles)
+        )
+    paths = {file: inside(folder, file) for file in files}
+    tensors = {}
+    for file, path in paths.items():
+        for name, tensor in read_header(path).items():
+            if name in tensors:
+                raise ValueError(f"{name} is in {tensors[name].path.name} and in {file}.")
+            if weight_map is not None and weight_map.get(name) != file:
+                raise ValueError(f"{name} is in {file}, {INDEX} says: {weight_map.get(name, 'nowhere')}.")
+            tensors[name] = tensor
+    if weight_map is not None and (absent := sorted(weight_map.keys() - tensors.keys())):
+        raise ValueError(f"{weight_map[absent[0]]} does not hold {absent[0]}, as {INDEX} says.")
+    return Checkpoint(folder, tensors, files)

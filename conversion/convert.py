@@ -1,0 +1,299 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Converts checkpoints: the vendor's layout or a dense Llama to a PLT folder that loads anywhere, and a PLT to a Llama.
+
+Weights are never loaded. A file whose tensors keep name and dtype is copied byte for byte, others are written anew
+piece by piece, and the result appears only when it is complete.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import CONFIG_MAPPING, LlamaConfig, PreTrainedConfig
+
+from .. import __version__
+from ..configuration_plt import IQuestPLTCoderConfig
+from . import layout
+from .card import license_of, model_card
+from .checkpoint import Checkpoint, StoredTensor, inside, open_checkpoint, read_json
+from .download import fetch
+from .tokenizer import write_tokenizer
+from .writer import CastTensor, Folder, NewTensor, Tensor, name_files, new_folder, split, write_index
+
+
+MANIFEST = "manifest.json"
+FLOATS = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DENSE = ("llama", "mistral", "iquestcoder")  # all compute what LlamaForCausalLM does, with the restrictions below
+# Other names of the gate's three tensors in training exports.
+GATE_NAMES = (
+    (re.compile(r"^(model\.layers\.\d+)\.self_attn\.loop_gate_proj\."), r"\1.self_attn.plt_gate."),
+    (re.compile(r"^model\.gate_projections\.(\d+)\."), r"model.layers.\1.self_attn.plt_gate."),
+)
+DROPPED = ".rotary_emb.inv_freq"  # computed from the configuration; old checkpoints store it
+SPARE_BYTES = 50_000_000  # for everything beside the weights
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be written: the configuration, and the tensors of each file in order."""
+
+    config: PreTrainedConfig
+    groups: list[dict[str, Tensor]]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: tensor for group in self.groups for name, tensor in group.items()}
+
+
+def convert(
+    source: str,
+    target: str | Path,
+    *,
+    to: str = "plt",
+    revision: str | None = None,
+    plt: dict | None = None,
+    dtype: str | None = None,
+    max_shard_size: int | None = None,
+    hard_link: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict:
+    """
+    Writes the folder `target` from `source` and returns its manifest.
+
+    Args:
+        source: a folder, or the id of a repository on the Hub (with `revision`). A PLT in the vendor's layout or in
+            this package's, or a dense model (Llama, IQuestCoder, or Mistral without a sliding window).
+        target: a folder that does not exist yet. It appears when it is complete.
+        to: `"plt"`, or `"dense"`: the Llama that a PLT is with one loop, which needs no code of this package.
+        plt: for a dense source, fields of [`IQuestPLTCoderConfig`] that begin with `plt_`. Gates start at zero, so
+            that both branches of loops >= 1 weigh the same; one loop computes what the dense model does.
+        dtype: `"bfloat16"`, `"float16"`, `"float32"` or `"float64"`; by default the weights' own.
+        max_shard_size: bytes of tensors in one file; by default the files stay as they are.
+        hard_link: whether files that need no change are hard-linked to the source, not copied. Whoever then changes
+            one in place changes both.
+        progress: called with the bytes of weights done and those there are.
+
+    Raises ValueError, with the reason, for anything that cannot be converted exactly. Then nothing is written.
+    """
+    if to not in ("plt", "dense"):
+        raise ValueError(f'`to` must be "plt" or "dense", got {to!r}.')
+    if dtype is not None and dtype not in FLOATS:
+        raise ValueError(f"`dtype` must be one of {', '.join(FLOATS)}, got {dtype!r}.")
+    if max_shard_size is not None and max_shard_size < 1:
+        raise ValueError(f"`max_shard_size` must be at least 1 byte, got {max_shard_size}.")
+    folder, commit = fetch(source, revision)
+    target = Path(target)
+    if target.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{target} lies in the source: choose a folder elsewhere.")
+    fields = read_json(inside(folder, "config.json"))
+    checkpoint = open_checkpoint(folder)
+    plan = make_plan(fields, checkpoint, to, plt or {})
+    stored = _stored_dtype(checkpoint, fields, dtype)
+    plan = _rewrite(plan, FLOATS.get(dtype, stored), max_shard_size)
+
+    total = sum(tensor.nbytes for tensor in plan.tensors.values())
+    done = 0
+
+    def advance(size: int) -> None:
+        nonlocal done
+        done += size
+        progress(min(done, total), total)
+
+    with new_folder(target, total + SPARE_BYTES, advance) as out:
+        files = name_files(plan.groups)
+        for name, group in files.items():
+            original = _unchanged(group, checkpoint)
+            if original is None:
+                out.write_tensors(name, group)
+            elif hard_link:
+                out.link(original, name)
+            else:
+                out.copy(original, name)
+        write_index(out, files)
+        manifest = _write_rest(out, plan, files, folder, source, commit)
+    return manifest
+
+
+def make_plan(fields: dict, checkpoint: Checkpoint, to: str, plt: dict) -> Plan:
+    """The files of the checkpoint with the tensors that the result has. Raises ValueError if they do not fit it."""
+    if "quantization_config" in fields:
+        raise ValueError("Quantised weights cannot be converted: take the checkpoint they were made from.")
+    model_type = fields.get("model_type")
+    groups = [_renamed(checkpoint.of_file(file)) for file in checkpoint.files]
+    if model_type == IQuestPLTCoderConfig.model_type or any(name.startswith("plt_") for name in fields):
+        if plt:
+            raise ValueError(f"{', '.join(plt)}: only for a dense source; this one is a PLT with fields of its own.")
+        config = layout.config_from(IQuestPLTCoderConfig, fields)
+        _check(config, groups)
+        return Plan(config, groups) if to == "plt" else _without_gates(config, groups)
+    if to == "dense":
+        raise ValueError(f"{model_type!r} is no PLT: there is nothing to make dense.")
+    if model_type not in DENSE:
+        raise ValueError(
+            f"The model type {model_type!r} cannot be converted: a PLT is a Llama, and so are "
+            f"{', '.join(DENSE)}. {_WHY.get(model_type, '')}".rstrip()
+        )
+    return _with_gates(_dense_config(model_type, fields), groups, plt)
+
+
+_WHY = {
+    "qwen2": "Qwen2 has biases on queries, keys and values and none on the output, which a Llama has not.",
+    "iquestloopcoder": "It loops without the shift between the loops, and so is another function.",
+}
+
+
+def _dense_config(model_type: str, fields: dict) -> LlamaConfig:
+    config_class = LlamaConfig
+    if model_type in CONFIG_MAPPING:  # its `get` finds only what was loaded before
+        config_class = CONFIG_MAPPING[model_type]
+    config = layout.config_from(config_class, fields)
+    uses_window = model_type == "mistral" or getattr(config, "use_sliding_window", False)
+    if uses_window and getattr(config, "sliding_window", None) is not None:
+        raise ValueError("Its attention sees a sliding window only, loop 0 of a PLT sees everything before it.")
+    if getattr(config, "clip_qkv", None) is not None:
+        raise ValueError("It clips queries, keys and values (`clip_qkv`), which a Llama does not.")
+    return layout.config_from(LlamaConfig, _common(config, LlamaConfig))
+
+
+def _common(config: PreTrainedConfig, other: type[PreTrainedConfig]) -> dict:
+    """The fields of `config` that `other` has as well."""
+    names = other().to_dict().keys() - {"architectures", "model_type", "transformers_version", "layer_types"}
+    return {name: value for name, value in config.to_dict().items() if name in names}
+
+
+def _with_gates(dense: LlamaConfig, groups: list[dict[str, Tensor]], plt: dict) -> Plan:
+    """The dense model with gates, in a file of their own."""
+    config = layout.config_from(IQuestPLTCoderConfig, _common(dense, IQuestPLTCoderConfig) | plt)
+    expected = _check(dense, groups)
+    expected_plt = layout.expected_shapes(config, {name for group in groups for name in group})
+    dtype = next(iter(groups[0].values())).dtype
+    gates = {
+        name: NewTensor(dtype, shape, 1.0 if name.endswith("gate_norm.weight") else 0.0)
+        for name, shape in expected_plt.items()
+        if name not in expected and layout.GATE in name
+    }
+    return Plan(config, [*groups, gates])
+
+
+def _without_gates(config: IQuestPLTCoderConfig, groups: list[dict[str, Tensor]]) -> Plan:
+    dense = [{name: tensor for name, tensor in group.items() if layout.GATE not in name} for group in groups]
+    return Plan(layout.config_from(LlamaConfig, _common(config, LlamaConfig)), [group for group in dense if group])
+
+
+def _renamed(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors by their released names."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        new = name
+        for pattern, replacement in GATE_NAMES:
+            new = pattern.sub(replacement, new)
+        if new in renamed:
+            raise ValueError(f"{name} is there twice, under two names.")
+        if not name.endswith(DROPPED):
+            renamed[new] = tensor
+    return renamed
+
+
+def _check(config: PreTrainedConfig, groups: list[dict[str, Tensor]]) -> dict[str, tuple[int, ...]]:
+    """The tensors that `config` asks for. Raises ValueError unless these are what is there."""
+    found = {name: tensor.shape for group in groups for name, tensor in group.items()}
+    if len(found) < sum(map(len, groups)):
+        names = [name for group in groups for name in group]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice} is there twice, under two names.")
+    expected = layout.expected_shapes(config, found.keys())
+    problems = layout.check_shapes(found, expected)
+    if problems:
+        more = f" ({len(problems) - 1} more of this kind.)" if len(problems) > 1 else ""
+        raise ValueError(problems[0] + more)
+    return expected
+
+
+def _stored_dtype(checkpoint: Checkpoint, fields: dict, dtype: str | None) -> torch.dtype:
+    """The dtype of the weights. Raises ValueError if they have several, or another than `config.json` says."""
+    found = {tensor.dtype: name for name, tensor in checkpoint.tensors.items() if not name.endswith(DROPPED)}
+    for other, name in found.items():
+        if other not in FLOATS.values():
+            raise ValueError(f"{name} is stored as {other}: quantised weights cannot be converted.")
+    if dtype is None and len(found) > 1:
+        names = ", ".join(f"{name} as {str(kind).removeprefix('torch.')}" for kind, name in found.items())
+        raise ValueError(f"The weights have several dtypes ({names}): choose one with --dtype.")
+    stored = next(iter(found))
+    said = fields.get("dtype", fields.get("torch_dtype"))
+    if dtype is None and said is not None and FLOATS.get(str(said).removeprefix("torch.")) != stored:
+        name = str(stored).removeprefix("torch.")
+        raise ValueError(f"config.json says {said}, the weights are {name}: choose with --dtype.")
+    return stored
+
+
+def _rewrite(plan: Plan, dtype: torch.dtype, max_shard_size: int | None) -> Plan:
+    """The plan with every tensor in `dtype`, in files of at most `max_shard_size` bytes."""
+
+    def cast(tensor: Tensor) -> Tensor:
+        if tensor.dtype == dtype:
+            return tensor
+        if isinstance(tensor, NewTensor):
+            return NewTensor(dtype, tensor.shape, tensor.value)
+        return CastTensor(tensor, dtype)
+
+    groups = [{name: cast(tensor) for name, tensor in group.items()} for group in plan.groups if group]
+    if max_shard_size is not None:
+        groups = split({name: tensor for group in groups for name, tensor in group.items()}, max_shard_size)
+    return Plan(plan.config, groups)
+
+
+def _unchanged(group: dict[str, Tensor], checkpoint: Checkpoint) -> Path | None:
+    """The file of the source that holds exactly these tensors under these names, if there is one."""
+    first = next(iter(group.values()))
+    if not isinstance(first, StoredTensor) or checkpoint.of_file(first.path.name) != group:
+        return None
+    return first.path
+
+
+def _write_rest(
+    out: Folder, plan: Plan, files: dict[str, dict[str, Tensor]], folder: Path, source: str, commit: str | None
+) -> dict:
+    """Everything beside the weights; the manifest is the last. Returns it."""
+    is_plt = isinstance(plan.config, IQuestPLTCoderConfig)
+    first = next(iter(plan.tensors.values()))
+    config = layout.config_json(plan.config, first.dtype)
+    out.write_json("config.json", config)
+    out.write_json("generation_config.json", write_tokenizer(out, folder, plan.config))
+    if is_plt:
+        for name in layout.CODE_FILES:
+            out.copy(layout.ROOT / name, name)
+    for name in sorted(path.name for path in folder.glob("LICENSE*") if path.is_file()):
+        out.copy(inside(folder, name))
+    name = source if commit else Path(source).resolve().name
+    parameters = sum(torch.Size(tensor.shape).numel() for tensor in plan.tensors.values())
+    card = model_card(config, parameters, source=name, revision=commit, **license_of(folder))
+    out.write_text("README.md", card)
+    manifest = {
+        "format": 1,
+        "tool": f"iquest-plt {__version__}",
+        "source": {"name": name, "revision": commit},
+        "files": dict(out.files),
+        "tensors": {
+            name: {"file": file, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+            for file, group in files.items()
+            for name, tensor in group.items()
+        },
+    }
+    out.write_json(MANIFEST, manifest)
+    return json.loads(json.dumps(manifest))

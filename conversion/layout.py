@@ -1,0 +1,107 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a model folder of this package holds beside its weights: configuration, code, and what its tensors must be."""
+
+import contextlib
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
+
+from ..configuration_plt import IQuestPLTCoderConfig
+from .checkpoint import inside, read_json
+
+
+ROOT = Path(__file__).resolve().parents[1]
+AUTO_MAP = json.loads((ROOT / "config.json").read_text())["auto_map"]
+CODE_FILES = ["configuration_plt.py", "cache_plt.py", "masks_plt.py", "attention_plt.py", "modeling_plt.py"]
+MAX_LAYERS = 10_000
+GATE = ".self_attn.plt_gate."
+
+
+@contextlib.contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Whatever goes wrong inside is an error of the file that is read: a ValueError that begins with `what`."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{what}: {reason}") from error
+
+
+def config_from(config_class: type[PreTrainedConfig], fields: dict) -> PreTrainedConfig:
+    """The configuration of a `config.json`. Raises ValueError if its fields describe no model."""
+    layers = fields.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > MAX_LAYERS:  # the library makes lists of that length
+        raise ValueError(f"config.json: `num_hidden_layers` is {layers}, more than {MAX_LAYERS}.")
+    with refusals("config.json"):
+        return config_class.from_dict({k: v for k, v in fields.items() if k not in ("auto_map", "architectures")})
+
+
+def read_config(folder: Path) -> IQuestPLTCoderConfig | LlamaConfig:
+    """The configuration in a folder. Raises ValueError if it is not that of a PLT or a Llama."""
+    fields = read_json(inside(folder, "config.json"))
+    classes = {config_class.model_type: config_class for config_class in (IQuestPLTCoderConfig, LlamaConfig)}
+    if fields.get("model_type") not in classes:
+        raise ValueError(f"config.json: the model type is {fields.get('model_type')!r}, not {' or '.join(classes)}.")
+    return config_from(classes[fields["model_type"]], fields)
+
+
+def read_plt_config(folder: Path) -> IQuestPLTCoderConfig:
+    """The configuration in a folder. Raises ValueError if it is not that of a PLT."""
+    config = read_config(folder)
+    if not isinstance(config, IQuestPLTCoderConfig):
+        raise ValueError(f"{folder} holds a {config.model_type}, no PLT: `iquest-plt convert` makes one of it.")
+    return config
+
+
+def config_json(config: PreTrainedConfig, dtype: torch.dtype) -> dict:
+    """The fields of `config.json` for weights of `dtype`; of a PLT with the names of its code."""
+    is_plt = isinstance(config, IQuestPLTCoderConfig)
+    fields = json.loads(config.to_json_string())
+    fields["architectures"] = ["IQuestPLTCoderForCausalLM" if is_plt else "LlamaForCausalLM"]
+    fields["dtype"] = str(dtype).removeprefix("torch.")
+    return fields | ({"auto_map": AUTO_MAP} if is_plt else {})
+
+
+def expected_shapes(config: PreTrainedConfig, names: set[str]) -> dict[str, tuple[int, ...]]:
+    """
+    Name and shape of every tensor of the model. `names` are those that are there: they decide whether an output layer
+    tied to the embedding is stored. Raises ValueError if the configuration has another number of layers than they.
+    """
+    layers = {name.split(".")[2] for name in names if name.startswith("model.layers.")}
+    if layers != {str(layer) for layer in range(len(layers))} or len(layers) != config.num_hidden_layers:
+        raise ValueError(
+            f"config.json has {config.num_hidden_layers} layers (`num_hidden_layers`), the weights have {len(layers)}."
+        )
+    with refusals("config.json"), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))  # which writes to it
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings and "lm_head.weight" not in names:
+        del shapes["lm_head.weight"]
+    return shapes
+
+
+def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> list[str]:
+    """What does not agree, a sentence each."""
+    problems = [f"{name} is missing." for name in expected if name not in found]
+    problems += [f"{name} does not belong to this model." for name in found if name not in expected]
+    for name, shape in found.items():
+        if shape != expected.get(name, shape):
+            hint = " (see `plt_gate_use_hidden_states`)" if GATE in name else ""
+            problems.append(f"{name} has shape {list(shape)}, config.json asks for {list(expected[name])}{hint}.")
+    return problems

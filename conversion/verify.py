@@ -1,0 +1,247 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Checks that a model folder is whole: that all its parts agree with each other and with its manifest."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from jinja2 import TemplateError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import GenerationConfig, PreTrainedConfig
+
+from ..modeling_plt import IQuestPLTCoderForCausalLM
+from . import layout
+from .checkpoint import INDEX, Checkpoint, inside, open_checkpoint, read_chunks, read_json
+from .convert import MANIFEST
+from .tokenizer import load_tokenizer
+
+
+LOGITS_TOLERANCE = 1e-3  # relative to the largest logit, in float32
+
+
+def verify(
+    folder: str | Path,
+    *,
+    logits: str | Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict:
+    """
+    Checks a folder as [`convert`] or `save_pretrained` writes it: safetensors headers, file sizes, index and manifest
+    against each other; names and shapes of all tensors against `config.json`; every number for NaN and infinity;
+    token ids and chat template. No Python file of the folder is executed.
+
+    Args:
+        logits: a safetensors file with `input_ids` (1, time), `positions` (n,) of some of them, and for one or more
+            numbers of loops R `logits_r{R}` (1, n, vocab_size): the model is run on the CPU in float32, and must give
+            these to 1e-3 of the largest.
+        progress: called with the bytes of weights read and those there are.
+
+    Returns `{"folder", "problems": [...], "notes": [...], "tensors", "parameters", "bytes"}`. The folder is whole if
+    there are no problems; notes say what there was nothing to check against. Raises ValueError if there is no folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder.")
+    problems, notes = [], []
+    report = {"folder": str(folder), "problems": problems, "notes": notes, "tensors": 0, "parameters": 0, "bytes": 0}
+
+    def attempt(check, *args):
+        """`check(*args)`, or None and its error among the problems."""
+        try:
+            return check(*args)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+            return None
+
+    checkpoint = attempt(open_checkpoint, folder)
+    config = attempt(layout.read_config, folder)
+    manifest = attempt(_manifest, folder, notes)
+    hashes = {}
+    if checkpoint is not None:
+        tensors = checkpoint.tensors.values()
+        report |= {
+            "tensors": len(tensors),
+            "parameters": sum(torch.Size(tensor.shape).numel() for tensor in tensors),
+            "bytes": sum(tensor.nbytes for tensor in tensors),
+        }
+        if config is not None:
+            problems += attempt(_check_tensors, config, checkpoint) or []
+        problems += attempt(_check_index, folder, report["bytes"]) or []
+        hashes = attempt(_scan, checkpoint, manifest is not None, problems, progress) or {}
+    if manifest is not None:
+        problems += attempt(_check_manifest, folder, manifest, checkpoint, hashes) or []
+    if config is not None:
+        problems += attempt(_check_tokenizer, folder, config, notes) or []
+    if logits is not None and not problems:
+        problems += attempt(_check_logits, folder, Path(logits)) or []
+    return report
+
+
+def _manifest(folder: Path, notes: list[str]) -> dict | None:
+    if not (folder / MANIFEST).exists():
+        notes.append(f"There is no {MANIFEST}, so nothing says which files these should be.")
+        return None
+    manifest = read_json(inside(folder, MANIFEST))
+    files, tensors = manifest.get("files"), manifest.get("tensors")
+    if not isinstance(files, dict) or not isinstance(tensors, dict):
+        raise ValueError(f"{MANIFEST} has no `files` or no `tensors`.")
+    return manifest
+
+
+def _check_tensors(config: PreTrainedConfig, checkpoint: Checkpoint) -> list[str]:
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    problems = layout.check_shapes(shapes, layout.expected_shapes(config, shapes.keys()))
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.tensors.values()}
+    said = str(config.dtype).removeprefix("torch.")
+    if config.dtype is not None and dtypes != {said}:
+        problems.append(f"config.json says {said}, the weights are {', '.join(sorted(dtypes))}.")
+    return problems
+
+
+def _check_index(folder: Path, total: int) -> list[str]:
+    if not (folder / INDEX).exists():
+        return []
+    metadata = read_json(inside(folder, INDEX)).get("metadata")
+    said = metadata.get("total_size", total) if isinstance(metadata, dict) else total
+    return [] if said == total else [f"{INDEX} says {said} bytes in all, the tensors have {total}."]
+
+
+def _scan(
+    checkpoint: Checkpoint, wants_hashes: bool, problems: list[str], progress: Callable[[int, int], None]
+) -> dict[str, str]:
+    """Reads all weights once, for numbers that are none and, if wanted, for the SHA-256 of every file."""
+    total, done, hashes = sum(tensor.nbytes for tensor in checkpoint.tensors.values()), 0, {}
+    for file in checkpoint.files:
+        tensors = sorted(checkpoint.of_file(file).items(), key=lambda item: item[1].start)
+        path = checkpoint.folder / file
+        digest = hashlib.sha256()
+        for chunk in read_chunks(path, 0, tensors[0][1].start) if tensors else ():
+            digest.update(chunk)
+        for name, tensor in tensors:
+            is_finite = True
+            for chunk in tensor.chunks():
+                if wants_hashes:
+                    digest.update(chunk)
+                if tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1:
+                    values = torch.frombuffer(bytearray(chunk), dtype=tensor.dtype)
+                    is_finite = is_finite and bool(values.isfinite().all())
+                done += len(chunk)
+                progress(done, total)
+            if not is_finite:
+                problems.append(f"{name} holds NaN or infinity.")
+        if tensors and wants_hashes:
+            hashes[file] = digest.hexdigest()
+    return hashes
+
+
+def _check_manifest(folder: Path, manifest: dict, checkpoint: Checkpoint | None, hashes: dict[str, str]) -> list[str]:
+    problems = []
+    for name, entry in manifest["files"].items():
+        entry = entry if isinstance(entry, dict) else {}
+        place, plain = folder, name
+        if name.startswith("tokenization/"):
+            place, plain = folder / "tokenization", name.removeprefix("tokenization/")
+        try:
+            path = inside(place, plain)
+        except ValueError as error:
+            problems.append(f"{MANIFEST} lists a file that is not there: {error}")
+            continue
+        if path.stat().st_size != entry.get("size"):
+            problems.append(f"{name} has {path.stat().st_size} bytes, {MANIFEST} says {entry.get('size')}.")
+        elif (hashes.get(name) or _sha256(path)) != entry.get("sha256"):
+            problems.append(f"{name} is not the file that {MANIFEST} lists: its SHA-256 is another.")
+    if checkpoint is not None:
+        found = {
+            name: {
+                "file": tensor.path.name,
+                "dtype": str(tensor.dtype).removeprefix("torch."),
+                "shape": list(tensor.shape),
+            }
+            for name, tensor in checkpoint.tensors.items()
+        }
+        differing = sorted(
+            name
+            for name in found.keys() | manifest["tensors"].keys()
+            if found.get(name) != manifest["tensors"].get(name)
+        )
+        if differing:
+            problems.append(f"{MANIFEST} lists other tensors than there are: {', '.join(differing[:3])}, ...")
+    return problems
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    for chunk in read_chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_tokenizer(folder: Path, config: PreTrainedConfig, notes: list[str]) -> list[str]:
+    problems = []
+    tokenizer = load_tokenizer(folder)
+    if tokenizer is None:
+        notes.append("There is no tokenizer.")
+        return []
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= config.vocab_size:
+        problems.append(f"The tokenizer's ids go to {largest}, the embedding has {config.vocab_size} rows.")
+    if (folder / "generation_config.json").exists():
+        with layout.refusals("generation_config.json"):
+            generation = GenerationConfig(**read_json(inside(folder, "generation_config.json")))
+        stops = generation.eos_token_id
+        stops = {stops} if isinstance(stops, int) else set(stops or ())
+    else:
+        notes.append("There is no generation_config.json.")
+        generation, stops = GenerationConfig(), set()
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        for where in (config, generation, tokenizer):
+            value = getattr(where, name, None)
+            for token_id in value if isinstance(value, list) else [value]:
+                if token_id is not None and not 0 <= token_id < config.vocab_size:
+                    problems.append(f"{name} {token_id} is outside of the vocabulary ({config.vocab_size}).")
+    if tokenizer.chat_template is None:
+        notes.append("There is no chat template.")
+        return problems
+    try:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
+    except (TemplateError, TypeError, ValueError) as error:
+        return [*problems, f"The chat template does not render: {error}"]
+    end = tokenizer.get_vocab().get("<|im_end|>")
+    if stops and end is not None and "<|im_end|>" in text and end not in stops:
+        problems.append(f"A chat turn ends with <|im_end|> ({end}), where generation_config.json does not stop.")
+    return problems
+
+
+@torch.no_grad()
+def _check_logits(folder: Path, path: Path) -> list[str]:
+    try:
+        golden = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    loops = {name: int(name[8:]) for name in golden if name.startswith("logits_r") and name[8:].isdecimal()}
+    if not loops or not {"input_ids", "positions"} <= golden.keys():
+        raise ValueError(f"{path.name} must hold `input_ids`, `positions` and `logits_r1` or of another loop count.")
+    layout.read_plt_config(folder)
+    model = IQuestPLTCoderForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    problems = []
+    for name, num_loops in loops.items():
+        with layout.refusals(path.name):
+            found = model(golden["input_ids"], num_loops=num_loops).logits[:, golden["positions"]]
+            error = float((found - golden[name]).abs().max() / golden[name].abs().max())
+        if not error <= LOGITS_TOLERANCE:
+            problems.append(f"{name} differs by {error:.1e} of the largest logit, {LOGITS_TOLERANCE:.0e} is allowed.")
+    return problems

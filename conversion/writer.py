@@ -1,0 +1,239 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Writes checkpoints: a folder that is there complete or not at all, and safetensors files as a stream.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .checkpoint import DTYPE_NAMES, INDEX, SINGLE, StoredTensor, read_chunks
+
+
+PARTIAL = ".iquest-plt-partial"
+Progress = Callable[[int], None]  # called with the number of bytes just read or written
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor with the same `value` everywhere."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    value: float
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    def chunks(self) -> Iterator[bytes]:
+        yield _bytes(torch.full(self.shape, self.value, dtype=self.dtype))
+
+
+@dataclass(frozen=True)
+class CastTensor:
+    """`tensor` in another dtype. Reading it raises ValueError if a finite number is too large for that."""
+
+    tensor: StoredTensor
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes // self.tensor.dtype.itemsize * self.dtype.itemsize
+
+    def chunks(self) -> Iterator[bytes]:
+        for chunk in self.tensor.chunks():
+            values = torch.frombuffer(bytearray(chunk), dtype=self.tensor.dtype)
+            cast = values.to(self.dtype)
+            if bool((cast.isinf() & values.isfinite()).any()):
+                raise ValueError(f"{self.tensor.path.name} holds numbers that are too large for {self.dtype}.")
+            yield _bytes(cast)
+
+
+Tensor = StoredTensor | NewTensor | CastTensor
+
+
+class Folder:
+    """A folder in the making; see [`new_folder`]. Keeps size and SHA-256 of every file it writes."""
+
+    def __init__(self, path: Path, progress: Progress):
+        self.path, self.progress = path, progress
+        self.files: dict[str, dict] = {}
+
+    def write(self, name: str, chunks) -> None:
+        """A file of the bytes of `chunks`, on disk when this returns."""
+        digest, size = hashlib.sha256(), 0
+        path = self.path / name
+        path.parent.mkdir(exist_ok=True)
+        with open(path, "xb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+                self.progress(len(chunk))
+            file.flush()
+            os.fsync(file.fileno())
+        self.files[name] = {"size": size, "sha256": digest.hexdigest()}
+
+    def write_text(self, name: str, text: str) -> None:
+        self.write(name, [text.encode()])
+
+    def write_json(self, name: str, content: dict) -> None:
+        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def copy(self, source: Path, name: str | None = None) -> None:
+        self.write(name or source.name, read_chunks(source))
+
+    def link(self, source: Path, name: str) -> None:
+        """A hard link to `source`, or a copy where that cannot be. It is read all the same, for its SHA-256."""
+        try:
+            os.link(source.resolve(), self.path / name)
+        except OSError:
+            self.copy(source, name)
+            return
+        digest = hashlib.sha256()
+        for chunk in read_chunks(source):
+            digest.update(chunk)
+            self.progress(len(chunk))
+        self.files[name] = {"size": source.stat().st_size, "sha256": digest.hexdigest()}
+
+    def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """A safetensors file. Takes no more memory than the header and a piece of a tensor, or a new tensor."""
+        header, offset = {"__metadata__": {"format": "pt"}}, 0
+        for key, tensor in tensors.items():
+            offsets = [offset, offset + tensor.nbytes]
+            header[key] = {
+                "dtype": DTYPE_NAMES[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": offsets,
+            }
+            offset = offsets[1]
+        raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        raw += b" " * (-len(raw) % 8)  # so that the tensors are aligned
+
+        def chunks():
+            yield struct.pack("<Q", len(raw)) + raw
+            for tensor in tensors.values():
+                yield from tensor.chunks()
+
+        self.write(name, chunks())
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, size: int, progress: Progress = lambda _: None) -> Iterator[Folder]:
+    """
+    A [`Folder`] that appears as `path` when the block ends, complete and on disk, and not at all if it does not: what
+    is written goes to a hidden folder beside it, which is renamed at the end. What an earlier run that was killed left
+    there is removed.
+
+    Raises ValueError if `path` is taken, if `size` bytes do not fit beside it, or if another process is writing it.
+    """
+    path = path.absolute()
+    if path.is_symlink() or (path.exists() and not path.is_dir()) or (path.is_dir() and any(path.iterdir())):
+        raise ValueError(f"{path} exists already: choose another folder, or remove it.")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent} does not exist: make it first.")
+    partial = path.parent / f".{path.name}{PARTIAL}"
+    with _locked(partial):
+        for leftover in partial.iterdir():
+            shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
+        try:
+            free = shutil.disk_usage(partial).free
+            if free < size:
+                raise ValueError(f"{path.parent} has {free / 1e9:.1f} GB free, {size / 1e9:.1f} GB are needed.")
+            yield Folder(partial, progress)
+            for folder in [*(entry for entry in partial.iterdir() if entry.is_dir()), partial]:
+                _sync(folder)
+            os.rename(partial, path)
+            _sync(path.parent)
+        except BaseException as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise ValueError(f"{path.parent} is full; {path.name} was not written.") from error
+            raise
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """`folder`, made if need be, for this process alone. A process that dies lets go of it."""
+    try:
+        import fcntl
+    except ImportError:
+        raise ValueError("Converting needs Linux or macOS: it locks folders and syncs them.") from None
+    folder.mkdir(exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(descriptor), os.stat(folder)):  # its owner has just finished
+                raise FileNotFoundError
+        except (BlockingIOError, FileNotFoundError):
+            raise ValueError(f"Another process is writing {folder.parent / folder.name[1 : -len(PARTIAL)]}.") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def split(tensors: dict[str, Tensor], max_bytes: int) -> list[dict[str, Tensor]]:
+    """Groups of at most `max_bytes`, in the given order; a larger tensor has one of its own."""
+    groups, size = [{}], 0
+    for name, tensor in tensors.items():
+        if groups[-1] and size + tensor.nbytes > max_bytes:
+            groups.append({})
+            size = 0
+        groups[-1][name] = tensor
+        size += tensor.nbytes
+    return groups
+
+
+def name_files(groups: list[dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """A file for each group, named as Transformers does."""
+    if len(groups) == 1:
+        return {SINGLE: groups[0]}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
+
+
+def write_index(folder: Folder, files: dict[str, dict[str, Tensor]]) -> None:
+    """The index of `files`, if they are several."""
+    if list(files) == [SINGLE]:
+        return
+    total = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
+    weight_map = {name: file for file, tensors in files.items() for name in tensors}
+    folder.write_json(INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})

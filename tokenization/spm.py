@@ -1,0 +1,284 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Turns a SentencePiece BPE model into a `tokenizers.Tokenizer` with the same ids.
+
+`convert(model_file)` and `convert_folder(folder)` return a tokenizer only after its ids, and what it decodes them to,
+were compared with SentencePiece's own on a built-in text in many scripts, on every piece and on all lines given. They
+raise ValueError otherwise, which says at which line and segment the two differ.
+
+The reference for text with special tokens in it: split the text at the added tokens (the model's control and unknown
+pieces, and what is named as a special or added token), encode each segment by SentencePiece, dummy prefix included,
+and concatenate. User-defined symbols that are not named stay inside their segment, as SentencePiece has them.
+
+How ids come out equal: SentencePiece joins, of all neighbours whose concatenation is a piece, those of the best score,
+leftmost first. What happens inside the text of a piece does not depend on what stands around it, so each piece is only
+ever made of the same two parts: those that are joined last when the piece is encoded alone. These merges, one for each
+piece that is made at all, do what SentencePiece does when they are ordered by score.
+
+Models without a character map (rule "identity", as code models are) come out exactly the same. A map like nmt_nfkc
+runs through `normalizers.Precompiled` and `NFC`, which give the same text but for rare sequences of combining marks:
+not in canonical order, or behind a ligature, and for nfkc without nmt behind other characters that the map replaces.
+There only the lines compared are known to be equal.
+"""
+
+import itertools
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from .spm_reference import BYTE, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Reference
+
+
+SPACE = "▁"
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+# Compared in every conversion, beside each piece of the model.
+PROBE = [
+    *("", " ", "  ", "   x", "x   ", " a  b   c ", "\n", "\n\n", "\t", "\r\n", " \n ", "\x00", "a\x00b\x01\x7f\x80"),
+    *("▁", "▁▁", "▁a", "a▁b", " ▁ a", "<0x0A>", "<0x41><0xFF>", "<s", "/s>", "<|", "|>", "<unk", "\ufffd", "\ufeffx"),
+    "def f(x):\n    return x  # comment\n\n\tif x:\n\t\tpass\n        deep = {'a': [1, 2.5e-3, 0xFF]}\n",
+    '#include <stdio.h>\r\nint main() { printf("%d\\n", 1 << 3); return 0; }\r\n',
+    "0 1 12 123 1234 12345 3.14159 1,000,000 2026-11-22 v1.2.3 ٠١٢٣ ०१२ １２３ ²³ ½ Ⅷ",
+    "The quick brown fox doesn't jump over the lazy dog's back. HTTPServerError camelCase snake_case CONST_1",
+    "Größe, naïve café, señor, œuvre, Łódź, İstanbul, ijsland, smørrebrød, þorn, žluťoučký kůň, ế ở Việt Nam",
+    "Η γρήγορη καφέ αλεπού, ὁ λόγος; Быстрая коричневая лиса, ёлка, їжак, љубав, Қазақ",
+    "مرحبا بالعالم، كيف حالك؟ اللُّغَةُ العَرَبِيَّة ﷺ ﻻ שלום עולם, בְּרֵאשִׁית",
+    "नमस्ते दुनिया क्षत्रिय বাংলা ভাষা தமிழ் మీరు ಕನ್ನಡ മലയാളം ਪੰਜਾਬੀ ગુજરાતી සිංහල",
+    "你好，世界！中文沒有空格。日本語のテキスト、カタカナ ｶﾀｶﾅ ｶﾞ がぎぐ 全角ＡＢＣ　１２３ 한국어 문장 各 한",
+    "สวัสดีชาวโลก ภาษาไทย น้ำ ລາວ မြန်မာ ខ្មែរ བོད་ཡིག አማርኛ ქართული Հայերեն ᏣᎳᎩ ᠮᠣᠩᠭᠣᠯ",
+    "🙂 👍🏽 👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪 ☎️ ©️ ™ ♥ ∑ ∫ √ ≠ → ⇒ ∀x∈ℝ 𝔘𝕟𝕚 𝟙 ﬁ ﬂ ① ㈱ ㎏ …",
+    "e\u0301 a\u0308o\u0302\u0301 n\u0303 x\u0323\u0302 \u0301 z\u0335\u0336 \u1112\u1161\u11ab q\u0323\u0307",
+    "a\u00a0b\u2003c\u2028d\u2029e\u200bf\u200cg\u200dh\u2060i\u00adj\u3000k\u0085l\u180em",
+    "𐍈 𒀀 𓀀 𐤀 𠀀 \U0010ffff \ue000 \u0378 " + "ß" * 50 + " " * 40 + "x" + "\t" * 20 + "ab" * 300,
+]
+
+
+def convert(
+    model_file: str | Path,
+    special_tokens: Iterable[str] = (),
+    added_tokens: Mapping[int, AddedToken] | None = None,
+    lines: Iterable[str] = (),
+) -> Tokenizer:
+    """Returns the tokenizer of a SentencePiece model, after comparing the two; the arguments are those of `Reference`.
+
+    Raises ValueError where the file is no such model, or the ids are not all equal.
+    """
+    return _convert(Reference(model_file, special_tokens, added_tokens), lines)
+
+
+def convert_folder(folder: str | Path, lines: Iterable[str] = ()) -> tuple[Tokenizer, dict]:
+    """Returns the tokenizer of a folder with `tokenizer.model`, and its `tokenizer_config.json`.
+
+    Added and named tokens come from the folder's `tokenizer_config.json`, `special_tokens_map.json` and
+    `added_tokens.json`, as far as they exist. The config names the class PreTrainedTokenizerFast, whatever class and
+    code the folder names, and keeps its `chat_template`. Raises ValueError as `convert` does.
+    """
+    folder = Path(folder)
+    config, names, legacy = (
+        _read_json(folder / f"{name}.json") for name in ("tokenizer_config", "special_tokens_map", "added_tokens")
+    )
+    added = _declared(config, legacy)
+    merged = config | names
+    named = {name: _content(merged[name]) for name in NAMED_TOKENS if merged.get(name) is not None}
+    special = list(named.values())
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        tokens = merged.get(key) or []
+        if not isinstance(tokens, list | dict):
+            raise ValueError(f"{folder}: {key} is {tokens!r}, not a list of tokens")
+        special += map(_content, tokens.values() if isinstance(tokens, dict) else tokens)
+    reference = Reference(folder / "tokenizer.model", special, added)
+    tokenizer = _convert(reference, lines)
+
+    special = [token.content for _, token in sorted(reference.added_tokens.items()) if token.special]
+    result = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **named,
+        "additional_special_tokens": [content for content in special if content not in named.values()],
+        "add_bos_token": bool(config.get("add_bos_token", False)),
+        "add_eos_token": bool(config.get("add_eos_token", False)),
+        "clean_up_tokenization_spaces": False,
+    }
+    kept = ("model_max_length", "padding_side", "truncation_side", "chat_template")
+    return tokenizer, result | {key: config[key] for key in kept if key in config}
+
+
+def _read_json(file: Path) -> dict:
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no JSON object")
+    return content
+
+
+def _declared(config: dict, legacy: dict) -> dict[int, AddedToken]:
+    """The added tokens by id, of tokenizer_config.json and of added_tokens.json."""
+    added = {}
+    try:
+        for index, entry in config.get("added_tokens_decoder", {}).items():
+            flags = {flag: bool(entry.get(flag, False)) for flag in ("special", "lstrip", "rstrip", "single_word")}
+            added[int(index)] = AddedToken(entry["content"], **flags)
+        for content, index in legacy.items():
+            added.setdefault(int(index), AddedToken(content))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the added tokens are not as Transformers writes them: {error!r}") from error
+    return added
+
+
+def _content(token: str | dict) -> str:
+    content = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(content, str):
+        raise ValueError(f"the special token {token!r} is neither a text nor a description of one")
+    return content
+
+
+def _convert(reference: Reference, lines: Iterable[str]) -> Tokenizer:
+    merges = _merges(reference)
+    tokenizer = _build(reference, merges)
+    tokens = [*reference.user_defined, *(token.content for token in reference.added_tokens.values())]
+    for name, texts in {
+        "text of the probe": PROBE,
+        "text with a token": (f"{token}x {token}{token} y{token} {token}\n" for token in tokens),
+        "piece": (text.replace(SPACE, " ") for text, _, kind in reference.pieces if kind == NORMAL),
+        "text of two pieces of one score": _ties(merges, reference),
+        "line": lines,
+    }.items():
+        reference.check(tokenizer, texts, name)
+    return tokenizer
+
+
+def _build(reference: Reference, merges: list[tuple[str, str]]) -> Tokenizer:
+    """The tokenizer, not yet compared."""
+    symbols = _long_symbols(reference)
+    vocab = {text: index for index, (text, _, _) in enumerate(reference.pieces)}
+    vocab |= {token.content: index for index, token in reference.added_tokens.items()}
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=vocab,
+            merges=merges,
+            unk_token=next(text for text, _, kind in reference.pieces if kind == UNKNOWN),
+            fuse_unk=True,
+            byte_fallback=reference.byte_fallback,
+            ignore_merges=bool(symbols),
+        )
+    )
+    tokenizer.normalizer = _normalizer(reference.normalizer)
+    if symbols:
+        # Each symbol stands alone, and is then taken whole. So would be a text between two symbols that spells the name
+        # of a byte, hence the second pattern, which takes off its first character.
+        patterns = ["|".join(map(re.escape, symbols))]
+        if any(kind == BYTE for _, _, kind in reference.pieces):
+            patterns.append(r"\A<(?=0x[0-9A-F]{2}>\z)")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns]
+        )
+    tokenizer.decoder = _decoder(reference)
+    for _, token in sorted(reference.added_tokens.items()):
+        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
+    return tokenizer
+
+
+def _long_symbols(reference: Reference) -> list[str]:
+    """User-defined symbols that have to be cut out; of one character, nothing merges with them anyway."""
+    return [symbol for symbol in reference.user_defined if len(symbol) > 1]
+
+
+def _merges(reference: Reference) -> list[tuple[str, str]]:
+    """The one merge of each piece that merging can reach, best first."""
+    scores = {text: score for text, score, kind in reference.pieces if kind in (NORMAL, USER_DEFINED, UNUSED)}
+    symbols = _long_symbols(reference)
+    frozen = re.compile("|".join(map(re.escape, reference.user_defined)) or r"(?!)")
+    merges = []
+    for index, (text, score, kind) in enumerate(reference.pieces):
+        # SentencePiece cuts user-defined symbols out before it merges.
+        if kind not in (NORMAL, UNUSED) or len(text) == 1 or frozen.search(text):
+            continue
+        if missing := {character for character in text if character not in scores}:
+            raise ValueError(f"{reference.file}: the piece {text!r} has {missing.pop()!r}, which is no piece by itself")
+        parts = _last_parts(text, scores)
+        if not parts and symbols:  # the tokenizer takes what stands between two symbols whole if it is a piece
+            raise ValueError(
+                f"{reference.file}: SentencePiece never makes the piece {text!r}, which cannot be expressed beside "
+                f"user-defined symbols like {symbols[0]!r}: name these as special tokens"
+            )
+        if parts and kind == UNUSED:
+            raise ValueError(f"{reference.file}: the piece {text!r} is marked unused, which is not supported")
+        if parts:
+            merges.append((-score, index, parts))
+    return [parts for _, _, parts in sorted(merges)]
+
+
+def _last_parts(text: str, scores: Mapping[str, float]) -> tuple[str, str] | None:
+    """The two symbols that SentencePiece joins last when it encodes `text`, or None where it does not get to `text`."""
+    parts = list(text)
+    while len(parts) > 2:
+        joined = [scores.get(left + right, -math.inf) for left, right in itertools.pairwise(parts)]
+        best = max(joined)
+        if best == -math.inf:
+            return None
+        at = joined.index(best)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts[0], parts[1]
+
+
+def _ties(merges: list[tuple[str, str]], reference: Reference) -> Iterator[str]:
+    """Texts where the order of two merges of equal score, leftmost first in SentencePiece, could matter.
+
+    Training gives no two pieces one score, but a model that was extended by hand may have such pieces.
+    """
+    scores = {text: score for text, score, _ in reference.pieces}
+    starting = defaultdict(list)
+    for left, right in merges:
+        starting[left, scores[left + right]].append(right)
+    for left, right in merges:
+        for end in starting.get((right, scores[left + right]), ()):
+            yield left + right + end
+
+
+def _normalizer(spec) -> normalizers.Normalizer:
+    steps = [normalizers.Prepend(SPACE)]
+    if spec.precompiled_charsmap:
+        charsmap = normalizers.Precompiled(spec.precompiled_charsmap)
+        compose = [normalizers.NFC()] if charsmap.normalize_str("e\u0301") == "\u00e9" else []
+        # `Precompiled` looks up clusters of characters and may lose the second of two. Where the
+        # map drops the control character 1, that one keeps them apart. NFC composes what the map has as one entry.
+        apart = [normalizers.Replace(Regex(r"(?!\A)(?=[^\x00-\x09\x0b-\x7f])"), "\x01")]
+        steps += [*(apart if charsmap.normalize_str("a\x01b") == "ab" else compose), charsmap, *compose]
+    if spec.remove_extra_whitespaces:
+        steps += [normalizers.Replace(Regex(r"(?<=\A.) +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    if not spec.add_dummy_prefix:
+        steps.append(normalizers.Replace(Regex(r"\A."), ""))
+    if spec.escape_whitespaces:
+        steps.append(normalizers.Replace(" ", SPACE))
+    if spec.remove_extra_whitespaces:
+        steps.append(normalizers.Replace(Regex(f"{SPACE if spec.escape_whitespaces else ' '}+\\z"), ""))
+    return normalizers.Sequence(steps)
+
+
+def _decoder(reference: Reference) -> decoders.Decoder:
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    spec = reference.normalizer
+    if spec.add_dummy_prefix or spec.remove_extra_whitespaces:
+        tokens = "|".join(re.escape(token.content) for token in reference.added_tokens.values())
+        spaces = " +" if spec.remove_extra_whitespaces else " "
+        steps.append(decoders.Replace(Regex(rf"(?:\A|(?<={tokens})){spaces}"), ""))
+    return decoders.Sequence(steps)

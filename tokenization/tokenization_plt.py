@@ -1,0 +1,58 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The tokenizer of LoopCoder-V2: the library's fast tokenizer, whose chats also go where a tensor was expected."""
+
+import functools
+
+from transformers import BatchEncoding, PreTrainedTokenizerFast
+
+
+class ChatEncoding(BatchEncoding):
+    """
+    What `apply_chat_template` returns with `return_tensors`: the library's `BatchEncoding`, which besides has the shape
+    and the rows of its `input_ids`. In Transformers 4 the method returned `input_ids` alone, and code written for that
+    reads `inputs.shape[-1]` or `inputs[0]`. `model.generate(inputs)` and `model.generate(**inputs)` both take it.
+    """
+
+    def __getitem__(self, item):
+        """The field of that name, or what else is asked for of `input_ids`."""
+        return super().__getitem__(item) if isinstance(item, str) else self.input_ids[item]
+
+    @property
+    def shape(self):
+        return self.input_ids.shape
+
+    @property
+    def device(self):
+        return self.input_ids.device
+
+    def size(self, *args):
+        return self.input_ids.size(*args)
+
+
+class IQuestPLTCoderTokenizer(PreTrainedTokenizerFast):
+    """
+    `PreTrainedTokenizerFast` and nothing else but for the type of what `apply_chat_template` returns with
+    `return_tensors`: see [`ChatEncoding`].
+    """
+
+    @functools.wraps(PreTrainedTokenizerFast.apply_chat_template)
+    def apply_chat_template(self, *args, **kwargs):
+        outputs = super().apply_chat_template(*args, **kwargs)
+        if isinstance(outputs, BatchEncoding) and hasattr(outputs.get("input_ids"), "shape"):
+            return ChatEncoding(outputs.data, outputs.encodings, n_sequences=outputs.n_sequences)
+        return outputs
+
+
+__all__ = ["IQuestPLTCoderTokenizer"]
