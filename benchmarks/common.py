@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, StoppingCriteria, St
 from transformers.utils import logging
 
 from ..configuration_plt import IQuestPLTCoderConfig
+from ..conversion.layout import shared_fields
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -64,8 +65,7 @@ def plt_config(hidden_size: int, num_layers: int) -> IQuestPLTCoderConfig:
 
 def llama_of(plt, arguments: argparse.Namespace):
     """The Llama of the same shape: it shares the weights of `plt`, all but the gates."""
-    names = LlamaConfig().to_dict().keys() - {"architectures", "model_type", "transformers_version"}
-    config = LlamaConfig(**{name: value for name, value in plt.config.to_dict().items() if name in names})
+    config = LlamaConfig(**shared_fields(plt.config, LlamaConfig))
     with torch.device("meta"):
         llama = build(config, arguments, device="meta")
     llama.load_state_dict({k: v for k, v in plt.state_dict().items() if "plt_gate" not in k}, assign=True)

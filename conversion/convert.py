@@ -168,18 +168,12 @@ def _dense_config(model_type: str, fields: dict) -> LlamaConfig:
         raise ValueError("Its attention sees a sliding window only, loop 0 of a PLT sees everything before it.")
     if getattr(config, "clip_qkv", None) is not None:
         raise ValueError("It clips queries, keys and values (`clip_qkv`), which a Llama does not.")
-    return layout.config_from(LlamaConfig, _common(config, LlamaConfig))
-
-
-def _common(config: PreTrainedConfig, other: type[PreTrainedConfig]) -> dict:
-    """The fields of `config` that `other` has as well."""
-    names = other().to_dict().keys() - {"architectures", "model_type", "transformers_version", "layer_types"}
-    return {name: value for name, value in config.to_dict().items() if name in names}
+    return layout.config_from(LlamaConfig, layout.shared_fields(config, LlamaConfig))
 
 
 def _with_gates(dense: LlamaConfig, groups: list[dict[str, Tensor]], plt: dict) -> Plan:
     """The dense model with gates, in a file of their own."""
-    config = layout.config_from(IQuestPLTCoderConfig, _common(dense, IQuestPLTCoderConfig) | plt)
+    config = layout.config_from(IQuestPLTCoderConfig, layout.shared_fields(dense, IQuestPLTCoderConfig) | plt)
     expected = _check(dense, groups)
     expected_plt = layout.expected_shapes(config, {name for group in groups for name in group})
     dtype = next(iter(groups[0].values())).dtype
@@ -193,7 +187,9 @@ def _with_gates(dense: LlamaConfig, groups: list[dict[str, Tensor]], plt: dict) 
 
 def _without_gates(config: IQuestPLTCoderConfig, groups: list[dict[str, Tensor]]) -> Plan:
     dense = [{name: tensor for name, tensor in group.items() if layout.GATE not in name} for group in groups]
-    return Plan(layout.config_from(LlamaConfig, _common(config, LlamaConfig)), [group for group in dense if group])
+    return Plan(
+        layout.config_from(LlamaConfig, layout.shared_fields(config, LlamaConfig)), [group for group in dense if group]
+    )
 
 
 def _renamed(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:

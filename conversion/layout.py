@@ -69,6 +69,12 @@ def read_plt_config(folder: Path) -> IQuestPLTCoderConfig:
     return config
 
 
+def shared_fields(config: PreTrainedConfig, other: type[PreTrainedConfig]) -> dict:
+    """The fields of `config` that the class `other` has as well, without those that say what kind of model it is."""
+    names = other().to_dict().keys() - {"architectures", "model_type", "transformers_version", "layer_types"}
+    return {name: value for name, value in config.to_dict().items() if name in names}
+
+
 def config_json(config: PreTrainedConfig, dtype: torch.dtype) -> dict:
     """The fields of `config.json` for weights of `dtype`; of a PLT with the names of its code."""
     is_plt = isinstance(config, IQuestPLTCoderConfig)

@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import TOLERANCE, distance, oracle, tiny_config, tiny_model, tokens
+from tiny import TOLERANCE, distance, llama_of, oracle, tiny_model, tokens
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
 from vendor import contents, write_shards, write_vendor
 
@@ -173,23 +173,12 @@ def test_generation_stops_at_all_released_stop_tokens(tmp_path):
 # -- dense models ------------------------------------------------------------------------------------------------------
 
 
-def dense_model(**overrides):
-    """A Llama of the tiny shape."""
-    from transformers import LlamaConfig
-
-    torch.manual_seed(3)
-    config = tiny_config()
-    names = LlamaConfig().to_dict().keys() - {"architectures", "model_type", "transformers_version", "layer_types"}
-    fields = {name: value for name, value in config.to_dict().items() if name in names}
-    return LlamaForCausalLM(LlamaConfig(**fields | overrides)).eval()
-
-
 @pytest.mark.parametrize("model_type", ["llama", "iquestcoder", "mistral"])
 @pytest.mark.parametrize("overrides", [{}, {"attention_bias": True, "mlp_bias": True}, {"tie_word_embeddings": True}])
 def test_from_dense_at_one_loop_computes_what_the_dense_model_does(model_type, overrides, tmp_path):
     if model_type != "llama" and overrides.get("attention_bias"):
         pytest.skip("a Mistral has no biases")
-    model = dense_model(**overrides)
+    model = llama_of(tiny_model(**overrides))
     model.save_pretrained(tmp_path / "source", max_shard_size="20KB")
     path = tmp_path / "source" / "config.json"
     fields = json.loads(path.read_text()) | {"model_type": model_type, "sliding_window": None}
@@ -236,14 +225,14 @@ def test_to_dense_runs_without_the_package(tmp_path):
     ],
 )
 def test_models_that_are_no_llama_are_refused(fields, match, tmp_path):
-    dense_model().save_pretrained(tmp_path / "source")
+    llama_of(tiny_model()).save_pretrained(tmp_path / "source")
     path = tmp_path / "source" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     refused(tmp_path / "source", tmp_path / "target", match)
 
 
 def test_biases_that_the_configuration_does_not_mention_are_refused(tmp_path):
-    dense_model().save_pretrained(tmp_path / "source")
+    llama_of(tiny_model()).save_pretrained(tmp_path / "source")
     tensors = load_file(tmp_path / "source" / "model.safetensors")
     tensors["model.layers.1.self_attn.q_proj.bias"] = torch.zeros(32)
     write_shards(tmp_path / "source", tensors, 1)

@@ -18,9 +18,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import WRONG
-from tiny import TOLERANCE, distance, oracle, tiny_model, tokens
+from tiny import TOLERANCE, distance, llama_of, oracle, tiny_model, tokens
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import StaticCache
 
 from iquest_plt import PLTCache
 
@@ -70,16 +70,6 @@ def test_wrong_variants_are_caught(wrong):
         model = tiny_model(plt_num_loops=3, **fields)
         errors.append(distance(model(ids).logits[0], oracle(model, ids[0], wrong=wrong)))
     assert max(errors) > 1e-3, WRONG[wrong]
-
-
-def llama_of(model) -> LlamaForCausalLM:
-    names = LlamaConfig().to_dict().keys() - {"architectures", "model_type", "transformers_version"}
-    config = LlamaConfig(**{k: v for k, v in model.config.to_dict().items() if k in names})
-    llama = LlamaForCausalLM(config).eval()
-    weights = {k: v for k, v in model.state_dict().items() if "plt_gate" not in k}
-    llama.load_state_dict(weights)
-    llama.set_attn_implementation(model.config._attn_implementation)
-    return llama
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -16,6 +16,7 @@
 import numpy as np
 import torch
 from reference import Reference
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from iquest_plt import IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM
 
@@ -58,6 +59,17 @@ def tiny_model(seed: int = 0, attention: str = "sdpa", **overrides) -> IQuestPLT
             torch.nn.init.normal_(parameter, 0.0, 0.4)
     model.set_attn_implementation(attention)
     return model
+
+
+def llama_of(model) -> LlamaForCausalLM:
+    """The Llama that the model is with one loop, with a copy of its weights."""
+    names = LlamaConfig().to_dict().keys() - {"architectures", "model_type", "transformers_version"}
+    config = LlamaConfig(**{k: v for k, v in model.config.to_dict().items() if k in names})
+    llama = LlamaForCausalLM(config).eval()
+    weights = {k: v for k, v in model.state_dict().items() if "plt_gate" not in k}
+    llama.load_state_dict(weights)
+    llama.set_attn_implementation(model.config._attn_implementation)
+    return llama
 
 
 def tokens(*shape: int, seed: int = 1) -> torch.Tensor:
