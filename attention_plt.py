@@ -147,10 +147,14 @@ class IQuestPLTCoderAttention(nn.Module):
             if past_key_values is not None:
                 key0_BKSC, value0_BKSC = past_key_values.update(key0_BKSC, value0_BKSC, self.layer_idx)
 
-        output, weights = self._attend(query, key0_BKSC, value0_BKSC, global_mask, **kwargs)
-        window_weights = gate_NTH = None
-        if loops.stop > 1:
-            first = batch if loops.start == 0 else 0  # loop 0's rows, if here, have only the global branch
+        first = batch if loops.start == 0 else 0  # loop 0's rows, if here, have only the global branch
+        # CODEPATH: "gated" in LoopCoder-V2 and by default, the others are controls for research.
+        kind = self.config.plt_loop_attention
+        weights = window_weights = gate_NTH = None
+        output = query_global = query[:first] if kind == "own" else query
+        if len(query_global):
+            output, weights = self._attend(query_global, key0_BKSC, value0_BKSC, global_mask, **kwargs)
+        if loops.stop > 1 and kind != "shared":
             window = (key[first:], value[first:])
             if past_key_values is not None:
                 further = range(max(loops.start, 1), loops.stop)
@@ -159,7 +163,7 @@ class IQuestPLTCoderAttention(nn.Module):
                 if given < time:  # the keys before these do not join on to those in the cache
                     window = tuple(states[..., -given:, :] for states in window)
             if window_block is None:
-                local_size = self.config.plt_window_size[0] + 1  # the library counts the token itself
+                local_size = self.config.loop_window + 1  # the library counts the token itself
                 local_output, window_weights = self._attend(
                     query[first:], *window, window_mask, sliding_window=local_size, **kwargs
                 )
@@ -167,10 +171,13 @@ class IQuestPLTCoderAttention(nn.Module):
                 local_output = self._attend_in_blocks(
                     query, *window, window_mask, window_block, window_kernel, **kwargs
                 )
-            gate_input = self.plt_gate.gate_norm(residual_NTD[first:]) if self.plt_gate.use_hidden_states else None
-            gate_NTH = self.plt_gate(gate_input, query[first:])
-            output_global = output[first:]
-            mixed = torch.lerp(local_output, output_global, gate_NTH[..., None].to(output_global.dtype))
+            mixed = local_output
+            if kind == "gated":
+                use_hidden_states = self.plt_gate.use_hidden_states
+                gate_input = self.plt_gate.gate_norm(residual_NTD[first:]) if use_hidden_states else None
+                gate_NTH = self.plt_gate(gate_input, query[first:])
+                output_global = output[first:]
+                mixed = torch.lerp(local_output, output_global, gate_NTH[..., None].to(output_global.dtype))
             output = torch.cat([output[:first], mixed]) if first else mixed
 
         output = output.reshape(rows, queries, -1).contiguous()
@@ -220,7 +227,7 @@ class IQuestPLTCoderAttention(nn.Module):
         see. Blocks are counted from the last, so that fewer queries are the last of the same blocks.
         """
         rows, heads, time, head_dim = query_NHTC.shape
-        left, blocks = self.config.plt_window_size[0], -(-time // block)
+        left, blocks = self.config.loop_window, -(-time // block)
         front = blocks * block - time
 
         def in_blocks(states, length, size):

@@ -433,7 +433,7 @@ class PLTCache(Cache):
         self.num_loops = config.check_num_loops(num_loops)
         super().__init__(layers=_make_layers(config.num_hidden_layers, quantization))
         for layer in self.layers:
-            layer.set_num_loops(self.num_loops, config.plt_window_size[0])
+            layer.set_num_loops(self.num_loops, config.loop_window)
 
     @property
     def nbytes(self) -> int:
@@ -455,7 +455,7 @@ def check_cache(cache: Cache, config, num_loops: int, batch: int, has_mask: bool
             f"This cache has {len(layers)} layers, the model {config.num_hidden_layers}. Start a new cache."
         )
     for layer in layers:
-        layer.check_num_loops(num_loops, config.plt_window_size[0])
+        layer.check_num_loops(num_loops, config.loop_window)
     keys, carries = layers[0].keys, layers[0].carries
     rows = batch
     if carries is not None:
@@ -474,7 +474,7 @@ def check_cache(cache: Cache, config, num_loops: int, batch: int, has_mask: bool
 def prepare_cache(cache: Cache, config, num_loops: int) -> None:
     """Readies a cache that `check_cache` has let pass for a forward pass of `num_loops` loops."""
     for layer in cache.layers:
-        layer.set_num_loops(num_loops, config.plt_window_size[0])
+        layer.set_num_loops(num_loops, config.loop_window)
 
 
 __all__ = ["PLTCache", "PLTCacheLayer", "PLTStaticCacheLayer"]

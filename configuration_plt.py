@@ -20,6 +20,7 @@ from typing import ClassVar
 from transformers.configuration_utils import PreTrainedConfig
 
 
+LOOP_ATTENTIONS = ("gated", "shared", "own")
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 
@@ -50,6 +51,13 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
             What the gate of head `h` reads. `True`: the residual stream, `g = sigmoid(W RMSNorm_gate(x) + b)`.
             `False`: the rotated query, `g_h = sigmoid(<q_h, w_h> + b_h)`. In both, the output of a head in loops
             `r >= 1` is `g * a_global + (1 - g) * a_local`.
+        plt_cross_loop_shift (`bool`, *optional*, defaults to `True`):
+            A control for research. `False` takes the shift out: `x^r_i` reads `H^{r-1}_i`, the state of the token
+            itself. The loops of a token then wait for each other, and decoding runs them in sequence.
+        plt_loop_attention (`str`, *optional*, defaults to `"gated"`):
+            A control for research: what loops `r >= 1` attend to. `"gated"`: loop 0's keys and a window of their own,
+            mixed by the gate. `"shared"`: loop 0's keys alone. `"own"`: their own loop's keys alone, up to
+            `max_position_embeddings` of them, in a cache per loop. Gates are unused in the last two.
         rope_parameters (`dict`, *optional*):
             `{"rope_type": ..., "rope_theta": ..., ...}`. The older pair `rope_theta`, `rope_scaling` is read as well.
 
@@ -99,6 +107,8 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
     plt_hidden_scale: float | None = None
     plt_normalize_per_loop: bool = True
     plt_gate_use_hidden_states: bool = False
+    plt_cross_loop_shift: bool = True
+    plt_loop_attention: str = "gated"
 
     def __post_init__(self, **kwargs):
         if self.num_key_value_heads is None:
@@ -119,6 +129,12 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
     def layer_types(self) -> list[str]:
         """Every layer's cache layer type: with it `generate()` and `DynamicCache(config=...)` build PLT's cache."""
         return ["parallel_loop_attention"] * self.num_hidden_layers
+
+    @property
+    def loop_window(self) -> int:
+        """How many keys before a token's own its loop keeps, in loops `r >= 1`."""
+        windows = {"gated": self.plt_window_size[0], "shared": 0, "own": self.max_position_embeddings}
+        return windows[self.plt_loop_attention]
 
     def validate_layer_type(self):
         """`layer_types` is derived, so there is nothing to check; the parent only knows the library's own names."""
@@ -166,9 +182,13 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and not _is_finite(value):
                 raise ValueError(f"`{name}` must be a finite number or None (which means 1.0), got {value!r}.")
-        for name in ("plt_normalize_per_loop", "plt_gate_use_hidden_states"):
+        for name in ("plt_normalize_per_loop", "plt_gate_use_hidden_states", "plt_cross_loop_shift"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"`{name}` must be true or false, got {getattr(self, name)!r}.")
+        if self.plt_loop_attention not in LOOP_ATTENTIONS:
+            raise ValueError(
+                f"`plt_loop_attention` must be one of {', '.join(LOOP_ATTENTIONS)}, got {self.plt_loop_attention!r}."
+            )
         rope_theta = self.rope_parameters.get("rope_theta")
         if not _is_finite(rope_theta) or rope_theta <= 0:
             raise ValueError(f"`rope_theta` must be a positive number, got {rope_theta!r}.")

@@ -108,7 +108,7 @@ def create_layout(
     dtype = torch.float32 if model_dtype == torch.float64 else model_dtype
     inputs_embeds = inputs_embeds.new_empty((batch, time, 0), dtype=dtype)
     if num_loops > 1 and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
-        return _layout_of_4d_mask(attention_mask, config.plt_window_size[0], looped_rows)
+        return _layout_of_4d_mask(attention_mask, config.loop_window, looped_rows)
     new = None
     if isinstance(attention_mask, dict):
         layout, new, position_ids = BlockLayout(attention_mask["global_mask"]), attention_mask["tokens"], None
@@ -133,7 +133,11 @@ def create_layout(
     elif cache is None and attention_mask is None and position_ids is not None:
         layout.previous = _previous_in_document(position_ids)
 
-    left, length, tokens, has_gaps = config.plt_window_size[0], 0, None, False
+    # CODEPATH: other values are controls for research.
+    if config.plt_loop_attention == "shared":
+        return layout
+
+    left, length, tokens, has_gaps = config.loop_window, 0, None, False
     if cache is not None:
         length = cache.layers[0].window_length
         tokens = cache.layers[0].get_window_tokens(batch, inputs_embeds.device)

@@ -54,7 +54,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -70,6 +70,9 @@ except ImportError:  # older than 5.20
 
     def slice_logits_to_keep(hidden_states, logits_to_keep):
         return hidden_states[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -217,8 +220,8 @@ class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
     def kv_bytes_per_sequence(self, length: int, num_loops: int | None = None) -> int:
         """Cache bytes of one sequence of `length` tokens: the shared part, a window and a carry per further loop."""
         further_loops = self.config.check_num_loops(num_loops) - 1
-        window = self.kv_bytes_per_token() * min(length, self.config.plt_window_size[0])
-        carry = self.config.hidden_size * self.dtype.itemsize if length else 0
+        window = self.kv_bytes_per_token() * min(length, self.config.loop_window)
+        carry = self.config.hidden_size * self.dtype.itemsize * (length > 0) * self.config.plt_cross_loop_shift
         return self.kv_bytes_per_token() * length + further_loops * (window + carry)
 
     def decode_flops(self, length: int, num_loops: int | None = None) -> int:
@@ -231,8 +234,12 @@ class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
         kv_size = config.num_key_value_heads * config.head_dim
         weights = config.hidden_size * (2 * attention_size + 2 * kv_size + 3 * config.intermediate_size)
         gate = self.base_model.layers[0].self_attn.plt_gate.weight.numel()
-        keys = num_loops * length + (num_loops - 1) * min(length, config.plt_window_size[0] + 1)
-        per_layer = 2 * (num_loops * weights + (num_loops - 1) * gate) + 4 * attention_size * keys
+        # How many loops have a branch on loop 0's keys, one on their own, and a gate.
+        kind, further_loops = config.plt_loop_attention, num_loops - 1
+        global_loops = {"own": 1}.get(kind, num_loops)
+        local_loops, gated_loops = {"shared": 0}.get(kind, further_loops), {"gated": further_loops}.get(kind, 0)
+        keys = global_loops * length + local_loops * min(length, config.loop_window + 1)
+        per_layer = 2 * (num_loops * weights + gated_loops * gate) + 4 * attention_size * keys
         return config.num_hidden_layers * per_layer + 2 * config.hidden_size * config.vocab_size
 
 
@@ -322,6 +329,13 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             prepare_cache(past_key_values, self.config, num_loops)
         records = self._records(kwargs)
         together = time == 1 and loop_schedule == "together" and not records
+        # CODEPATH: always shifted in LoopCoder-V2 and by default.
+        if together and num_loops > 1 and not self.config.plt_cross_loop_shift:
+            together = False
+            logger.warning_once(
+                "Without the shift (`plt_cross_loop_shift=False`) a token's loops wait for each other: decoding runs "
+                "them in sequence."
+            )
         looped_rows = num_loops - 1 if together else 1
         layout = create_layout(
             self.config,
@@ -421,10 +435,14 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             loops = range(loop, loop + 1)
             hidden_BTD = embeds_BTD
             if loop > 0:
-                before = _states_before(carries[loop - 1], loop_states[-1].to(embeds_BTD.device), previous_BT)
-                hidden_BTD = self._loop_input(embeds_BTD[:, -taken:], before[:, -taken - 1 : -1])
-                if cache is not None:
-                    handed_on.append(before[:, 1:])
+                fed_back = loop_states[-1].to(embeds_BTD.device)
+                # CODEPATH: always True in LoopCoder-V2 and by default.
+                if self.config.plt_cross_loop_shift:
+                    before = _states_before(carries[loop - 1], fed_back, previous_BT)
+                    fed_back = before[:, :-1]
+                    if cache is not None:
+                        handed_on.append(before[:, 1:])
+                hidden_BTD = self._loop_input(embeds_BTD[:, -taken:], fed_back[:, -taken:])
             for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
                 queries = answered[index]
                 masks = {"global_mask": tail_mask} if queries < time else {}
@@ -446,11 +464,11 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         tokens before it in the layer below, and, at the bottom, on one token before it in the loop before. So the ends
         of the loops are all that the end of the last one rests on. What the cache keeps lies within.
         """
-        window, layers = self.config.plt_window_size[0], self.config.num_hidden_layers
+        window, layers = self.config.loop_window, self.config.num_hidden_layers
         lengths, needed = [], states_to_keep
         for _ in range(num_loops - 1):
             lengths.append([min(time, needed + window * (layers - layer)) for layer in range(layers + 1)])
-            needed = min(time, lengths[-1][0] + 1)
+            needed = min(time, lengths[-1][0] + self.config.plt_cross_loop_shift)
         return [[time] * (layers + 1), *reversed(lengths)]
 
     def _loop_states(self, hidden_NTD: torch.Tensor, loops: range, num_loops: int) -> list[torch.Tensor]:

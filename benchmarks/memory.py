@@ -34,7 +34,7 @@ def cache_bytes(config, length: int, num_loops: int, dtype: torch.dtype) -> int:
     total = 0
     for index in range(config.num_hidden_layers):
         layer = DynamicCache(config=config).layers[index]
-        layer.set_num_loops(num_loops, config.plt_window_size[0])
+        layer.set_num_loops(num_loops, config.loop_window)
         states = torch.zeros(1, config.num_key_value_heads, length, config.head_dim, dtype=dtype)
         layer.update(states, states)
         for loop in range(1, num_loops):

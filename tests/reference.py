@@ -21,6 +21,9 @@ One sequence, no cache, no padding, no tail cut: every loop runs over all T toke
     attention in loop r:     g * causal(q, K0, V0) + (1 - g) * window(q, K^r, V^r)
     H^r = RMSNorm_final(x^r),   logits = lm_head(H^{R-1})
 
+Two controls take pieces out: plt_cross_loop_shift = False reads H^{r-1}_i, and plt_loop_attention "shared" is g = 1,
+"own" is g = 0 with a window of all earlier tokens.
+
 Everything else (RMSNorm, RoPE, grouped-query attention, SwiGLU, residuals) is Llama, and R = 1 is exactly Llama.
 Sources: arXiv 2510.24824 (PLT), arXiv 2606.18023 (LoopCoder-v2); where they differ from the inference code that serves
 the released checkpoint, that code decides. Shapes: T tokens, R loops, D hidden, N query heads, K key/value heads,
@@ -151,7 +154,7 @@ class Reference:
             else:
                 H = loop_states[r - 1]
                 shifted = np.concatenate([carry[r - 1 : r], H[:-1]])  # row i holds H^{r-1}_{i-1}
-                if wrong == "no_shift":
+                if wrong == "no_shift" or not config.plt_cross_loop_shift:
                     shifted = H
                 elif wrong == "shift_wraps":
                     shifted = np.roll(H, 1, axis=0)
@@ -188,6 +191,8 @@ class Reference:
         causal = distance >= 0
         w = w_left + {"window_short": -1, "window_long": 1, "window_unlimited": T}.get(wrong, 0)
         window = causal & (distance <= max(w, 0))  # w + 1 keys, position i itself among them
+        if config.plt_loop_attention == "own":
+            window = causal
 
         y = self.norm(f"model.layers.{layer}.input_layernorm", x)
         q, k, v = (
@@ -219,6 +224,7 @@ class Reference:
                 g = 0.5
             elif wrong == "global_only":
                 g = 1.0
+            g = {"gated": g, "shared": 1.0, "own": 0.0}[config.plt_loop_attention]
             a = g * a_global + (1.0 - g) * a_local
 
         return self.linear(f"{name}.o_proj", a.swapaxes(0, 1).reshape(T, -1))

@@ -22,7 +22,7 @@ from tiny import TOLERANCE, distance, llama_of, oracle, tiny_model, tokens
 from torch import nn
 from transformers import StaticCache
 
-from iquest_plt import PLTCache
+from iquest_plt import PLTCache, modeling_plt
 
 
 TIME = 24
@@ -52,6 +52,42 @@ def test_states_fed_back_without_the_norm():
     model = tiny_model(plt_normalize_per_loop=False, plt_num_loops=3)
     ids = tokens(1, TIME)
     assert distance(model(ids).logits[0], oracle(model, ids[0])) < TOLERANCE
+
+
+@pytest.mark.parametrize("attention", ["gated", "shared", "own"])
+@pytest.mark.parametrize("shift", [True, False])
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+@torch.no_grad()
+def test_the_controls_equal_the_oracle(kernel, shift, attention):
+    """In one pass, and from a prompt on token by token; and each differs from all others."""
+    model = tiny_model(attention=kernel, plt_num_loops=3, plt_cross_loop_shift=shift, plt_loop_attention=attention)
+    ids = tokens(1, TIME)
+    expected = oracle(model, ids[0])
+    assert distance(model(ids, use_cache=False).logits[0], expected) < TOLERANCE
+    cache = PLTCache(model.config)
+    steps = [model(piece, past_key_values=cache).logits for piece in (ids[:, :9], *ids[:, 9:].split(1, dim=1))]
+    assert distance(torch.cat(steps, dim=1)[0], expected) < TOLERANCE
+    assert cache.nbytes == model.kv_bytes_per_sequence(TIME)
+    if shift:
+        schedules = [
+            model.generate(ids, max_new_tokens=9, do_sample=False, loop_schedule=s) for s in ("together", "sequence")
+        ]
+        assert torch.equal(*schedules)
+    another = "own" if attention == "gated" else "gated"
+    for other in ({"plt_cross_loop_shift": not shift}, {"plt_loop_attention": another}):
+        model = tiny_model(
+            **({"plt_num_loops": 3, "plt_cross_loop_shift": shift, "plt_loop_attention": attention} | other)
+        )
+        assert distance(model(ids).logits[0], expected) > 1e-3
+
+
+def test_without_the_shift_decoding_says_that_it_runs_in_sequence(monkeypatch):
+    said = []
+    monkeypatch.setattr(modeling_plt.logger, "warning_once", said.append)
+    for shift in (True, False):
+        tiny_model(plt_cross_loop_shift=shift).generate(tokens(1, 5), max_new_tokens=3, do_sample=False)
+        assert bool(said) is not shift
+    assert "in sequence" in said[0]
 
 
 # Each mistake must show in one of these two. Between them they have what the oracle says a mistake needs.
@@ -117,6 +153,8 @@ def cases(draw):
         "plt_hidden_scale": draw(st.none() | st.floats(-1, 1)),
         "plt_normalize_per_loop": draw(st.booleans()),
         "plt_gate_use_hidden_states": draw(st.booleans()),
+        "plt_cross_loop_shift": draw(st.sampled_from([True, True, False])),
+        "plt_loop_attention": draw(st.sampled_from(["gated", "gated", "shared", "own"])),
     }
     width = draw(st.integers(1, 20))
     padding = draw(st.sampled_from(["none", "left", "anywhere", "late"]))

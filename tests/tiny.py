@@ -86,4 +86,4 @@ def distance(logits: torch.Tensor, expected: np.ndarray) -> float:
     logits = logits.detach().double().numpy()
     assert logits.shape == expected.shape
     assert np.isfinite(logits).all()
-    return float(np.abs(logits - expected).max() / np.abs(expected).max())
+    return float(np.abs(logits - expected).max() / (np.abs(expected).max() or 1.0))
