@@ -1,0 +1,110 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Elastic loops: one checkpoint that serves every number of loops, 1 … R_max.
+
+A model trained for one number of loops bears another badly. But no loop depends on those after it, so a pass of R loops
+holds the states of every smaller number, and a loss on each trains all of them for one pass and R output layers. Or
+each step draws how many loops it runs: cheaper, and noisier.
+"""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from transformers import Trainer
+
+
+class ElasticLoops:
+    """
+    Mixed into the library's `Trainer` or one derived from it, for a PLT: a loss that covers several numbers of loops.
+
+    Args:
+        loop_loss_weights: what the language-model loss after loop r = 0, 1, … weighs; the loss is the weighted mean
+            over the loops that a step runs. One for each loop of the model, or of the most in `loop_counts`. By default
+            the loss is that after the last loop.
+        loop_counts: numbers of loops, of which each optimizer step draws one with equal chances. The draw depends on
+            `args.seed` and the step alone, so a resumed run draws the same. By default the model's own number.
+
+    Evaluation runs the model's own number of loops, with the loss after the last.
+
+    Raises:
+        ValueError: for numbers of loops below 1, for weights that are too many, too few, negative, or all zero for one
+            of the numbers of loops, and for weights together with a `compute_loss_func`.
+    """
+
+    def __init__(
+        self,
+        *args,
+        loop_loss_weights: Sequence[float] | None = None,
+        loop_counts: Sequence[int] | None = None,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        config = self.accelerator.unwrap_model(self.model).config
+        self.loop_counts = [config.check_num_loops(count) for count in loop_counts or [None]]
+        self.loop_loss_weights = None if loop_loss_weights is None else [float(weight) for weight in loop_loss_weights]
+        if self.loop_loss_weights is not None:
+            if self.compute_loss_func is not None:
+                raise ValueError("`loop_loss_weights` and `compute_loss_func` exclude each other.")
+            self._check_weights()
+
+    def _check_weights(self) -> None:
+        weights, most, fewest = self.loop_loss_weights, max(self.loop_counts), min(self.loop_counts)
+        if len(weights) != most:
+            raise ValueError(f"`loop_loss_weights` must be {most} numbers, one for each loop, got {len(weights)}.")
+        if not all(0 <= weight < float("inf") for weight in weights) or not any(weights[:fewest]):
+            raise ValueError(
+                f"`loop_loss_weights` must be at least 0, and above it for one of the first {fewest} loops, got "
+                f"{weights}."
+            )
+
+    def num_loops(self) -> int:
+        """How many loops the present optimizer step runs."""
+        return random.Random(f"{self.args.seed} {self.state.global_step}").choice(self.loop_counts)
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        if not model.training:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        inputs = {**inputs, "num_loops": self.num_loops()}
+        if self.loop_loss_weights is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        inputs["output_loop_states"] = True
+        self.compute_loss_func = self._weighted_loss
+        try:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        finally:
+            self.compute_loss_func = None
+
+    def _weighted_loss(self, outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
+        """The weighted mean of the losses after each loop, in nats per token; `labels` (batch, time)."""
+        model = self.accelerator.unwrap_model(self.model)
+        states = outputs["loop_states"]
+        weights = self.loop_loss_weights[: len(states)]
+        total = 0.0
+        for loop, weight in enumerate(weights):
+            if not weight:
+                continue
+            logits = outputs["logits"]
+            if loop < len(states) - 1:
+                is_normed = model.config.plt_normalize_per_loop
+                logits = model.lm_head(states[loop] if is_normed else model.base_model.norm(states[loop]))
+            options = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+            loss = model.loss_function(logits=logits, labels=labels, vocab_size=model.config.vocab_size, **options)
+            total = total + weight * loss
+        return total / sum(weights)
+
+
+class ElasticTrainer(ElasticLoops, Trainer):
+    """The library's `Trainer` with [`ElasticLoops`]."""
