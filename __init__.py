@@ -23,6 +23,7 @@ from .cache_plt import PLTCache, PLTCacheLayer, PLTStaticCacheLayer
 from .configuration_plt import IQuestPLTCoderConfig
 from .modeling_plt import IQuestPLTCoderForCausalLM, IQuestPLTCoderModel, IQuestPLTCoderPreTrainedModel
 from .tokenization.tokenization_plt import IQuestPLTCoderTokenizer
+from .tokenization.vendor import IQuestCoderTokenizer, VendorTokenizerConfig
 
 
 __version__ = "0.1.0"
@@ -48,3 +49,4 @@ IQuestPLTCoderModel.register_for_auto_class("AutoModel")
 IQuestPLTCoderForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 AutoTokenizer.register(IQuestPLTCoderConfig, fast_tokenizer_class=IQuestPLTCoderTokenizer, exist_ok=True)
 IQuestPLTCoderTokenizer.register_for_auto_class("AutoTokenizer")
+AutoTokenizer.register(VendorTokenizerConfig, fast_tokenizer_class=IQuestCoderTokenizer, exist_ok=True)

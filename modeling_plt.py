@@ -39,7 +39,6 @@ normed.
 
 import copy
 import functools
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,10 +164,15 @@ class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
     }
 
     @classmethod
-    def from_pretrained(cls, *args, key_mapping: dict | None = None, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, key_mapping: dict | None = None, **kwargs):
         """As the library's. Training exports name the gate `loop_gate_proj`: both names load."""
         key_mapping = {"self_attn.loop_gate_proj": "self_attn.plt_gate"} | (key_mapping or {})
-        return super().from_pretrained(*args, key_mapping=key_mapping, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, key_mapping=key_mapping, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if pretrained_model_name_or_path is not None:  # a folder's name may mean another one, or none, by and by
+            folder = Path(pretrained_model_name_or_path)
+            model._source = folder.absolute() if folder.is_dir() else str(pretrained_model_name_or_path)
+        return loaded
 
     def save_pretrained(self, *args, save_original_format: bool = False, **kwargs):
         """As the library's, but always with the released tensor names: Trainer reads them back as they are."""
@@ -177,15 +181,20 @@ class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
         """
         As the library's, whose card of a pushed model leaves open what is filled in here: the task, and licence and
-        base model as the card in the folder has them that the model was loaded from. From the Hub, that is the base.
+        base model as the card has them of what the model was loaded from. From the Hub, that itself is the base.
         """
-        path, source = Path(working_dir, "README.md"), Path(self.name_or_path or os.devnull)
+        path, source = Path(working_dir, "README.md"), getattr(self, "_source", None)
         known = {"pipeline_tag": "text-generation"}
-        if (source / "README.md").is_file():
-            data = ModelCard.load(source / "README.md", ignore_metadata_errors=True).data
-            known |= {name: data.get(name) for name in ("license", "license_name", "license_link", "base_model")}
-        elif not source.exists() and self.name_or_path != repo_id:
-            known["base_model"] = self.name_or_path
+        if source is not None:
+            is_folder = isinstance(source, Path)
+            try:
+                card = ModelCard.load(source / "README.md" if is_folder else source, ignore_metadata_errors=True)
+                names = ("license", "license_name", "license_link", "base_model")
+                known |= {name: card.data.get(name) for name in names}
+            except Exception as error:  # whatever is wrong with that card, this push does not depend on it
+                logger.warning(f"The card of {source} cannot be read, so its licence is left open: {error}")
+            if not is_folder and source != repo_id:
+                known["base_model"] = source
         card = ModelCard.load(path)
         for name, value in known.items():
             if card.data.get(name) is None:

@@ -40,6 +40,8 @@ for command in (weights.convert, weights.verify, weights.info, talk.generate, ta
 def main() -> None:
     """Runs the command line; what cannot be done ends in one line on standard error."""
     logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     try:
         app()
     except BrokenPipeError:  # the reader of a pipe has gone

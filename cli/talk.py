@@ -24,7 +24,7 @@ from transformers import set_seed
 
 from ..conversion import layout
 from ..conversion.convert import FLOATS
-from ..conversion.download import fetch
+from ..conversion.download import FILES, fetch
 from ..conversion.tokenizer import load_tokenizer
 from ..modeling_plt import IQuestPLTCoderForCausalLM
 from ..tokenization.fim import fim_inputs
@@ -159,11 +159,13 @@ def turn(conversation: Conversation, line: str, streamer: TextPrinter, console: 
 
 def load(path: str, revision: str | None, dtype: Dtype | None, device: str | None):
     """The model in evaluation mode and its tokenizer. Raises ValueError if there are none."""
-    folder, _ = fetch(path, revision)
+    small = [name for name in FILES if "safetensors" not in name]
+    folder, _ = fetch(path, revision, files=small, check_hashes=False)  # `convert` checks; at every start it takes long
+    layout.read_plt_config(folder)
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
-        raise ValueError(f"{path} has no tokenizer.")
-    layout.read_plt_config(folder)
+        raise ValueError(f"{path} has no tokenizer.json: see `iquest-plt convert`, which makes one of tokenizer.model.")
+    folder, _ = fetch(path, revision, check_hashes=False)
     kind = FLOATS[dtype.value] if dtype else "auto"
     with layout.refusals("The weights cannot be loaded"):
         model, found = IQuestPLTCoderForCausalLM.from_pretrained(folder, dtype=kind, output_loading_info=True)

@@ -108,7 +108,7 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Shapes, parameters, and the memory that weights and cache need. Reads config.json only."""
-    folder, _ = fetch(path, revision, weights=False)
+    folder, _ = fetch(path, revision, files=["config.json"], check_hashes=False)
     config = layout.read_plt_config(folder)
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
     kind = conversion.FLOATS[dtype.value] if dtype else stored

@@ -86,7 +86,7 @@ Converted from {origin} by iquest-plt {version}. Values were rounded only where 
 
 The conversion checks that the tensors are those that `config.json` asks for and that the files are complete; it does
 not run the model. That the model writes what its authors' own code makes it write was not checked for these weights,
-and nothing was measured: what is known of its quality, its authors have published.
+and nothing was measured.
 
 ## Licence
 

@@ -18,7 +18,6 @@ Weights are never loaded. A file whose tensors keep name and dtype is copied byt
 piece by piece, and the result appears only when it is complete.
 """
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -116,6 +115,7 @@ def convert(
         progress(min(done, total), total)
 
     with new_folder(target, total + SPARE_BYTES, advance) as out:
+        _write_rest(out, plan, folder, is_plt_source(fields), source, commit)  # first: it may be refused
         files = name_files(plan.groups)
         for name, group in files.items():
             original = _unchanged(group, checkpoint)
@@ -126,7 +126,8 @@ def convert(
             else:
                 out.copy(original, name)
         write_index(out, files)
-        manifest = _write_rest(out, plan, files, folder, source, commit)
+        manifest = _manifest(out, files, source, commit)
+        out.write_json(MANIFEST, manifest)
     return manifest
 
 
@@ -136,7 +137,7 @@ def make_plan(fields: dict, checkpoint: Checkpoint, to: str, plt: dict) -> Plan:
         raise ValueError("Quantised weights cannot be converted: take the checkpoint they were made from.")
     model_type = fields.get("model_type")
     groups = [_renamed(checkpoint.of_file(file)) for file in checkpoint.files]
-    if model_type == IQuestPLTCoderConfig.model_type or any(name.startswith("plt_") for name in fields):
+    if is_plt_source(fields):
         if plt:
             raise ValueError(f"{', '.join(plt)}: only for a dense source; this one is a PLT with fields of its own.")
         config = layout.config_from(IQuestPLTCoderConfig, fields)
@@ -262,34 +263,53 @@ def _unchanged(group: dict[str, Tensor], checkpoint: Checkpoint) -> Path | None:
     return first.path
 
 
-def _write_rest(
-    out: Folder, plan: Plan, files: dict[str, dict[str, Tensor]], folder: Path, source: str, commit: str | None
-) -> dict:
-    """Everything beside the weights; the manifest is the last. Returns it."""
+def _name(source: str, commit: str | None) -> str:
+    """The id on the Hub, or a folder's name without the path to it."""
+    return source if commit else Path(source).resolve().name
+
+
+def _write_rest(out: Folder, plan: Plan, folder: Path, from_plt: bool, source: str, commit: str | None) -> None:
+    """Everything beside weights and manifest."""
     is_plt = isinstance(plan.config, IQuestPLTCoderConfig)
-    first = next(iter(plan.tensors.values()))
-    config = layout.config_json(plan.config, first.dtype)
+    config = layout.config_json(plan.config, next(iter(plan.tensors.values())).dtype)
     out.write_json("config.json", config)
-    out.write_json("generation_config.json", write_tokenizer(out, folder, plan.config))
+    out.write_json("generation_config.json", write_tokenizer(out, folder, plan.config, from_plt))
     if is_plt:
         for name in layout.CODE_FILES:
             out.copy(layout.ROOT / name, name)
     for name in sorted(path.name for path in folder.glob("LICENSE*") if path.is_file()):
         out.copy(inside(folder, name))
-    name = source if commit else Path(source).resolve().name
     parameters = sum(torch.Size(tensor.shape).numel() for tensor in plan.tensors.values())
-    card = model_card(config, parameters, source=name, revision=commit, **license_of(folder))
+    notes = ["Its loops were added to a dense model: gates are zero, and loops after the first untrained."]
+    card = model_card(
+        config,
+        parameters,
+        source=_name(source, commit),
+        revision=commit,
+        notes=notes if is_plt and not from_plt else (),
+        **license_of(folder),
+    )
     out.write_text("README.md", card)
-    manifest = {
+
+
+def _manifest(out: Folder, files: dict[str, dict[str, Tensor]], source: str, commit: str | None) -> dict:
+    """What was written, and from what."""
+    tensors = {
+        name: {"file": file, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+        for file, group in files.items()
+        for name, tensor in group.items()
+    }
+    return {
         "format": 1,
         "tool": f"iquest-plt {__version__}",
-        "source": {"name": name, "revision": commit},
+        "source": {"name": _name(source, commit), "revision": commit},
         "files": dict(out.files),
-        "tensors": {
-            name: {"file": file, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
-            for file, group in files.items()
-            for name, tensor in group.items()
-        },
+        "tensors": tensors,
     }
-    out.write_json(MANIFEST, manifest)
-    return json.loads(json.dumps(manifest))
+
+
+def is_plt_source(fields: dict) -> bool:
+    """Whether a `config.json` is that of a PLT, whatever it says its classes are."""
+    return fields.get("model_type") == IQuestPLTCoderConfig.model_type or any(
+        name.startswith("plt_") for name in fields
+    )

@@ -38,14 +38,17 @@ ATTEMPTS = 5
 SECONDS_BETWEEN = 1
 
 
-def fetch(source: str | os.PathLike, revision: str | None = None, *, weights: bool = True) -> tuple[Path, str | None]:
+def fetch(
+    source: str | os.PathLike, revision: str | None = None, *, files: list[str] = FILES, check_hashes: bool = True
+) -> tuple[Path, str | None]:
     """
-    The folder that `source` names, and the commit it is at. With `weights=False` only its JSON files are downloaded.
+    The folder that `source` names, and the commit it is at.
 
     A folder is taken as it is (commit None). Anything of the form `organisation/name` else is the id of a repository
     on the Hub: its files at `revision` (branch, tag or commit; by default the main branch) are downloaded to the Hub's
-    cache. What is there already is not downloaded again. Every file is compared with the hash that the Hub lists for
-    it; without a network, a repository that is all in the cache is taken as it is.
+    cache, those that match one of the patterns `files`. What is there already is not downloaded again. With
+    `check_hashes` every file is compared with the hash that the Hub lists for it; without a network, a repository that
+    is all in the cache is taken as it is.
 
     Raises ValueError, in one sentence, if there is no such folder, repository or revision, if it cannot be had, or if
     it is no checkpoint.
@@ -65,9 +68,10 @@ def fetch(source: str | os.PathLike, revision: str | None = None, *, weights: bo
             f"There is no folder {name}, and it is no id on the Hub either (these read organisation/name)."
         )
     try:
-        folder = _download(name, revision, FILES if weights else ["*.json"])
+        folder = _download(name, revision, files)
         commit = folder.name  # the cache names snapshots so
-        _check_hashes(name, folder, commit)
+        if check_hashes:
+            _check_hashes(name, folder, commit)
     except (HTTPError, HFValidationError, OSError) as error:
         raise ValueError(_explain(error, name, revision)) from error
     if not (folder / "config.json").is_file():
@@ -104,7 +108,7 @@ def _check_hashes(name: str, folder: Path, commit: str) -> None:
         return
     for file in wrong:
         path = folder / file["path"]
-        path.resolve().unlink()
+        path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
     if wrong:
         files = ", ".join(file["path"] for file in wrong)

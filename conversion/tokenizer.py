@@ -29,18 +29,21 @@ from .writer import Folder
 COPIED = ("tokenizer.model", "special_tokens_map.json", "added_tokens.json")
 DROPPED = ("auto_map", "tokenizer_class", "is_local", "local_files_only", "name_or_path")
 TEMPLATE = "chat_template.jinja"
-# Ids of the released vocabulary that its config.json does not name, see `generation_config.json` in the root.
-RELEASED_STOPS = {"<|im_end|>": 75864, "<|endoftext|>": 75869}
+OTHERS = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.tiktoken")  # of tokenizers that are not converted
+# Sizes of the released vocabulary, in its config.json and in its configuration class. Which ids end a turn the former
+# does not say: see `generation_config.json` in the root.
+RELEASED_SIZES = (76800, 75904)
 
 
-def write_tokenizer(out: Folder, source: Path, config: PreTrainedConfig) -> dict:
+def write_tokenizer(out: Folder, source: Path, config: PreTrainedConfig, is_plt_source: bool) -> dict:
     """
     Writes the tokenizer of the folder `source` to `out`, if it has one: `tokenizer.json`, made from the SentencePiece
-    model `tokenizer.model` if need be, without references to code of the source; and the source's chat template, or for
-    a ChatML vocabulary without one that of this package.
+    model `tokenizer.model` if need be, without references to code of the source; and the source's chat template, or,
+    if `is_plt_source` says that the source is a PLT, with a ChatML vocabulary and no template, that of this package.
 
     Returns the fields of `generation_config.json`: the source's own, the recommended sampling for the released
-    vocabulary, and in any case all tokens that end a turn as stop tokens.
+    vocabulary, and in any case all tokens that end a turn as stop tokens. Raises ValueError for a tokenizer that cannot
+    be converted exactly.
     """
     is_plt = isinstance(config, IQuestPLTCoderConfig)
     fields = _json_or_empty(source, "tokenizer_config.json")
@@ -52,9 +55,16 @@ def write_tokenizer(out: Folder, source: Path, config: PreTrainedConfig) -> dict
         backend, fields = spm.convert_folder(source)
         out.write_text("tokenizer.json", backend.to_str(pretty=True))
         vocabulary = backend.get_vocab()
+    elif found := [name for name in OTHERS if (source / name).exists()]:
+        raise ValueError(
+            f"The source has {found[0]}, and neither tokenizer.json nor tokenizer.model: load its tokenizer with "
+            "Transformers and `save_pretrained` it to the source first."
+        )
     else:
         vocabulary = {}
     template = fields.pop("chat_template", None)
+    if template is not None and not isinstance(template, str):
+        raise ValueError("tokenizer_config.json has several chat templates: leave one, as a text, or none.")
     if vocabulary:
         for name in COPIED:
             if (source / name).exists():
@@ -66,20 +76,25 @@ def write_tokenizer(out: Folder, source: Path, config: PreTrainedConfig) -> dict
             out.copy(layout.ROOT / chat.TOKENIZER_FILE, chat.TOKENIZER_FILE)
         if (source / TEMPLATE).exists():
             out.copy(inside(source, TEMPLATE))
-        elif isinstance(template, str):
+        elif template is not None:
             out.write_text(TEMPLATE, template)
-        elif {"<|im_start|>", "<|im_end|>"} <= vocabulary.keys():
+        elif is_plt_source and {"<|im_start|>", "<|im_end|>"} <= vocabulary.keys():
             out.copy(layout.ROOT / TEMPLATE)
-    return _generation_config(source, config, vocabulary)
+    is_released = is_plt_source and config.vocab_size in RELEASED_SIZES
+    generation = _generation_config(source, config, vocabulary, is_released)
+    pad = vocabulary.get(_content(fields.get("pad_token")))
+    return generation if pad is None else generation | {"pad_token_id": pad}
 
 
-def _generation_config(source: Path, config: PreTrainedConfig, vocabulary: dict[str, int]) -> dict:
+def _content(token: str | dict | None) -> str | None:
+    """The text of a special token, as tokenizer_config.json has it."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _generation_config(source: Path, config: PreTrainedConfig, vocabulary: dict[str, int], is_released: bool) -> dict:
     fields = _json_or_empty(source, "generation_config.json")
     released = json.loads((layout.ROOT / "generation_config.json").read_text())
-    named = {name: vocabulary.get(name) for name in RELEASED_STOPS}
-    is_released = config.vocab_size > max(released["eos_token_id"]) and (
-        named["<|im_end|>"] == RELEASED_STOPS["<|im_end|>"] or not vocabulary
-    )
+    is_released = is_released and vocabulary.get("<|im_end|>", released["eos_token_id"][1]) in released["eos_token_id"]
     if is_released and not fields:
         fields = dict(released)
     stops = []

@@ -194,7 +194,7 @@ def _check_tokenizer(folder: Path, config: PreTrainedConfig, notes: list[str]) -
     problems = []
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
-        notes.append("There is no tokenizer.")
+        notes.append("There is no tokenizer.json.")
         return []
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.vocab_size:

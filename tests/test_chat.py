@@ -528,3 +528,13 @@ def test_where_the_library_differs(tokenizer):
     assert parse_by_library(tokenizer, "<tool_call>[]</tool_call>")["tool_calls"] == [
         {"type": "function", "function": []}
     ]
+
+
+def test_a_prefix_without_the_assistants_start_is_no_reply():
+    assert parse_response("Hi", "user: hello")["content"] == "Hi"
+
+
+def test_a_call_with_its_arguments_under_another_name_is_text():
+    text = '<tool_call>\n{"name": "f", "parameters": {"a": 1}}\n</tool_call>'
+    message = parse_response(text)
+    assert "tool_calls" not in message and message["content"] == text

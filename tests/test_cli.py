@@ -159,7 +159,7 @@ def test_what_is_no_whole_plt_is_not_run(converted, tmp_path):
         for folder, match in (
             (dense, "no PLT"),
             (broken, "missing_keys"),
-            (tmp_path / "empty", "no tokenizer"),
+            (tmp_path / "empty", "config.json is missing"),
             (tmp_path / "x", "no folder"),
         ):
             code, output, error = run(command, folder, *rest)

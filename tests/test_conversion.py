@@ -213,6 +213,39 @@ def test_to_dense_runs_without_the_package(tmp_path):
     assert torch.equal(logits(again, num_loops=1), logits(model, num_loops=1))
 
 
+def test_a_dense_model_keeps_its_own_ids_and_gets_no_chat_of_another(tmp_path):
+    """Also where its vocabulary is as large as the released one, or has the same tokens."""
+    model = llama_of(tiny_model(vocab_size=76_800, hidden_size=8, num_hidden_layers=1))
+    model.generation_config.bos_token_id, model.generation_config.eos_token_id = 5, [6, 7]
+    model.save_pretrained(tmp_path / "source")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ROOT / "checkpoints" / "small" / name, tmp_path / "source")
+    convert(str(tmp_path / "source"), tmp_path / "target")
+    generation = json.loads((tmp_path / "target" / "generation_config.json").read_text())
+    assert generation["bos_token_id"] == 5 and {6, 7} <= set(generation["eos_token_id"])
+    assert 75864 not in generation["eos_token_id"] and "temperature" not in generation
+    assert not (tmp_path / "target" / "chat_template.jinja").exists()
+    card = (tmp_path / "target" / "README.md").read_text()
+    assert "untrained" in card
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("vocab.json", "{}", "save_pretrained"),
+        ("tokenizer_config.json", '{"chat_template": [{"name": "a", "template": "b"}]}', "several chat templates"),
+        ("tokenizer.json", "{}", "tokenizer.json"),
+        ("tokenizer.model", "no model", "tokenizer.model"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_kept_is_refused_before_the_weights_are_written(name, content, match, tmp_path):
+    source = write_vendor(tmp_path / "source", tiny_model())
+    (source / name).write_text(content)
+    written = []
+    refused(source, tmp_path / "target", match, progress=lambda done, total: written.append(done))
+    assert sum(written) < 100_000
+
+
 @pytest.mark.parametrize(
     ("fields", "match"),
     [

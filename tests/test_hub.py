@@ -385,14 +385,14 @@ def test_a_push_carries_code_card_and_template(pushed, folder):
 
 
 def test_the_card_of_a_push_says_what_the_folder_said(pushed):
-    """Licence and base model come from the card in the folder that the model was loaded from, or are its id."""
+    """Licence and base model come from the card of what the model was loaded from; an id is itself the base."""
     hub, _, _ = pushed
     data = ModelCard(hub.files(NAME)["README.md"].decode()).data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation")
     assert {"plt", "looped-transformer"} <= set(data.tags)
     assert (data.license, data.license_name, data.base_model) == ("other", "vendors-own", "vendor/model")
     data = ModelCard(hub.files("someone/copy")["README.md"].decode()).data
-    assert (data.pipeline_tag, data.license, data.base_model) == ("text-generation", None, NAME)
+    assert (data.pipeline_tag, data.license, data.base_model) == ("text-generation", "other", NAME)
 
 
 TRAIN = """if True:

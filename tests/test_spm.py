@@ -23,6 +23,8 @@ import itertools
 import json
 import random
 import re
+import shutil
+import subprocess
 import sys
 import sysconfig
 import unicodedata
@@ -31,9 +33,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny_model
 from tokenizers import AddedToken, Tokenizer, normalizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from vendor import write_vendor
 
+from iquest_plt.conversion.convert import convert
+from iquest_plt.conversion.verify import verify
 from iquest_plt.tokenization import spm
 from iquest_plt.tokenization.spm_reference import Reference
 
@@ -595,3 +601,88 @@ def test_without_the_extra(models, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(ValueError, match=re.escape('pip install "iquest-plt[conversion]"')):
         spm.convert(models("vendor"))
+
+
+# -- in a checkpoint ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(vendor_folder, tmp_path_factory):
+    """A vendor's checkpoint whose only tokenizer is `tokenizer.model`, and what `convert` makes of it."""
+    folder, names = vendor_folder
+    path = tmp_path_factory.mktemp("checkpoint")
+    source = write_vendor(path / "source", tiny_model(vocab_size=max(names.values()) + 9, eos_token_id=2), shards=2)
+    for file in folder.iterdir():
+        shutil.copy(file, source)
+    convert(str(source), path / "target")
+    return path
+
+
+def test_a_converted_checkpoint_has_the_ids_of_its_sentencepiece_model(checkpoint, vendor_folder, lines):
+    folder, names = vendor_folder
+    report = verify(checkpoint / "target")
+    assert report["problems"] == report["notes"] == []
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint / "target")
+    assert type(tokenizer).__name__ == "IQuestPLTCoderTokenizer"
+    reference = pieces_of(folder / "tokenizer.model", names)
+    for line in [CHAT, *lines[:300]]:
+        assert tokenizer(line)["input_ids"] == reference(line)[0]
+    generation = GenerationConfig.from_pretrained(checkpoint / "target")
+    assert generation.eos_token_id == [2, names["<|im_end|>"]] and generation.pad_token_id == names["<PAD>"]
+
+
+QUICK_START = """if True:
+    import sys
+    if sys.argv[2] == "package":
+        import iquest_plt
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    trust = {} if sys.argv[2] == "package" else {"trust_remote_code": True}
+    tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], **trust)
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto", **trust)
+    messages = [{"role": "user", "content": "def f(x):\\n    return  x"}]
+    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_tensors="pt")
+    outputs = model.generate(inputs.to(model.device), max_new_tokens=6, do_sample=False)
+    assert "iquest_plt" not in sys.modules or sys.argv[2] == "package"
+    print(inputs["input_ids"].tolist(), outputs[0][inputs.shape[-1]:].tolist())
+"""
+
+
+def test_the_quick_start_runs_on_a_converted_checkpoint(checkpoint):
+    command = [sys.executable, "-c", QUICK_START, checkpoint / "target"]
+    package, remote = (
+        subprocess.run([*command, how], cwd=checkpoint, check=True, stdout=subprocess.PIPE, text=True).stdout
+        for how in ("package", "remote code")
+    )
+    assert package == remote and "[[" in package
+
+
+def test_the_vendors_own_tokenizer_is_not_read_wrongly(checkpoint):
+    """Rather than as a tokenizer with other ids, which is what Transformers would make of it."""
+    with pytest.raises(ValueError, match="iquest-plt convert"):
+        AutoTokenizer.from_pretrained(checkpoint / "source")
+
+
+@pytest.mark.parametrize(
+    ("config", "ends"),
+    [
+        ({"add_bos_token": True}, ([1], [])),
+        ({"add_bos_token": True, "add_eos_token": True}, ([1], [2])),
+        ({"tokenizer_class": "LlamaTokenizer"}, ([1], [])),
+        ({"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}, ([], [])),
+        ({}, ([], [])),
+    ],
+)
+def test_tokens_around_a_text(models, tmp_path, config, ends):
+    (tmp_path / "tokenizer.model").write_bytes(models("vendor").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"bos_token": "<s>", "eos_token": "</s>"}))
+    tokenizer, _ = spm.convert_folder(tmp_path)
+    plain = tokenizer.encode("def f", add_special_tokens=False).ids
+    assert tokenizer.encode("def f").ids == [*ends[0], *plain, *ends[1]]
+
+
+@pytest.mark.parametrize("text", ["<s> old </s> new", "print('<unk> ')", "a <s>", " <s>  x"])
+def test_text_that_spells_a_token_keeps_its_spaces(models, text):
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(models("vendor")))
+    tokenizer = spm.convert(models("vendor"))
+    ids = processor.encode(text)
+    assert tokenizer.decode(ids, skip_special_tokens=False) == processor.decode(ids) == text

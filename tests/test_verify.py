@@ -67,7 +67,7 @@ def change_number(folder: Path, value: float) -> None:
 def test_a_whole_folder_has_no_problems(whole):
     report = verify(whole)
     assert report["problems"] == []
-    assert report["notes"] == ["There is no tokenizer."]
+    assert report["notes"] == ["There is no tokenizer.json."]
 
 
 DAMAGE = {

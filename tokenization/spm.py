@@ -40,12 +40,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from .spm_reference import BYTE, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Reference
 
 
 SPACE = "▁"
+SEGMENT_END = "\ufdd0\ufdd1"  # no characters, so no text has them
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 # Compared in every conversion, beside each piece of the model.
@@ -104,18 +105,40 @@ def convert_folder(folder: str | Path, lines: Iterable[str] = ()) -> tuple[Token
         special += map(_content, tokens.values() if isinstance(tokens, dict) else tokens)
     reference = Reference(folder / "tokenizer.model", special, added)
     tokenizer = _convert(reference, lines)
+    # Llama's own class adds <s> unless it is told not to.
+    adds_bos = bool(config.get("add_bos_token", str(config.get("tokenizer_class")).startswith("LlamaTokenizer")))
+    adds_eos = bool(config.get("add_eos_token", False))
+    _add_ends(
+        tokenizer,
+        named.get("bos_token", "<s>") if adds_bos else None,
+        named.get("eos_token", "</s>") if adds_eos else None,
+    )
 
     special = [token.content for _, token in sorted(reference.added_tokens.items()) if token.special]
     result = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **named,
         "additional_special_tokens": [content for content in special if content not in named.values()],
-        "add_bos_token": bool(config.get("add_bos_token", False)),
-        "add_eos_token": bool(config.get("add_eos_token", False)),
+        "add_bos_token": adds_bos,
+        "add_eos_token": adds_eos,
         "clean_up_tokenization_spaces": False,
     }
     kept = ("model_max_length", "padding_side", "truncation_side", "chat_template")
     return tokenizer, result | {key: config[key] for key in kept if key in config}
+
+
+def _add_ends(tokenizer: Tokenizer, bos: str | None, eos: str | None) -> None:
+    """Puts these tokens around every text that is encoded with special tokens."""
+    ends = [token for token in (bos, eos) if token is not None]
+    if not ends:
+        return
+    ids = {token: tokenizer.token_to_id(token) for token in ends}
+    if None in ids.values():
+        raise ValueError(f"the tokenizer is to add {' and '.join(ends)} to texts, and has no such token")
+    single, pair = ([*([bos] if bos else []), f"${name}", *([eos] if eos else [])] for name in "AB")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, pair=[*single, *(f"{part}:1" for part in pair)], special_tokens=list(ids.items())
+    )
 
 
 def _read_json(file: Path) -> dict:
@@ -278,7 +301,10 @@ def _decoder(reference: Reference) -> decoders.Decoder:
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     spec = reference.normalizer
     if spec.add_dummy_prefix or spec.remove_extra_whitespaces:
-        tokens = "|".join(re.escape(token.content) for token in reference.added_tokens.values())
+        # A mark, before the tokens are fused: afterwards text that spells a token could not be told from it.
+        tokens = "|".join(rf"\A{re.escape(token.content)}" for token in reference.added_tokens.values())
         spaces = " +" if spec.remove_extra_whitespaces else " "
-        steps.append(decoders.Replace(Regex(rf"(?:\A|(?<={tokens})){spaces}"), ""))
+        steps.insert(0, decoders.Replace(Regex(rf"(?<={tokens})\z"), SEGMENT_END))
+        steps.append(decoders.Replace(Regex(rf"(?:\A|{SEGMENT_END}){spaces}"), ""))
+        steps.append(decoders.Replace(SEGMENT_END, ""))
     return decoders.Sequence(steps)

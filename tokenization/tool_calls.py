@@ -106,7 +106,8 @@ class ToolCallStream:
         self._position, self._in_string = 0, False  # within the JSON of a call
         self._is_finished = False
         self._deltas: list[dict[str, Any]] = []
-        self.feed(prefix.rpartition(ASSISTANT_START)[2])
+        _, start, opened = prefix.rpartition(ASSISTANT_START)
+        self.feed(opened if start else "")
 
     def feed(self, text: str) -> list[dict[str, Any]]:
         """Takes the next piece of the reply. Raises ValueError after `finish()`."""
@@ -241,6 +242,8 @@ def _parse_call(text: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        return None
+    if "arguments" not in function and len(function) > 1:  # such as "parameters": no call that was taught
         return None
     function.setdefault("arguments", {})
     return {"type": "function", "function": function} if isinstance(function["arguments"], dict) else None
