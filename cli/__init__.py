@@ -38,7 +38,9 @@ for command in (weights.convert, weights.verify, weights.info, talk.generate, ta
 
 
 def main() -> None:
-    """Runs the command line; what cannot be done ends in one line on standard error."""
+    """
+    Runs the command line; what cannot be done ends in one line on standard error. IQUEST_PLT_DEBUG=1 shows where.
+    """
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
@@ -47,5 +49,8 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a pipe has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    except Exception as error:
+        if os.environ.get("IQUEST_PLT_DEBUG"):
+            raise
+        name = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        sys.exit(f"error: {name}{' '.join(str(error).split())}")

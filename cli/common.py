@@ -26,10 +26,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 
+MAX_LOOPS = 1000
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")]
-NumLoops = Annotated[int | None, typer.Option(min=1, help="Loops per token. [default: the model's]")]
+NumLoops = Annotated[int | None, typer.Option(min=1, max=MAX_LOOPS, help="Loops per token. [default: the model's]")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit, of a repository on the Hub.")]
 
 
@@ -66,4 +67,4 @@ def answer(document: dict, as_json: bool, table: Table | str) -> None:
     if as_json:
         print(json.dumps(document, indent=1, ensure_ascii=False))
     else:
-        Console(file=sys.stdout, highlight=False, soft_wrap=True).print(table)
+        Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False, emoji=False).print(table)

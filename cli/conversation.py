@@ -64,7 +64,9 @@ class Conversation:
         """The reply to `content` as a message; `streamer` gets its tokens as they come. Both join the messages."""
         messages = [*self.messages, {"role": "user", "content": content}]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        if not (self.text and text.startswith(self.text)):
+        new = text.removeprefix(self.text)
+        # No token reaches over an added one such as <|im_end|>: what comes can be encoded alone.
+        if not (self.text and text.startswith(self.text) and new.startswith(tuple(self.tokenizer.get_added_vocab()))):
             self._forget()
         cache = self.cache or PLTCache(self.model.config, self.num_loops)
         ids = self.ids + self.tokenizer.encode(text[len(self.text) :], add_special_tokens=False)

@@ -13,6 +13,7 @@
 # limitations under the License.
 """`generate` and `chat`: commands that run the model."""
 
+import re
 import sys
 import time
 from typing import Annotated
@@ -65,7 +66,7 @@ def generate(
     model, tokenizer = load(path, revision, dtype, device)
     prompt = sys.stdin.read() if prompt is None else prompt
     if suffix is None:
-        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+        inputs = tokenizer(prompt, return_tensors="pt")
     else:
         inputs = fim_inputs(tokenizer, prompt, suffix)
     input_ids = inputs.input_ids.to(model.device)
@@ -116,9 +117,8 @@ def chat(
     options = sampling(model, max_new_tokens, greedy, temperature)
     conversation = Conversation(model, tokenizer, system, num_loops, **options)
     set_seed(seed)
-    streamer = None if as_json else TextPrinter(tokenizer, print_text)
     if message is not None:
-        reply = conversation.ask(message, streamer)
+        reply = conversation.ask(message, None if as_json else TextPrinter(tokenizer, print_text))
         if as_json:
             answer({"loops": conversation.num_loops, "message": reply}, True, "")
         return
@@ -129,16 +129,19 @@ def chat(
             line = input("> ").strip()
         except (EOFError, KeyboardInterrupt):
             return
+        except UnicodeDecodeError:
+            console.print("That is no UTF-8 text.", style="dim")
+            continue
         if line == "/exit":
             return
         if line:
-            turn(conversation, line, streamer, console)
+            turn(conversation, line, console)
 
 
-def turn(conversation: Conversation, line: str, streamer: TextPrinter, console: Console) -> None:
-    """Does what a line asks for: a command, or a message to the model."""
+def turn(conversation: Conversation, line: str, console: Console) -> None:
+    """Does what a line asks for: a command, or a message to the model. An error ends the turn, not the chat."""
     command, _, rest = line.partition(" ")
-    if command == "/loops" and rest.strip().isdecimal() and int(rest) >= 1:
+    if command == "/loops" and re.fullmatch(r"[1-9]\d{0,2}", rest.strip()):
         conversation.set_num_loops(int(rest))
         console.print(f"{conversation.num_loops} loops from here on", style="dim")
     elif command in ("/clear", "/system"):
@@ -148,9 +151,12 @@ def turn(conversation: Conversation, line: str, streamer: TextPrinter, console: 
     else:
         read, start = conversation.cached_tokens, time.perf_counter()
         try:
-            conversation.ask(line, streamer)
+            conversation.ask(line, TextPrinter(conversation.tokenizer, print_text))
         except KeyboardInterrupt:
             console.print("\ninterrupted; this turn is forgotten", style="dim")
+            return
+        except Exception as error:  # such as a template that does not know a role
+            console.print(f"{type(error).__name__}: {error}; this turn is forgotten", style="dim", markup=False)
             return
         seconds = time.perf_counter() - start
         news = conversation.cached_tokens - read
@@ -174,7 +180,7 @@ def load(path: str, revision: str | None, dtype: Dtype | None, device: str | Non
             raise ValueError(f"The weights do not fit ({what}: {next(iter(found[what]))}): see `iquest-plt verify`.")
     try:
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise ValueError(f"The model cannot be moved to {device}: {error}") from error
     return model.eval(), tokenizer
 

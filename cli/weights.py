@@ -26,7 +26,7 @@ from ..conversion import layout
 from ..conversion import verify as verification
 from ..conversion.download import fetch
 from ..modeling_plt import IQuestPLTCoderForCausalLM
-from .common import Json, Revision, answer, human, parse_size, progress_bar
+from .common import Json, NumLoops, Revision, answer, human, parse_size, progress_bar
 
 
 Kind = Enum("Kind", {"plt": "plt", "dense": "dense"})
@@ -93,7 +93,7 @@ def verify(
     lines = [*report["problems"], *(f"note: {note}" for note in report["notes"])]
     summary = f"{report['tensors']} tensors, {human(report['bytes'])}"
     lines.append(f"{path}: {len(report['problems'])} problems" if report["problems"] else f"{path}: whole, {summary}")
-    answer(report, as_json, "\n".join(lines).replace("[", "\\["))
+    answer(report, as_json, "\n".join(lines))
     if report["problems"]:
         raise typer.Exit(1)
 
@@ -102,7 +102,7 @@ def info(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A folder, or the id of a repository on the Hub.")],
     length: Annotated[int | None, typer.Option(min=1, help="Tokens of a sequence. [default: the most]")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
-    num_loops: Annotated[int | None, typer.Option(min=1, help="Loops per token. [default: the model's]")] = None,
+    num_loops: NumLoops = None,
     dtype: Annotated[Dtype | None, typer.Option(help="[default: the model's]")] = None,
     revision: Revision = None,
     as_json: Json = False,

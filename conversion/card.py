@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -28,6 +27,7 @@ from .layout import config_from
 
 
 PLT_TAGS = ["plt", "looped-transformer", "custom_code"]
+MAX_CARD_BYTES = 1_000_000
 LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 PLT = """
@@ -154,8 +154,11 @@ def model_card(
 def license_of(folder: Path) -> dict[str, str]:
     """What the card in `folder` says of the licence: those of the Hub's LICENSE_FIELDS that it names."""
     try:
-        data = ModelCard.load(inside(folder, "README.md"), ignore_metadata_errors=True).data
-    except (ValueError, TypeError, yaml.YAMLError):  # no card, or none that can be read
+        path = inside(folder, "README.md")
+        if path.stat().st_size > MAX_CARD_BYTES:
+            return {}
+        data = ModelCard.load(path, ignore_metadata_errors=True).data
+    except Exception:  # no card, or none that can be read
         return {}
     return {field: data.get(field) for field in LICENSE_FIELDS if isinstance(data.get(field), str)}
 

@@ -21,7 +21,7 @@ a checkpoint says can lead out of its folder.
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -48,7 +48,9 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_HEADER_BYTES = 4_000_000  # the 171 tensors of LoopCoder-V2 take 20 thousand
+MAX_JSON_BYTES = 20_000_000
+MAX_DIMENSIONS = 8
 CHUNK_BYTES = 1 << 24
 
 
@@ -100,13 +102,14 @@ def read_json(path: Path) -> dict:
     """A JSON object. Raises ValueError naming the file if it is anything else, or names a key twice."""
 
     def unique(pairs):
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) < len(keys):
-            twice = next(key for key in keys if keys.count(key) > 1)
+        twice = first_repeated(key for key, _ in pairs)
+        if twice is not None:
             raise ValueError(f"{twice!r} stands there twice")
         return dict(pairs)
 
     try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"it has more than {MAX_JSON_BYTES:,} bytes")
         content = json.loads(path.read_bytes(), object_pairs_hook=unique)
     except FileNotFoundError:
         raise ValueError(f"{path.parent} has no {path.name}.") from None
@@ -117,19 +120,26 @@ def read_json(path: Path) -> dict:
     return content
 
 
+def first_repeated(names: Iterable[str]) -> str | None:
+    """The first of the names that was there before, or None."""
+    seen = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)
+
+
 def inside(folder: Path, name: str) -> Path:
     """
     The file `name` of `folder`. Raises ValueError if that is no plain name, if there is no such file, or if it is a
     link that leads elsewhere. Links into the blobs of the Hub's cache are followed, if the folder lies in that.
     """
-    path = folder / name
     if not isinstance(name, str) or name in ("", ".", "..") or name != os.path.basename(name) or "\0" in name:
         raise ValueError(f"{name!r} is not the name of a file in {folder}.")
+    path = folder / name
     if not path.is_file():
         raise ValueError(f"{name} is missing in {folder}.")
-    target, allowed = path.resolve(), [folder.resolve()]
-    if folder.parent.name == "snapshots":
-        repository = folder.resolve().parents[1]
+    target, place = path.resolve(), folder.resolve()
+    allowed = [place]
+    if place.parent.name == "snapshots":
+        repository = place.parents[1]
         # The second: what repositories share.
         allowed += [repository / "blobs", *(repository.parent / "blobs").glob("[0-9a-f][0-9a-f]")]
     if not any(target.parent == place for place in allowed):
@@ -144,7 +154,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     """
 
     def refuse(reason: str):
-        raise ValueError(f"{path.name} is damaged or no safetensors file: {reason}.") from None
+        raise ValueError(f"{path.name} is damaged or no safetensors file: {reason[:300]}.") from None
 
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -160,7 +170,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         entries = {name: dict(entry) for name, entry in header if name != "__metadata__"}
     except (ValueError, TypeError, RecursionError):
         refuse("its header is not readable")
-    if len(set(names)) < len(names):
+    if first_repeated(names) is not None:
         refuse("a tensor is named twice")
     tensors = {name: _stored_tensor(path, name, entry, 8 + length, refuse) for name, entry in entries.items()}
     end = 8 + length
@@ -182,7 +192,8 @@ def _stored_tensor(path: Path, name: str, entry: dict, base: int, refuse) -> Sto
     if not isinstance(dtype, str) or dtype not in DTYPES:
         refuse(f"the dtype of {name} is {dtype!r}, expected one of {', '.join(DTYPES)}")
     for numbers in (shape, offsets):
-        if not isinstance(numbers, list) or not all(type(number) is int and number >= 0 for number in numbers):
+        are_numbers = isinstance(numbers, list) and len(numbers) <= MAX_DIMENSIONS
+        if not are_numbers or not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
             refuse(f"shape or offsets of {name} are not lists of numbers")
     if len(offsets) != 2 or offsets[1] - offsets[0] != prod(shape) * DTYPES[dtype].itemsize:
         refuse(f"{name} of shape {shape} and dtype {dtype} does not fill the bytes {offsets}")
@@ -198,6 +209,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     folder = Path(folder)
     index = folder / INDEX
     weight_map = None
+    if index.exists() and (folder / SINGLE).exists():
+        raise ValueError(f"{folder} has {SINGLE} and {INDEX}: remove the one that does not belong there.")
     if index.exists():
         weight_map = read_json(inside(folder, INDEX)).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -226,4 +239,6 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             tensors[name] = tensor
     if weight_map is not None and (absent := sorted(weight_map.keys() - tensors.keys())):
         raise ValueError(f"{weight_map[absent[0]]} does not hold {absent[0]}, as {INDEX} says.")
+    if not tensors:
+        raise ValueError(f"{folder} has safetensors files without a tensor.")
     return Checkpoint(folder, tensors, files)

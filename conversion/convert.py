@@ -30,15 +30,17 @@ from .. import __version__
 from ..configuration_plt import IQuestPLTCoderConfig
 from . import layout
 from .card import license_of, model_card
-from .checkpoint import Checkpoint, StoredTensor, inside, open_checkpoint, read_json
+from .checkpoint import Checkpoint, StoredTensor, first_repeated, inside, open_checkpoint, read_json
 from .download import fetch
 from .tokenizer import write_tokenizer
-from .writer import CastTensor, Folder, NewTensor, Tensor, name_files, new_folder, split, write_index
+from .verify import check_parts
+from .writer import PARTIAL, CastTensor, Folder, NewTensor, Tensor, name_files, new_folder, split, write_index
 
 
-MANIFEST = "manifest.json"
 FLOATS = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DENSE = ("llama", "mistral", "iquestcoder")  # all compute what LlamaForCausalLM does, with the restrictions below
+# What checkpoints of a type rely on that omit a key, where the library's class has another default or there is none.
+DEFAULTS = {"iquestcoder": {"rope_theta": 500000.0, "rms_norm_eps": 1e-5}}
 # Other names of the gate's three tensors in training exports.
 GATE_NAMES = (
     (re.compile(r"^(model\.layers\.\d+)\.self_attn\.loop_gate_proj\."), r"\1.self_attn.plt_gate."),
@@ -98,6 +100,8 @@ def convert(
         raise ValueError(f"`max_shard_size` must be at least 1 byte, got {max_shard_size}.")
     folder, commit = fetch(source, revision)
     target = Path(target)
+    if PARTIAL in folder.resolve().name:
+        raise ValueError(f"{source} is a conversion that was not finished: run that again.")
     if target.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{target} lies in the source: choose a folder elsewhere.")
     fields = read_json(inside(folder, "config.json"))
@@ -114,26 +118,31 @@ def convert(
         done += size
         progress(min(done, total), total)
 
-    with new_folder(target, total + SPARE_BYTES, advance) as out:
+    files = name_files(plan.groups)
+    originals = {name: _unchanged(group, checkpoint) for name, group in files.items()}
+    links = {name for name, original in originals.items() if original is not None} if hard_link else set()
+    needed = sum(tensor.nbytes for name in files.keys() - links for tensor in files[name].values())
+    with new_folder(target, needed + SPARE_BYTES, advance) as out:
         _write_rest(out, plan, folder, is_plt_source(fields), source, commit)  # first: it may be refused
-        files = name_files(plan.groups)
         for name, group in files.items():
-            original = _unchanged(group, checkpoint)
-            if original is None:
+            if originals[name] is None:
                 out.write_tensors(name, group)
-            elif hard_link:
-                out.link(original, name)
+            elif name in links:
+                out.link(originals[name], name)
             else:
-                out.copy(original, name)
+                out.copy(originals[name], name)
         write_index(out, files)
         manifest = _manifest(out, files, source, commit)
-        out.write_json(MANIFEST, manifest)
+        out.write_json(layout.MANIFEST, manifest)
+        # The source may have changed since its headers were read, or its parts may not fit each other.
+        if problems := check_parts(out.path):
+            raise ValueError(problems[0])
     return manifest
 
 
 def make_plan(fields: dict, checkpoint: Checkpoint, to: str, plt: dict) -> Plan:
     """The files of the checkpoint with the tensors that the result has. Raises ValueError if they do not fit it."""
-    if "quantization_config" in fields:
+    if fields.get("quantization_config"):
         raise ValueError("Quantised weights cannot be converted: take the checkpoint they were made from.")
     model_type = fields.get("model_type")
     groups = [_renamed(checkpoint.of_file(file)) for file in checkpoint.files]
@@ -141,6 +150,7 @@ def make_plan(fields: dict, checkpoint: Checkpoint, to: str, plt: dict) -> Plan:
         if plt:
             raise ValueError(f"{', '.join(plt)}: only for a dense source; this one is a PLT with fields of its own.")
         config = layout.config_from(IQuestPLTCoderConfig, fields)
+        layout.check_rotary(config, config)
         _check(config, groups)
         return Plan(config, groups) if to == "plt" else _without_gates(config, groups)
     if to == "dense":
@@ -163,21 +173,24 @@ def _dense_config(model_type: str, fields: dict) -> LlamaConfig:
     config_class = LlamaConfig
     if model_type in CONFIG_MAPPING:  # its `get` finds only what was loaded before
         config_class = CONFIG_MAPPING[model_type]
-    config = layout.config_from(config_class, fields)
-    uses_window = model_type == "mistral" or getattr(config, "use_sliding_window", False)
-    if uses_window and getattr(config, "sliding_window", None) is not None:
+    config = layout.config_from(config_class, DEFAULTS.get(model_type, {}) | fields)
+    uses_window = model_type == "mistral" or fields.get("use_sliding_window")
+    if uses_window and fields.get("sliding_window", getattr(config, "sliding_window", None)) is not None:
         raise ValueError("Its attention sees a sliding window only, loop 0 of a PLT sees everything before it.")
-    if getattr(config, "clip_qkv", None) is not None:
+    if fields.get("clip_qkv") is not None:
         raise ValueError("It clips queries, keys and values (`clip_qkv`), which a Llama does not.")
-    return layout.config_from(LlamaConfig, layout.shared_fields(config, LlamaConfig))
+    dense = layout.config_from(LlamaConfig, layout.shared_fields(config, LlamaConfig))
+    layout.check_rotary(dense, config)
+    return dense
 
 
 def _with_gates(dense: LlamaConfig, groups: list[dict[str, Tensor]], plt: dict) -> Plan:
     """The dense model with gates, in a file of their own."""
     config = layout.config_from(IQuestPLTCoderConfig, layout.shared_fields(dense, IQuestPLTCoderConfig) | plt)
+    layout.check_rotary(config, dense)
     expected = _check(dense, groups)
     expected_plt = layout.expected_shapes(config, {name for group in groups for name in group})
-    dtype = next(iter(groups[0].values())).dtype
+    dtype = next(tensor.dtype for group in groups for tensor in group.values())
     gates = {
         name: NewTensor(dtype, shape, 1.0 if name.endswith("gate_norm.weight") else 0.0)
         for name, shape in expected_plt.items()
@@ -188,9 +201,9 @@ def _with_gates(dense: LlamaConfig, groups: list[dict[str, Tensor]], plt: dict) 
 
 def _without_gates(config: IQuestPLTCoderConfig, groups: list[dict[str, Tensor]]) -> Plan:
     dense = [{name: tensor for name, tensor in group.items() if layout.GATE not in name} for group in groups]
-    return Plan(
-        layout.config_from(LlamaConfig, layout.shared_fields(config, LlamaConfig)), [group for group in dense if group]
-    )
+    llama = layout.config_from(LlamaConfig, layout.shared_fields(config, LlamaConfig))
+    layout.check_rotary(llama, config)
+    return Plan(llama, [group for group in dense if group])
 
 
 def _renamed(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -211,8 +224,7 @@ def _check(config: PreTrainedConfig, groups: list[dict[str, Tensor]]) -> dict[st
     """The tensors that `config` asks for. Raises ValueError unless these are what is there."""
     found = {name: tensor.shape for group in groups for name, tensor in group.items()}
     if len(found) < sum(map(len, groups)):
-        names = [name for group in groups for name in group]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = first_repeated(name for group in groups for name in group)
         raise ValueError(f"{twice} is there twice, under two names.")
     expected = layout.expected_shapes(config, found.keys())
     problems = layout.check_shapes(found, expected)

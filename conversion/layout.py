@@ -16,11 +16,13 @@
 import contextlib
 import copy
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ..configuration_plt import IQuestPLTCoderConfig
 from .checkpoint import inside, read_json
@@ -29,7 +31,11 @@ from .checkpoint import inside, read_json
 ROOT = Path(__file__).resolve().parents[1]
 AUTO_MAP = json.loads((ROOT / "config.json").read_text())["auto_map"]
 CODE_FILES = ["configuration_plt.py", "cache_plt.py", "masks_plt.py", "attention_plt.py", "modeling_plt.py"]
-MAX_LAYERS = 10_000
+MANIFEST = "manifest.json"
+MAX_LAYERS, MAX_HEAD_DIM = 10_000, 65_536
+# Which fields of a source are read, beside those of the configuration class.
+OLD_FIELDS = {"dtype", "torch_dtype", "rope_theta", "rope_scaling", "original_max_position_embeddings"}
+UNUSED_FIELDS = {"architectures", "id2label", "label2id", "num_labels", "transformers_version", "layer_types"}
 GATE = ".self_attn.plt_gate."
 
 
@@ -38,18 +44,52 @@ def refusals(what: str) -> Iterator[None]:
     """Whatever goes wrong inside is an error of the file that is read: a ValueError that begins with `what`."""
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
+        # A panic of the tokenizers library is none of the usual exceptions.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{what}: {reason}") from error
+        raise ValueError(f"{what}: {reason[:400]}") from error
 
 
 def config_from(config_class: type[PreTrainedConfig], fields: dict) -> PreTrainedConfig:
-    """The configuration of a `config.json`. Raises ValueError if its fields describe no model."""
+    """
+    The configuration of a `config.json`, of the fields that decide what a model computes. Raises ValueError if they
+    describe none.
+    """
+    if not _is_finite(fields):
+        raise ValueError("config.json holds numbers that are infinite or none.")
     layers = fields.get("num_hidden_layers")
     if isinstance(layers, int) and layers > MAX_LAYERS:  # the library makes lists of that length
         raise ValueError(f"config.json: `num_hidden_layers` is {layers}, more than {MAX_LAYERS}.")
+    known = (config_class().to_dict().keys() | OLD_FIELDS) - UNUSED_FIELDS
+    fields = {name: value for name, value in fields.items() if name in known}
+    if fields.get("pad_token_id") == -1:  # how some say that there is none
+        fields["pad_token_id"] = None
     with refusals("config.json"):
-        return config_class.from_dict({k: v for k, v in fields.items() if k not in ("auto_map", "architectures")})
+        return config_class.from_dict(fields)
+
+
+def _is_finite(value) -> bool:
+    """Whether no number in a JSON value is infinite or NaN."""
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def check_rotary(config: PreTrainedConfig, source: PreTrainedConfig) -> None:
+    """Raises ValueError unless the rotary embeddings are those of `source`, and numbers."""
+    if config.head_dim > MAX_HEAD_DIM:
+        raise ValueError(f"config.json: `head_dim` is {config.head_dim}, more than {MAX_HEAD_DIM}.")
+    with refusals("config.json"):
+        found, expected = (LlamaRotaryEmbedding(config=copy.deepcopy(one)) for one in (config, source))
+    if not (found.inv_freq.isfinite().all() and math.isfinite(found.attention_scaling)):
+        raise ValueError("config.json: its rotary embeddings are infinite or not numbers, see `rope_parameters`.")
+    is_same = torch.equal(found.inv_freq, expected.inv_freq) and found.attention_scaling == expected.attention_scaling
+    if not is_same or found.rope_type != expected.rope_type:
+        raise ValueError("The rotary embeddings of the source cannot be expressed, see its `rope_scaling`.")
 
 
 def read_config(folder: Path) -> IQuestPLTCoderConfig | LlamaConfig:
@@ -72,7 +112,11 @@ def read_plt_config(folder: Path) -> IQuestPLTCoderConfig:
 def shared_fields(config: PreTrainedConfig, other: type[PreTrainedConfig]) -> dict:
     """The fields of `config` that the class `other` has as well, without those that say what kind of model it is."""
     names = other().to_dict().keys() - {"architectures", "model_type", "transformers_version", "layer_types"}
-    return {name: value for name, value in config.to_dict().items() if name in names}
+    fields = {name: value for name, value in config.to_dict().items() if name in names}
+    original = getattr(config, "original_max_position_embeddings", None)
+    if original is not None:  # where older configurations of long contexts have it
+        fields["rope_parameters"] = {**fields["rope_parameters"], "original_max_position_embeddings": original}
+    return fields
 
 
 def config_json(config: PreTrainedConfig, dtype: torch.dtype) -> dict:

@@ -14,6 +14,7 @@
 """The tokenizer of a converted folder, its chat template, and where generation stops."""
 
 import json
+import os
 from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
@@ -47,12 +48,16 @@ def write_tokenizer(out: Folder, source: Path, config: PreTrainedConfig, is_plt_
     """
     is_plt = isinstance(config, IQuestPLTCoderConfig)
     fields = _json_or_empty(source, "tokenizer_config.json")
+    for name in (*COPIED, "tokenizer.json", TEMPLATE):  # before any of them is opened
+        if os.path.lexists(source / name):
+            inside(source, name)
     if (source / "tokenizer.json").exists():
         out.copy(inside(source, "tokenizer.json"))
         with layout.refusals("tokenizer.json"):
             vocabulary = PreTrainedTokenizerFast(tokenizer_file=str(out.path / "tokenizer.json")).get_vocab()
     elif (source / "tokenizer.model").exists():
-        backend, fields = spm.convert_folder(source)
+        with layout.refusals("tokenizer.model"):
+            backend, fields = spm.convert_folder(source)
         out.write_text("tokenizer.json", backend.to_str(pretty=True))
         vocabulary = backend.get_vocab()
     elif found := [name for name in OTHERS if (source / name).exists()]:
@@ -109,7 +114,7 @@ def _generation_config(source: Path, config: PreTrainedConfig, vocabulary: dict[
 
 
 def _json_or_empty(folder: Path, name: str) -> dict:
-    return read_json(inside(folder, name)) if (folder / name).exists() else {}
+    return read_json(inside(folder, name)) if os.path.lexists(folder / name) else {}
 
 
 def load_tokenizer(folder: str | Path) -> IQuestPLTCoderTokenizer | None:

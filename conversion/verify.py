@@ -13,12 +13,14 @@
 # limitations under the License.
 """Checks that a model folder is whole: that all its parts agree with each other and with its manifest."""
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from jinja2 import TemplateError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import GenerationConfig, PreTrainedConfig
@@ -26,10 +28,10 @@ from transformers import GenerationConfig, PreTrainedConfig
 from ..modeling_plt import IQuestPLTCoderForCausalLM
 from . import layout
 from .checkpoint import INDEX, Checkpoint, inside, open_checkpoint, read_chunks, read_json
-from .convert import MANIFEST
 from .tokenizer import load_tokenizer
 
 
+TEMPLATE_SECONDS = 10
 LOGITS_TOLERANCE = 1e-3  # relative to the largest logit, in float32
 
 
@@ -59,17 +61,9 @@ def verify(
     problems, notes = [], []
     report = {"folder": str(folder), "problems": problems, "notes": notes, "tensors": 0, "parameters": 0, "bytes": 0}
 
-    def attempt(check, *args):
-        """`check(*args)`, or None and its error among the problems."""
-        try:
-            return check(*args)
-        except (ValueError, OSError) as error:
-            problems.append(str(error))
-            return None
-
-    checkpoint = attempt(open_checkpoint, folder)
-    config = attempt(layout.read_config, folder)
-    manifest = attempt(_manifest, folder, notes)
+    problems += check_parts(folder, notes)
+    checkpoint = _attempt([], open_checkpoint, folder)  # its error is among the problems
+    manifest = _attempt(problems, _manifest, folder, notes)
     hashes = {}
     if checkpoint is not None:
         tensors = checkpoint.tensors.values()
@@ -78,27 +72,68 @@ def verify(
             "parameters": sum(torch.Size(tensor.shape).numel() for tensor in tensors),
             "bytes": sum(tensor.nbytes for tensor in tensors),
         }
-        if config is not None:
-            problems += attempt(_check_tensors, config, checkpoint) or []
-        problems += attempt(_check_index, folder, report["bytes"]) or []
-        hashes = attempt(_scan, checkpoint, manifest is not None, problems, progress) or {}
+        hashes = _attempt(problems, _scan, checkpoint, manifest is not None, problems, progress) or {}
     if manifest is not None:
-        problems += attempt(_check_manifest, folder, manifest, checkpoint, hashes) or []
-    if config is not None:
-        problems += attempt(_check_tokenizer, folder, config, notes) or []
+        problems += _attempt(problems, _check_manifest, folder, manifest, checkpoint, hashes, notes) or []
     if logits is not None and not problems:
-        problems += attempt(_check_logits, folder, Path(logits)) or []
+        problems += _attempt(problems, _check_logits, folder, Path(logits)) or []
     return report
 
 
-def _manifest(folder: Path, notes: list[str]) -> dict | None:
-    if not (folder / MANIFEST).exists():
-        notes.append(f"There is no {MANIFEST}, so nothing says which files these should be.")
+def check_parts(folder: Path, notes: list[str] | None = None) -> list[str]:
+    """
+    The problems of a folder that show without reading its weights or its manifest: headers, index, names, shapes and
+    dtypes of tensors, token ids, chat template. Adds to `notes` what there was nothing to check against.
+    """
+    problems, notes = [], [] if notes is None else notes
+    checkpoint = _attempt(problems, open_checkpoint, folder)
+    config = _attempt(problems, layout.read_config, folder)
+    if checkpoint is not None and config is not None:
+        problems += _attempt(problems, _check_tensors, config, checkpoint) or []
+    if checkpoint is not None:
+        total = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+        problems += _attempt(problems, _check_index, folder, total) or []
+    if config is not None:
+        problems += _attempt(problems, _check_tokenizer, folder, config, notes) or []
+    return problems
+
+
+def _attempt(problems: list[str], check: Callable, *args):
+    """`check(*args)`, or None and its error among the problems. Whatever is raised, what was read is to blame."""
+    try:
+        return check(*args)
+    except Exception as error:
+        problems.append(str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}")
         return None
-    manifest = read_json(inside(folder, MANIFEST))
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: int) -> Iterator[None]:
+    """Raises TimeoutError when the block takes longer; where signals allow it, that is on the main thread."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_):
+        raise TimeoutError(f"it takes longer than {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _manifest(folder: Path, notes: list[str]) -> dict | None:
+    if not (folder / layout.MANIFEST).exists():
+        notes.append(f"There is no {layout.MANIFEST}, so nothing says which files these should be.")
+        return None
+    manifest = read_json(inside(folder, layout.MANIFEST))
     files, tensors = manifest.get("files"), manifest.get("tensors")
     if not isinstance(files, dict) or not isinstance(tensors, dict):
-        raise ValueError(f"{MANIFEST} has no `files` or no `tensors`.")
+        raise ValueError(f"{layout.MANIFEST} has no `files` or no `tensors`.")
     return manifest
 
 
@@ -148,8 +183,15 @@ def _scan(
     return hashes
 
 
-def _check_manifest(folder: Path, manifest: dict, checkpoint: Checkpoint | None, hashes: dict[str, str]) -> list[str]:
+def _check_manifest(
+    folder: Path, manifest: dict, checkpoint: Checkpoint | None, hashes: dict[str, str], notes: list[str]
+) -> list[str]:
     problems = []
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    for name in sorted(there - manifest["files"].keys() - {layout.MANIFEST}):
+        changes_what_loads = name.endswith((".py", ".safetensors", ".bin", ".pt", ".pth")) or name.startswith("adapter")
+        said = f"{layout.MANIFEST} does not list {name}."
+        (problems if changes_what_loads else notes).append(said)
     for name, entry in manifest["files"].items():
         entry = entry if isinstance(entry, dict) else {}
         place, plain = folder, name
@@ -158,12 +200,12 @@ def _check_manifest(folder: Path, manifest: dict, checkpoint: Checkpoint | None,
         try:
             path = inside(place, plain)
         except ValueError as error:
-            problems.append(f"{MANIFEST} lists a file that is not there: {error}")
+            problems.append(f"{layout.MANIFEST} lists a file that is not there: {error}")
             continue
         if path.stat().st_size != entry.get("size"):
-            problems.append(f"{name} has {path.stat().st_size} bytes, {MANIFEST} says {entry.get('size')}.")
+            problems.append(f"{name} has {path.stat().st_size} bytes, {layout.MANIFEST} says {entry.get('size')}.")
         elif (hashes.get(name) or _sha256(path)) != entry.get("sha256"):
-            problems.append(f"{name} is not the file that {MANIFEST} lists: its SHA-256 is another.")
+            problems.append(f"{name} is not the file that {layout.MANIFEST} lists: its SHA-256 is another.")
     if checkpoint is not None:
         found = {
             name: {
@@ -179,7 +221,8 @@ def _check_manifest(folder: Path, manifest: dict, checkpoint: Checkpoint | None,
             if found.get(name) != manifest["tensors"].get(name)
         )
         if differing:
-            problems.append(f"{MANIFEST} lists other tensors than there are: {', '.join(differing[:3])}, ...")
+            names = ", ".join(differing[:3]) + ", ..." * (len(differing) > 3)
+            problems.append(f"{layout.MANIFEST} lists other tensors than there are: {names}")
     return problems
 
 
@@ -196,14 +239,14 @@ def _check_tokenizer(folder: Path, config: PreTrainedConfig, notes: list[str]) -
     if tokenizer is None:
         notes.append("There is no tokenizer.json.")
         return []
-    largest = max(tokenizer.get_vocab().values())
+    largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= config.vocab_size:
         problems.append(f"The tokenizer's ids go to {largest}, the embedding has {config.vocab_size} rows.")
     if (folder / "generation_config.json").exists():
         with layout.refusals("generation_config.json"):
             generation = GenerationConfig(**read_json(inside(folder, "generation_config.json")))
         stops = generation.eos_token_id
-        stops = {stops} if isinstance(stops, int) else set(stops or ())
+        stops = set(map(str, stops)) if isinstance(stops, list) else {str(stops)}
     else:
         notes.append("There is no generation_config.json.")
         generation, stops = GenerationConfig(), set()
@@ -211,17 +254,19 @@ def _check_tokenizer(folder: Path, config: PreTrainedConfig, notes: list[str]) -
         for where in (config, generation, tokenizer):
             value = getattr(where, name, None)
             for token_id in value if isinstance(value, list) else [value]:
-                if token_id is not None and not 0 <= token_id < config.vocab_size:
+                is_id = isinstance(token_id, int) and 0 <= token_id < config.vocab_size
+                if token_id is not None and not is_id:
                     problems.append(f"{name} {token_id} is outside of the vocabulary ({config.vocab_size}).")
     if tokenizer.chat_template is None:
         notes.append("There is no chat template.")
         return problems
     try:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
-    except (TemplateError, TypeError, ValueError) as error:
-        return [*problems, f"The chat template does not render: {error}"]
+        with _time_limit(TEMPLATE_SECONDS):
+            text = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
+    except Exception as error:  # a template is a program of somebody else's
+        return [*problems, f"The chat template does not render: {type(error).__name__} {error}"]
     end = tokenizer.get_vocab().get("<|im_end|>")
-    if stops and end is not None and "<|im_end|>" in text and end not in stops:
+    if stops and end is not None and "<|im_end|>" in text and str(end) not in stops:
         problems.append(f"A chat turn ends with <|im_end|> ({end}), where generation_config.json does not stop.")
     return problems
 

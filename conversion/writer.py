@@ -154,18 +154,18 @@ def new_folder(path: Path, size: int, progress: Progress = lambda _: None) -> It
     Raises ValueError if `path` is taken, if `size` bytes do not fit beside it, or if another process is writing it.
     """
     path = path.absolute()
-    if path.is_symlink() or (path.exists() and not path.is_dir()) or (path.is_dir() and any(path.iterdir())):
-        raise ValueError(f"{path} exists already: choose another folder, or remove it.")
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent} does not exist: make it first.")
+    _check_free(path)
     partial = path.parent / f".{path.name}{PARTIAL}"
     with _locked(partial):
+        _check_free(path)  # again: nobody else takes it now
         for leftover in partial.iterdir():
             shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
         try:
             free = shutil.disk_usage(partial).free
             if free < size:
-                raise ValueError(f"{path.parent} has {free / 1e9:.1f} GB free, {size / 1e9:.1f} GB are needed.")
+                raise ValueError(f"{path.parent} has {free / 1e9:.2f} GB free, {size / 1e9:.2f} GB are needed.")
             yield Folder(partial, progress)
             for folder in [*(entry for entry in partial.iterdir() if entry.is_dir()), partial]:
                 _sync(folder)
@@ -173,9 +173,15 @@ def new_folder(path: Path, size: int, progress: Progress = lambda _: None) -> It
             _sync(path.parent)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise ValueError(f"{path.parent} is full; {path.name} was not written.") from error
+            if isinstance(error, OSError):
+                reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or error
+                raise ValueError(f"{path} was not written: {reason}.") from error
             raise
+
+
+def _check_free(path: Path) -> None:
+    if path.is_symlink() or (path.exists() and not path.is_dir()) or (path.is_dir() and any(path.iterdir())):
+        raise ValueError(f"{path} exists already: choose another folder, or remove it.")
 
 
 @contextlib.contextmanager
@@ -185,8 +191,13 @@ def _locked(folder: Path) -> Iterator[None]:
         import fcntl
     except ImportError:
         raise ValueError("Converting needs Linux or macOS: it locks folders and syncs them.") from None
-    folder.mkdir(exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        folder.mkdir(exist_ok=True)
+        descriptor = os.open(
+            folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        )  # whatever a link leads to is not ours
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be used to write in: {error.strerror}.") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

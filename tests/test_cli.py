@@ -13,6 +13,7 @@
 # limitations under the License.
 """The command line: what it prints, its exit codes, and that it never shows a traceback."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -20,12 +21,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 from typer.testing import CliRunner
 from vendor import write_vendor
 
 from iquest_plt import cli
+from iquest_plt.cli import talk
 from iquest_plt.cli.common import human, parse_size
 from iquest_plt.cli.conversation import Conversation
 
@@ -252,6 +255,47 @@ def test_another_number_of_loops_and_a_new_start(model_and_tokenizer):
     assert conversation.messages[0]["content"] == "Be long."
     with pytest.raises(ValueError, match="num_loops"):
         conversation.set_num_loops(0)
+
+
+def test_a_template_that_changes_what_was_said_is_read_anew(model_and_tokenizer):
+    """The cache holds the first turn as it was then; the second must not build on that."""
+    model, tokenizer = model_and_tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    counted = "{{ messages | length }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    tokenizer.chat_template = counted
+    options = {"do_sample": False, "max_new_tokens": 6}
+    kept, fresh = Conversation(model, tokenizer, **options), Conversation(model, tokenizer, **options)
+    for question in ("import os", "def f(x):"):
+        fresh._forget()
+        assert kept.ask(question) == fresh.ask(question)
+        assert kept.ids == fresh.ids
+
+
+def test_after_an_interrupt_only_the_reply_is_printed(model_and_tokenizer, monkeypatch, capsys):
+    model, tokenizer = model_and_tokenizer
+    conversation = Conversation(model, tokenizer, do_sample=False, max_new_tokens=4)
+    put, calls = talk.TextPrinter.put, []
+
+    def interrupted(self, value):
+        calls.append(value)
+        put(self, value)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(talk.TextPrinter, "put", interrupted)
+    console = Console(stderr=True)
+    talk.turn(conversation, "import os", console)
+    talk.turn(conversation, "import sys", console)
+    captured = capsys.readouterr()
+    assert "interrupted" in captured.err and "system" not in captured.out and "<|im_start|>" not in captured.out
+
+
+def test_an_error_ends_the_turn_and_not_the_chat(model_and_tokenizer, capsys):
+    model, tokenizer = model_and_tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('no such role') }}"
+    talk.turn(Conversation(model, tokenizer), "import os", Console(stderr=True))
+    assert "no such role" in capsys.readouterr().err
 
 
 def test_an_interrupted_turn_is_forgotten(model_and_tokenizer):

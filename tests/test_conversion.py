@@ -199,6 +199,63 @@ def test_from_dense_at_one_loop_computes_what_the_dense_model_does(model_type, o
     assert distance(logits(result), oracle(result, IDS)) < TOLERANCE
 
 
+ROPES = {
+    "linear": {"factor": 2.0},
+    "dynamic": {"factor": 2.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 64},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "longrope": {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 3.0, 4.0, 5.0], "factor": 8.0},
+}
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_rotary_embeddings_of_every_type_stay_what_they_are(rope, tmp_path):
+    """Also where `original_max_position_embeddings` stands beside the rest, as in older configurations."""
+    model = llama_of(tiny_model())
+    model.save_pretrained(tmp_path / "source")
+    path = tmp_path / "source" / "config.json"
+    fields = json.loads(path.read_text())
+    del fields["rope_parameters"]
+    fields |= {"rope_theta": 100.0, "rope_scaling": {"rope_type": rope, **ROPES[rope]}}
+    if rope == "longrope":
+        fields["original_max_position_embeddings"] = 64
+    path.write_text(json.dumps(fields))
+    convert(str(tmp_path / "source"), tmp_path / "plt")
+    convert(str(tmp_path / "plt"), tmp_path / "dense", to="dense")
+    source, plt, dense = (loaded(tmp_path / name, attn_implementation="eager") for name in ("source", "plt", "dense"))
+    ids = tokens(1, 100)
+    with torch.no_grad():
+        expected = source(ids).logits
+        assert torch.equal(plt(ids, num_loops=1).logits, expected)
+        assert torch.equal(dense(ids).logits, expected)
+
+
+def test_what_lies_beside_the_weights_is_kept(tmp_path):
+    """The licence, the source's chat template, and its settings of generation."""
+    source = write_vendor(tmp_path / "source", tiny_model(vocab_size=8192))
+    shutil.copy(ROOT / "checkpoints" / "small" / "tokenizer.json", source)
+    small = json.loads((ROOT / "checkpoints" / "small" / "tokenizer_config.json").read_text())
+    template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    (source / "tokenizer_config.json").write_text(json.dumps(small | {"chat_template": template}))
+    (source / "generation_config.json").write_text(
+        json.dumps({"temperature": 0.3, "do_sample": True, "eos_token_id": 9})
+    )
+    (source / "LICENSE").write_text("Use it well.")
+    (source / "README.md").write_text("---\nlicense: other\nlicense_name: well\n---\n# A model\n")
+    convert(str(source), tmp_path / "target")
+    assert (tmp_path / "target" / "LICENSE").read_text() == "Use it well."
+    assert (tmp_path / "target" / "chat_template.jinja").read_text() == template
+    generation = json.loads((tmp_path / "target" / "generation_config.json").read_text())
+    assert (generation["temperature"], generation["do_sample"]) == (0.3, True)
+    assert {9, 2} <= set(generation["eos_token_id"])  # and </s>, <|im_end|>, <|endoftext|> of the vocabulary
+    assert "license_name: well" in (tmp_path / "target" / "README.md").read_text()
+
+
 def test_to_dense_runs_without_the_package(tmp_path):
     model = tiny_model(attention="eager")
     source = write_vendor(tmp_path / "source", model, shards=2)
@@ -394,6 +451,39 @@ DAMAGE = {
         "plt_gate",
     ),
     "config of another dtype": (lambda folder: edit_json(folder / "config.json", dtype="float16"), "the weights are"),
+    "one file and an index": (
+        lambda folder: save_file({"model.norm.weight": torch.ones(32)}, folder / "model.safetensors"),
+        "remove the one",
+    ),
+    "hundreds of thousands of keys": (
+        lambda folder: (folder / "config.json").write_text(
+            "{" + ", ".join(f'"{i}": 0' for i in range(300_000)) + ', "7": 1}'
+        ),
+        "twice",
+    ),
+    "shape of a million dimensions": (
+        lambda folder: edit_header(
+            first_shard(folder), lambda header: header["model.embed_tokens.weight"].update(shape=[9] * 10**6)
+        ),
+        "damaged",
+    ),
+    "config with millions of labels": (
+        lambda folder: edit_json(folder / "config.json", num_labels=10**9, vocab_size=98),
+        "asks for",
+    ),
+    "config with what is no number": (
+        lambda folder: edit_json(folder / "config.json", rms_norm_eps=float("nan")),
+        "infinite or none",
+    ),
+    "rotary factor of zero": (
+        lambda folder: edit_json(folder / "config.json", rope_scaling={"type": "linear", "factor": 0}),
+        "config.json",
+    ),
+    "tokenizer that is a pipe": (lambda folder: os.mkfifo(folder / "tokenizer.model"), "missing"),
+    "tokenizer that is a device": (
+        lambda folder: (folder / "special_tokens_map.json").symlink_to("/dev/zero"),
+        "missing",
+    ),
     "only pickles": (
         lambda folder: [
             [shard.unlink() for shard in folder.glob("*.safetensors*")],
@@ -463,12 +553,51 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        with pytest.raises(OSError, match="too large"):
+        with pytest.raises(ValueError, match="was not written: File too large"):
             convert(str(source), tmp_path / "target")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert not (tmp_path / "target").exists() and not list(tmp_path.glob(".target*"))
+
+
+def test_nothing_behind_a_link_is_removed(tmp_path):
+    """The hidden folder that is written to is ours to empty, what a link of its name leads to is not."""
+    source = write_vendor(tmp_path / "source", tiny_model())
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("kept")
+    (tmp_path / ".target.iquest-plt-partial").symlink_to(victim)
+    with pytest.raises(ValueError, match="cannot be used"):
+        convert(str(source), tmp_path / "target")
+    assert (victim / "file").read_text() == "kept" and not (tmp_path / "target").exists()
+    unfinished = source.rename(tmp_path / ".other.iquest-plt-partial")
+    before = contents(unfinished)
+    with pytest.raises(ValueError, match="not finished"):
+        convert(str(unfinished), tmp_path / "other")
+    assert contents(unfinished) == before
+
+
+def test_a_source_that_changes_meanwhile_is_refused(tmp_path):
+    source = write_vendor(tmp_path / "source", tiny_model(), shards=2)
+    second = sorted(source.glob("*.safetensors"))[1]
+
+    def cut(done, total):
+        if second.stat().st_size > 5000:
+            os.truncate(second, 5000)
+
+    with pytest.raises(ValueError, match="damaged"):
+        convert(str(source), tmp_path / "target", progress=cut)
+    assert not (tmp_path / "target").exists()
+
+
+def test_room_is_not_needed_for_what_is_linked(tmp_path, monkeypatch):
+    source = write_vendor(tmp_path / "source", tiny_model(vocab_size=20_000, hidden_size=512))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=60_000_000))
+    with pytest.raises(ValueError, match="are needed"):
+        convert(str(source), tmp_path / "target")
+    convert(str(source), tmp_path / "target", hard_link=True)
 
 
 def test_two_conversions_to_one_target(tmp_path):

@@ -87,6 +87,13 @@ DAMAGE = {
     "config of another dtype": (lambda folder: edit(folder / "config.json", dtype="float16"), "says float16"),
     "config of another model": (lambda folder: edit(folder / "config.json", model_type="gpt2"), "the model type"),
     "manifest of other tensors": (lambda folder: edit(folder / "manifest.json", tensors={}), "other tensors"),
+    "code that nobody listed": (lambda folder: (folder / "evil.py").write_text("1"), "does not list evil.py"),
+    "weights that nobody listed": (lambda folder: (folder / "adapter_model.bin").write_text("1"), "does not list"),
+    "adapter that nobody listed": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "does not list"),
+    "one file beside the index": (
+        lambda folder: save_file({"x": torch.zeros(1)}, folder / "model.safetensors"),
+        "remove the one",
+    ),
     "manifest that leads out": (
         lambda folder: edit(folder / "manifest.json", files={"../config.json": {}}),
         "not there",
@@ -101,6 +108,20 @@ def test_damage_is_found_and_named(damage, folder):
     spoil(folder)
     problems = verify(folder)["problems"]
     assert any(match in problem for problem in problems), problems
+
+
+def test_a_template_without_end_is_stopped(converted_small, tmp_path, monkeypatch):
+    monkeypatch.setattr("iquest_plt.conversion.verify.TEMPLATE_SECONDS", 1)
+    folder = Path(shutil.copytree(converted_small, tmp_path / "folder"))
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(endless)
+    assert any("TimeoutError" in problem for problem in verify(folder)["problems"])
+
+
+def test_other_files_are_noted(folder):
+    (folder / "notes.txt").write_text("mine")
+    report = verify(folder)
+    assert not report["problems"] and "manifest.json does not list notes.txt." in report["notes"]
 
 
 def test_missing_and_extra_tensors(folder):
@@ -155,6 +176,18 @@ TOKENIZER_DAMAGE = {
     "template that does not render": (
         lambda folder: (folder / "chat_template.jinja").write_text("{% for %}"),
         "chat template",
+    ),
+    "template that fails": (
+        lambda folder: (folder / "chat_template.jinja").write_text("{{ 1 / 0 }}"),
+        "does not render: ZeroDivisionError",
+    ),
+    "template that calls itself": (
+        lambda folder: (folder / "chat_template.jinja").write_text("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"),
+        "does not render",
+    ),
+    "ids of another kind": (
+        lambda folder: edit(folder / "generation_config.json", eos_token_id=["2"]),
+        "outside of the vocabulary",
     ),
     "tokenizer that is none": (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer"),
 }
