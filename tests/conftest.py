@@ -16,6 +16,7 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 
 _remote_code = tempfile.TemporaryDirectory(prefix="iquest-plt-tests-")
@@ -51,3 +52,21 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    """A folder that stands for a standard library: this package's own sources, a copy and an edited copy among them."""
+    root = Path(__file__).resolve().parents[1]
+    folder = tmp_path_factory.mktemp("library")
+    for part in (".", "training", "tokenization", "tests"):
+        (folder / part).mkdir(exist_ok=True)
+        for file in (root / part).glob("*.py"):
+            (folder / part / file.name).write_text(file.read_text())
+    text = (root / "modeling_plt.py").read_text()
+    (folder / "copied.py").write_text(text)
+    (folder / "edited.py").write_text(text[: len(text) * 2 // 3] + "\n# the end is missing\n")
+    (folder / "latin1.py").write_bytes(b"# -*- coding: latin-1 -*-\n# caf\xe9 and more text to be long enough\n")
+    (folder / "site-packages").mkdir()
+    (folder / "site-packages" / "other.py").write_text("x = 1\n" * 100)
+    return folder

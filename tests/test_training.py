@@ -56,28 +56,11 @@ TINY = small.Recipe(
 )
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    """A folder that stands for a standard library: this package's own sources, a copy and an edited copy among them."""
-    folder = tmp_path_factory.mktemp("library")
-    for part in (".", "training", "tokenization", "tests"):
-        (folder / part).mkdir(exist_ok=True)
-        for file in (ROOT / part).glob("*.py"):
-            (folder / part / file.name).write_text(file.read_text())
-    text = (ROOT / "modeling_plt.py").read_text()
-    (folder / "copied.py").write_text(text)
-    (folder / "edited.py").write_text(text[: len(text) * 2 // 3] + "\n# the end is missing\n")
-    (folder / "latin1.py").write_bytes(b"# -*- coding: latin-1 -*-\n# caf\xe9 and more text to be long enough\n")
-    (folder / "site-packages").mkdir()
-    (folder / "site-packages" / "other.py").write_text("x = 1\n" * 100)
-    return folder
-
-
 @pytest.mark.parametrize("time", [40, 64, 300])
 @pytest.mark.parametrize("heads, kv_heads", [(4, 2), (3, 1), (2, 2)])
 def test_attention_kernels(time, heads, kv_heads):
-    query = torch.randn(2, heads, time, 16)
-    key, value = torch.randn(2, 2, kv_heads, time, 16).unbind()
+    query = torch.randn(2, time, heads, 16).transpose(1, 2)  # as the model has them
+    key, value = torch.randn(2, 2, time, kv_heads, 16).transpose(2, 3).unbind()
     distance = torch.arange(time)[:, None] - torch.arange(time)
     causal = distance >= 0
     for mask, output in (

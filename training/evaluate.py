@@ -29,19 +29,26 @@ STRIDE = 1024  # so all but a file's first tokens have at least WINDOW - STRIDE 
 
 
 @torch.no_grad()
-def document_bits(model: PreTrainedModel, ids: list[int], end_token_id: int, num_loops: int | None = None) -> float:
+def document_bits(
+    model: PreTrainedModel,
+    ids: list[int],
+    end_token_id: int,
+    num_loops: int | None = None,
+    window: int = WINDOW,
+    stride: int = STRIDE,
+) -> float:
     """Bits to encode one document and its end token.
 
     The context starts with an end token, as a document's context does in training. Longer documents are scored in
-    windows that overlap by `WINDOW - STRIDE` tokens; every token is scored once, in the first window that holds it.
+    windows that overlap by `window - stride` tokens; every token is scored once, in the first window that holds it.
     """
     tokens = torch.tensor([end_token_id, *ids, end_token_id], device=model.device)
     nats, scored = 0.0, 1  # tokens[:scored] are done
-    for start in range(0, len(tokens), STRIDE):
-        window = tokens[start : start + WINDOW]
-        fresh = start + len(window) - scored
-        logits = model(window[None], use_cache=False, logits_to_keep=fresh + 1, num_loops=num_loops).logits[0, :-1]
-        nats += F.cross_entropy(logits.float(), window[-fresh:], reduction="sum").item()
+    for start in range(0, len(tokens), stride):
+        seen = tokens[start : start + window]
+        fresh = start + len(seen) - scored
+        logits = model(seen[None], use_cache=False, logits_to_keep=fresh + 1, num_loops=num_loops).logits[0, :-1]
+        nats += F.cross_entropy(logits.float(), seen[-fresh:], reduction="sum").item()
         scored += fresh
         if scored == len(tokens):
             break

@@ -70,10 +70,10 @@ def window_attention(
     count = (time + padding) // left
 
     def two_blocks(x):  # (N·K·blocks, 2·left, C)
-        x = F.pad(x, (0, 0, left, padding)).view(rows * kv_heads, count + 1, left, size)
+        x = F.pad(x, (0, 0, left, padding)).reshape(rows * kv_heads, count + 1, left, size)
         return torch.cat([x[:, :-1], x[:, 1:]], dim=2).view(-1, 2 * left, size)
 
-    query = F.pad(query, (0, 0, 0, padding)).view(rows * kv_heads, groups, count, left, size)
+    query = F.pad(query, (0, 0, 0, padding)).reshape(rows * kv_heads, groups, count, left, size)
     query = query.transpose(1, 2).reshape(-1, groups * left, size)
     bias = _window_bias(count, groups, left, (query.device, query.dtype)).repeat(rows * kv_heads, 1, 1)
     output = _attend(query, two_blocks(key), two_blocks(value), bias, scaling)

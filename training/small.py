@@ -153,6 +153,7 @@ def prepare(out: Path, recipe: Recipe, stdlib: Path | None = None):
     """Makes or reloads the data: returns the tokenizer, the train and held-out streams, and the data manifest."""
     done = out / "data_manifest.json"
     if not done.exists():
+        out.mkdir(parents=True, exist_ok=True)
         print("Collecting and splitting the sources ...", flush=True)
         documents = data.split(data.collect(stdlib), recipe.heldout_share)
         texts = {name: [d.text for d in documents if d.split == name] for name in ("train", "heldout")}
@@ -174,18 +175,18 @@ def prepare(out: Path, recipe: Recipe, stdlib: Path | None = None):
 
 def build_model(recipe: Recipe, tokenizer) -> IQuestPLTCoderForCausalLM:
     """A freshly initialised float32 model that runs the training kernels."""
-    config = IQuestPLTCoderConfig(
-        vocab_size=recipe.vocab_size,
-        plt_num_loops=2,
-        plt_window_size=[64, 0],
-        plt_emb_scale=0.707,
-        plt_hidden_scale=0.053,
-        plt_gate_use_hidden_states=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.convert_tokens_to_ids(bpe.STOP_TOKENS),
-        pad_token_id=tokenizer.pad_token_id,
-        **recipe.model,
-    )
+    fields = {
+        "vocab_size": recipe.vocab_size,
+        "plt_num_loops": 2,
+        "plt_window_size": [64, 0],
+        "plt_emb_scale": 0.707,
+        "plt_hidden_scale": 0.053,
+        "plt_gate_use_hidden_states": True,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.convert_tokens_to_ids(bpe.STOP_TOKENS),
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = IQuestPLTCoderConfig(**fields | recipe.model)
     torch.manual_seed(recipe.seed)
     model = IQuestPLTCoderForCausalLM._from_config(
         config, attn_implementation=register_attention(), dtype=torch.float32
@@ -208,11 +209,20 @@ def last_checkpoint(out: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def train(out: str | Path, recipe: Recipe, stdlib: Path | None = None, callbacks: tuple = ()) -> SmallTrainer:
-    """Trains to the end of the recipe, from the last checkpoint in `out` if there is one. Returns the trainer."""
+def train(
+    out: str | Path,
+    recipe: Recipe,
+    stdlib: Path | None = None,
+    callbacks: tuple = (),
+    prepared: str | Path | None = None,
+) -> SmallTrainer:
+    """
+    Trains to the end of the recipe, from the last checkpoint in `out` if there is one. Returns the trainer. The data is
+    that of the folder `prepared`, which several runs may share; by default, `out`.
+    """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer, train_stream, heldout_stream, manifest = prepare(out, recipe, stdlib)
+    tokenizer, train_stream, heldout_stream, manifest = prepare(Path(prepared or out), recipe, stdlib)
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
     rows_per_step = recipe.tokens_per_step // recipe.row
     rows = data.PackedRows(train_stream, recipe.row, recipe.steps * rows_per_step, recipe.seed)
