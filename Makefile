@@ -59,7 +59,7 @@ $(RUNTIME): $(CONSTRAINTS) setup.cfg pyproject.toml
 	@touch $@
 
 $(DEV): $(RUNTIME)
-	$(PIP) install -q -c $(CONSTRAINTS) -e '.[conversion,serving,training,benchmarks,dev]'
+	$(PIP) install -q -c $(CONSTRAINTS) -e '.[conversion,serving,training,evaluation,benchmarks,dev]'
 	@touch $@
 
 # All of mlinter's default rules but TRF057, which asks for @auto_docstring: it cannot name a model outside Transformers.

@@ -44,7 +44,7 @@ class Progress(TrainerCallback):
             seconds = statistics.median(self.times)
             left = (state.max_steps - state.global_step) * seconds / 60
             line += f"  loss {logs['loss']:.3f}  grad {float(logs['grad_norm']):.2f}"
-            line += f"  lr {logs['learning_rate']:.4f}  {self.tokens_per_step / seconds:.0f} tokens/s"
+            line += f"  lr {logs['learning_rate']:.2e}  {self.tokens_per_step / seconds:.0f} tokens/s"
             line += f"  {left:.0f} min left"
         else:
             return

@@ -24,7 +24,6 @@ trains nothing. Logs: `tensorboard --logdir OUT/logs`.
 
 import argparse
 import json
-import math
 import os
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -40,6 +39,7 @@ from iquest_plt import IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM
 
 from ..tokenization import bpe
 from . import data
+from .guard import DivergedError, Guard  # noqa: F401 (what callers of `train` catch)
 from .kernels import chunked_cross_entropy, register_attention
 from .optimizer import make_optimizer
 from .progress import Progress
@@ -94,17 +94,13 @@ class Recipe:
         return max(0.0, min(1.0, (step + 1) / self.warmup_steps, decay))
 
 
-class DivergedError(RuntimeError):
-    """The loss is no longer a number, or far above what it was."""
-
-
 class SmallTrainer(Trainer):
     """Trainer with float32 weights, bf16 arithmetic, and the recipe's optimizer, schedule and row order."""
 
     def __init__(self, recipe: Recipe, **kwargs):
         super().__init__(**kwargs)
         self.recipe = recipe
-        self.smooth_loss = self.best_loss = None
+        self.guard = Guard(memory=0.95)
 
     def create_optimizer(self, model=None):
         self.optimizer = make_optimizer(
@@ -133,20 +129,8 @@ class SmallTrainer(Trainer):
         states, labels = states[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten()
         loss = chunked_cross_entropy(states, model.lm_head.weight.bfloat16(), labels) / len(labels)
         if model.training:
-            self._check(loss.item())
+            self.guard.check(loss.item(), self.state.global_step)
         return (loss, {}) if return_outputs else loss
-
-    def _check(self, loss: float):
-        step = self.state.global_step
-        advice = "Start again from an older checkpoint, or in a new folder with lower learning rates."
-        if not math.isfinite(loss):
-            raise DivergedError(f"The loss at step {step} is {loss}. {advice}")
-        self.smooth_loss = loss if self.smooth_loss is None else 0.95 * self.smooth_loss + 0.05 * loss
-        self.best_loss = min(self.best_loss or math.inf, self.smooth_loss)
-        if self.smooth_loss > self.best_loss + 1.5:
-            raise DivergedError(
-                f"The loss around step {step} is {self.smooth_loss:.2f}, it has been {self.best_loss:.2f}. {advice}"
-            )
 
 
 def prepare(out: Path, recipe: Recipe, stdlib: Path | None = None):

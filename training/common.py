@@ -1,0 +1,179 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the training scripts share: options, model, data, and a run that goes on where it was stopped."""
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from datasets import Dataset, load_dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PrinterCallback, Trainer
+
+from ..conversion.layout import read_plt_config
+from .guard import DivergedError, Guard
+from .progress import Progress
+from .small import last_checkpoint
+
+
+def count(text: str) -> int:
+    """A whole number from 1 up; else argparse says that this is an "invalid count"."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def make_parser(description: str, lr: float) -> argparse.ArgumentParser:
+    """The options of every script."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="model folder")
+    parser.add_argument("--data", type=Path, required=True, help="file or folder to train on")
+    parser.add_argument("--heldout", type=Path, help="file or folder to measure on; default: a share of the data")
+    parser.add_argument("--heldout-share", type=float, default=0.05, help="that share; 0: none")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--num-loops", type=count, help="loops to train for; default: the model's")
+    parser.add_argument("--length", type=count, default=1024, help="most tokens in a piece")
+    parser.add_argument("--batch", type=count, default=4, help="rows or pieces in a pass")
+    parser.add_argument("--accumulate", type=count, default=1, help="passes in a step")
+    parser.add_argument("--epochs", type=count, default=1)
+    parser.add_argument("--steps", type=count, help="steps in all, in place of --epochs")
+    parser.add_argument("--lr", type=float, default=lr, help="learning rate after the warm-up")
+    parser.add_argument("--bf16", action="store_true", help="bf16 arithmetic; what is trained stays in float32")
+    parser.add_argument("--checkpointing", action="store_true", help="compute activations twice, keep few of them")
+    parser.add_argument("--log-steps", type=count, default=10)
+    parser.add_argument(
+        "--save-steps", type=count, default=100, help="checkpoint and held-out loss every so many steps"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def training_arguments(args, heldout: Dataset | None) -> dict:
+    """The options as fields of `TrainingArguments`."""
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(args.out / "logs")
+    return {
+        "output_dir": str(args.out),
+        "num_train_epochs": args.epochs,
+        "max_steps": args.steps or -1,
+        "per_device_train_batch_size": args.batch,
+        "per_device_eval_batch_size": args.batch,
+        "gradient_accumulation_steps": args.accumulate,
+        "learning_rate": args.lr,
+        "warmup_steps": 0.05,  # a share of the run
+        "bf16": args.bf16,
+        "use_cpu": not torch.accelerator.is_available(),  # else the library refuses bf16
+        "gradient_checkpointing": args.checkpointing,
+        "eval_strategy": "no" if heldout is None else "steps",
+        "eval_steps": args.save_steps,
+        "prediction_loss_only": True,
+        "save_steps": args.save_steps,
+        "save_total_limit": 2,
+        "logging_steps": args.log_steps,
+        "logging_nan_inf_filter": False,  # for Guard
+        "report_to": "tensorboard",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+        "seed": args.seed,
+    }
+
+
+def load_model(args, **kwargs):
+    """Model and tokenizer. Raises ValueError if the folder holds no PLT, or one for shorter texts."""
+    config = read_plt_config(args.model)
+    if not 2 <= args.length <= config.max_position_embeddings:
+        raise ValueError(f"--length {args.length}: this model takes 2 to {config.max_position_embeddings} tokens.")
+    # In the configuration, not by `with_num_loops`: some trainers call the decoder past the head.
+    kwargs["plt_num_loops"] = config.check_num_loops(args.num_loops)
+    model = AutoModelForCausalLM.from_pretrained(args.model, **{"dtype": torch.float32, **kwargs})
+    return model, AutoTokenizer.from_pretrained(args.model)
+
+
+def load_data(path: Path, field: str, cache: Path) -> Dataset:
+    """
+    The `field` of JSON lines, or of text files, each of them a document. A folder is searched for files that are not
+    hidden. Raises ValueError if they cannot be read, or have no such field.
+    """
+    files = [path]
+    if path.is_dir():
+        visible = (file for file in path.rglob("[!.]*") if "/." not in f"/{file.relative_to(path).as_posix()}")
+        files = sorted(file for file in visible if file.is_file())
+    kind = {"path": "text", "sample_by": "document"}
+    if all(file.suffix == ".jsonl" for file in files):
+        kind = {"path": "json"}
+    try:
+        data = load_dataset(**kind, data_files=[str(file) for file in files], split="train", cache_dir=str(cache))
+    except Exception as error:  # the library's own say little without their cause
+        raise ValueError(f"{path} cannot be read: {error.__cause__ or error}") from error
+    if field not in data.column_names:
+        raise ValueError(f"{path} has no field {field!r}, but {', '.join(data.column_names)}.")
+    return data
+
+
+def split_data(args, field: str) -> tuple[Dataset, Dataset | None]:
+    """What to train on, and what to hold out if anything. Raises ValueError if one document would have to be both."""
+    data = load_data(args.data, field, args.out / "cache")
+    if args.heldout is not None:
+        return data, load_data(args.heldout, field, args.out / "cache")
+    if args.heldout_share == 0:
+        return data, None
+    if not 0 < args.heldout_share < 1 or len(data) < 2:
+        raise ValueError("Holding out takes two documents and a share in (0, 1): see --heldout and --heldout-share.")
+    parts = data.train_test_split(args.heldout_share, seed=args.seed)
+    return parts["train"], parts["test"]
+
+
+def train(trainer: Trainer, args) -> None:
+    """Trains to the end, from the last checkpoint if there is one. Raises ValueError if that was of another run."""
+    settings = {name: str(value) for name, value in vars(args).items() if name != "out"}
+    file, checkpoint = args.out / "settings.json", last_checkpoint(args.out)
+    if checkpoint is not None:
+        before = json.loads(file.read_text())
+        changed = [f"--{name.replace('_', '-')}" for name in settings if settings[name] != before.get(name)]
+        if changed:
+            raise ValueError(f"{args.out} holds a run with another {', '.join(changed)}: choose a new folder.")
+        print(f"Resuming from {checkpoint.name}", flush=True)
+    file.write_text(json.dumps(settings, indent=1) + "\n")
+    rows = trainer.train_dataset["input_ids"]
+    tokens_per_step = sum(map(len, rows)) / len(rows) * args.batch * args.accumulate
+    bytes_per_token = _bytes_per_token(trainer.eval_dataset or trainer.train_dataset, trainer.processing_class)
+    trainer.add_callback(Progress(tokens_per_step, bytes_per_token))
+    trainer.add_callback(Guard())
+    trainer.pop_callback(PrinterCallback)  # Progress says it better
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _bytes_per_token(data: Dataset, tokenizer) -> float:
+    """UTF-8 bytes of a token that counts in the loss."""
+    field = "labels" if "labels" in data.column_names else "input_ids"
+    rows = [[token for token in row if token != -100] for row in data[field]]
+    return sum(len(text.encode()) for text in tokenizer.batch_decode(rows)) / sum(map(len, rows))
+
+
+def save(model: PreTrainedModel, tokenizer, args) -> None:
+    """Writes the folder OUT/model, with weights of the dtype that those of --model have."""
+    config = read_plt_config(args.model)
+    for name in ("use_cache", "bos_token_id", "eos_token_id", "pad_token_id"):  # the trainer has set them to its own
+        setattr(model.config, name, getattr(config, name))
+    model.to(config.dtype or torch.float32).save_pretrained(args.out / "model")
+    tokenizer.save_pretrained(args.out / "model")
+
+
+def run(script: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """Runs a script. What it refuses, or a loss that is lost, ends the program with that one line."""
+    try:
+        script(args)
+    except (ValueError, OSError, DivergedError) as error:
+        raise SystemExit(" ".join(str(error).split())) from error

