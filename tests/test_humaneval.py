@@ -169,9 +169,22 @@ def test_a_program_has_no_more_than_its_limits(sandbox):
     assert failure("print('x' * (1 << 20))") == "printed too much"
 
 
+def run_alone(sandbox, *args):
+    """
+    The verdict once no other program's processes are in the way: the limit counts all that a user has, and those of a
+    program that was stopped a moment ago may not be gone.
+    """
+    deadline = time.monotonic() + 20
+    while True:
+        verdict = sandbox.run(*args)
+        if time.monotonic() > deadline or not any(word in verdict.detail for word in ("new thread", "unavailable")):
+            return verdict
+        time.sleep(0.2)
+
+
 def test_what_a_program_leaves_behind_does_not_delay_its_verdict(sandbox):
     program = "import atexit, threading, time\nthreading.Thread(target=time.sleep, args=(99,)).start()\n"
-    verdict = sandbox.run(program + "atexit.register(time.sleep, 99)\n" + RIGHT, TESTS, "f")
+    verdict = run_alone(sandbox, program + "atexit.register(time.sleep, 99)\n" + RIGHT, TESTS, "f")
     assert verdict.passed and verdict.seconds < 9
 
 
@@ -225,7 +238,7 @@ def test_nothing_stays_behind(sandbox):
         pytest.skip("this system does not keep what leaves the session together")
     seconds = f"{1000 + time.time() % 1000:.6f}"  # what it can be told by
     program = f"import subprocess\nsubprocess.Popen(['sleep', '{seconds}'], start_new_session=True)\n{RIGHT}"
-    assert sandbox.run(program, TESTS, "f").passed
+    assert run_alone(sandbox, program, TESTS, "f").passed
     deadline = time.monotonic() + 5
     while any(seconds in command for command in commands()):
         assert time.monotonic() < deadline
