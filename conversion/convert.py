@@ -186,6 +186,9 @@ def _dense_config(model_type: str, fields: dict) -> LlamaConfig:
 
 def _with_gates(dense: LlamaConfig, groups: list[dict[str, Tensor]], plt: dict) -> Plan:
     """The dense model with gates, in a file of their own."""
+    known = {name for name in IQuestPLTCoderConfig().to_dict() if name.startswith("plt_")}
+    if plt.keys() - known:
+        raise ValueError(f"{', '.join(plt.keys() - known)}: no such field, there are {', '.join(sorted(known))}.")
     config = layout.config_from(IQuestPLTCoderConfig, layout.shared_fields(dense, IQuestPLTCoderConfig) | plt)
     layout.check_rotary(config, dense)
     expected = _check(dense, groups)

@@ -321,6 +321,12 @@ def test_models_that_are_no_llama_are_refused(fields, match, tmp_path):
     refused(tmp_path / "source", tmp_path / "target", match)
 
 
+def test_fields_that_are_none_are_refused(tmp_path):
+    llama_of(tiny_model()).save_pretrained(tmp_path / "source")
+    refused(tmp_path / "source", tmp_path / "target", "plt_loops: no such field", plt={"plt_loops": 2})
+    refused(tmp_path / "source", tmp_path / "target", "plt_num_loops", plt={"plt_num_loops": 0})
+
+
 def test_biases_that_the_configuration_does_not_mention_are_refused(tmp_path):
     llama_of(tiny_model()).save_pretrained(tmp_path / "source")
     tensors = load_file(tmp_path / "source" / "model.safetensors")
