@@ -17,6 +17,7 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from ..cache_plt import PLTCache
+from ..conversion.tokenizer import as_list
 from ..tokenization.tool_calls import parse_response
 
 
@@ -82,8 +83,7 @@ class Conversation:
         )
         # The last token was chosen, not read: the cache ends before it. If it ends the turn, the template writes it.
         reply = output[0, len(ids) :].tolist()
-        stops = self.model.generation_config.eos_token_id
-        if reply[-1] in (stops if isinstance(stops, list) else [stops]):
+        if reply[-1] in as_list(self.model.generation_config.eos_token_id):
             reply = reply[:-1]
         reply_text = self.tokenizer.decode(reply)
         message = parse_response(reply_text)

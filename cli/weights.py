@@ -24,6 +24,7 @@ from rich.table import Table
 from ..conversion import convert as conversion
 from ..conversion import layout
 from ..conversion import verify as verification
+from ..conversion.checkpoint import dtype_name
 from ..conversion.download import fetch
 from ..modeling_plt import IQuestPLTCoderForCausalLM
 from .common import Json, NumLoops, Revision, answer, human, parse_size, progress_bar
@@ -130,7 +131,7 @@ def info(
         "key_value_heads": config.num_key_value_heads,
         "head_dim": config.head_dim,
         "vocab_size": config.vocab_size,
-        "dtype": str(kind).removeprefix("torch."),
+        "dtype": dtype_name(kind),
         "parameters": parameters,
         "length": length,
         "batch": batch,

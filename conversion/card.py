@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from .. import __version__
 from ..configuration_plt import IQuestPLTCoderConfig
-from .checkpoint import inside
+from .checkpoint import dtype_name, inside
 from .layout import config_from
 
 
@@ -166,7 +166,7 @@ def license_of(folder: Path) -> dict[str, str]:
 def _shape(config: IQuestPLTCoderConfig | LlamaConfig, parameters: int) -> dict[str, str]:
     rows = {
         "parameters": f"{parameters:,}",
-        "dtype": str(config.dtype).removeprefix("torch."),
+        "dtype": dtype_name(config.dtype),
         "layers × width": f"{config.num_hidden_layers} × {config.hidden_size:,}",
         "query heads, key/value heads": f"{config.num_attention_heads}, {config.num_key_value_heads}",
         "head size": f"{config.head_dim}",

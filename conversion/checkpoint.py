@@ -18,10 +18,11 @@ Only headers are read here, and everything they claim is checked against the fil
 a checkpoint says can lead out of its folder.
 """
 
+import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -83,6 +84,25 @@ class Checkpoint:
 
     def of_file(self, file: str) -> dict[str, StoredTensor]:
         return {name: tensor for name, tensor in self.tensors.items() if tensor.path.name == file}
+
+
+def dtype_name(dtype: torch.dtype | str) -> str:
+    """What `config.json` and the manifest call a dtype."""
+    return str(dtype).removeprefix("torch.")
+
+
+def manifest_entry(tensor, file: str) -> dict:
+    """How the manifest describes a tensor that lies in `file`."""
+    return {"file": file, "dtype": dtype_name(tensor.dtype), "shape": list(tensor.shape)}
+
+
+def sha256(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
+    """SHA-256 of a file; `progress` is called with the size of each piece."""
+    digest = hashlib.sha256()
+    for chunk in read_chunks(path):
+        digest.update(chunk)
+        progress(len(chunk))
+    return digest.hexdigest()
 
 
 def read_chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:

@@ -30,7 +30,16 @@ from .. import __version__
 from ..configuration_plt import IQuestPLTCoderConfig
 from . import layout
 from .card import license_of, model_card
-from .checkpoint import Checkpoint, StoredTensor, first_repeated, inside, open_checkpoint, read_json
+from .checkpoint import (
+    Checkpoint,
+    StoredTensor,
+    dtype_name,
+    first_repeated,
+    inside,
+    manifest_entry,
+    open_checkpoint,
+    read_json,
+)
 from .download import fetch
 from .tokenizer import write_tokenizer
 from .verify import check_parts
@@ -244,13 +253,12 @@ def _stored_dtype(checkpoint: Checkpoint, fields: dict, dtype: str | None) -> to
         if other not in FLOATS.values():
             raise ValueError(f"{name} is stored as {other}: quantised weights cannot be converted.")
     if dtype is None and len(found) > 1:
-        names = ", ".join(f"{name} as {str(kind).removeprefix('torch.')}" for kind, name in found.items())
+        names = ", ".join(f"{name} as {dtype_name(kind)}" for kind, name in found.items())
         raise ValueError(f"The weights have several dtypes ({names}): choose one with --dtype.")
     stored = next(iter(found))
     said = fields.get("dtype", fields.get("torch_dtype"))
-    if dtype is None and said is not None and FLOATS.get(str(said).removeprefix("torch.")) != stored:
-        name = str(stored).removeprefix("torch.")
-        raise ValueError(f"config.json says {said}, the weights are {name}: choose with --dtype.")
+    if dtype is None and said is not None and FLOATS.get(dtype_name(said)) != stored:
+        raise ValueError(f"config.json says {said}, the weights are {dtype_name(stored)}: choose with --dtype.")
     return stored
 
 
@@ -309,11 +317,7 @@ def _write_rest(out: Folder, plan: Plan, folder: Path, from_plt: bool, source: s
 
 def _manifest(out: Folder, files: dict[str, dict[str, Tensor]], source: str, commit: str | None) -> dict:
     """What was written, and from what."""
-    tensors = {
-        name: {"file": file, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
-        for file, group in files.items()
-        for name, tensor in group.items()
-    }
+    tensors = {name: manifest_entry(tensor, file) for file, group in files.items() for name, tensor in group.items()}
     return {
         "format": 1,
         "tool": f"iquest-plt {__version__}",

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ..configuration_plt import IQuestPLTCoderConfig
-from .checkpoint import inside, read_json
+from .checkpoint import dtype_name, inside, read_json
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,7 +124,7 @@ def config_json(config: PreTrainedConfig, dtype: torch.dtype) -> dict:
     is_plt = isinstance(config, IQuestPLTCoderConfig)
     fields = json.loads(config.to_json_string())
     fields["architectures"] = ["IQuestPLTCoderForCausalLM" if is_plt else "LlamaForCausalLM"]
-    fields["dtype"] = str(dtype).removeprefix("torch.")
+    fields["dtype"] = dtype_name(dtype)
     return fields | ({"auto_map": AUTO_MAP} if is_plt else {})
 
 

@@ -91,6 +91,11 @@ def write_tokenizer(out: Folder, source: Path, config: PreTrainedConfig, is_plt_
     return generation if pad is None else generation | {"pad_token_id": pad}
 
 
+def as_list(token_ids: int | list[int] | None) -> list:
+    """Token ids as configurations have them: one, several, or None."""
+    return token_ids if isinstance(token_ids, list) else [token_ids]
+
+
 def _content(token: str | dict | None) -> str | None:
     """The text of a special token, as tokenizer_config.json has it."""
     return token.get("content") if isinstance(token, dict) else token
@@ -104,7 +109,7 @@ def _generation_config(source: Path, config: PreTrainedConfig, vocabulary: dict[
         fields = dict(released)
     stops = []
     for ids in (config.eos_token_id, fields.get("eos_token_id"), released["eos_token_id"] if is_released else None):
-        stops += ids if isinstance(ids, list) else [ids]
+        stops += as_list(ids)
     stops += [vocabulary.get(token) for token in bpe.STOP_TOKENS]
     stops = sorted({stop for stop in stops if isinstance(stop, int) and 0 <= stop < config.vocab_size})
     fields["eos_token_id"] = stops or None

@@ -27,8 +27,18 @@ from transformers import GenerationConfig, PreTrainedConfig
 
 from ..modeling_plt import IQuestPLTCoderForCausalLM
 from . import layout
-from .checkpoint import INDEX, Checkpoint, inside, open_checkpoint, read_chunks, read_json
-from .tokenizer import load_tokenizer
+from .checkpoint import (
+    INDEX,
+    Checkpoint,
+    dtype_name,
+    inside,
+    manifest_entry,
+    open_checkpoint,
+    read_chunks,
+    read_json,
+    sha256,
+)
+from .tokenizer import as_list, load_tokenizer
 
 
 TEMPLATE_SECONDS = 10
@@ -61,8 +71,8 @@ def verify(
     problems, notes = [], []
     report = {"folder": str(folder), "problems": problems, "notes": notes, "tensors": 0, "parameters": 0, "bytes": 0}
 
-    problems += check_parts(folder, notes)
-    checkpoint = _attempt([], open_checkpoint, folder)  # its error is among the problems
+    checkpoint = _attempt(problems, open_checkpoint, folder)
+    problems += _check_parts(folder, checkpoint, notes)
     manifest = _attempt(problems, _manifest, folder, notes)
     hashes = {}
     if checkpoint is not None:
@@ -80,13 +90,18 @@ def verify(
     return report
 
 
-def check_parts(folder: Path, notes: list[str] | None = None) -> list[str]:
+def check_parts(folder: Path) -> list[str]:
     """
     The problems of a folder that show without reading its weights or its manifest: headers, index, names, shapes and
-    dtypes of tensors, token ids, chat template. Adds to `notes` what there was nothing to check against.
+    dtypes of tensors, token ids, chat template.
     """
-    problems, notes = [], [] if notes is None else notes
+    problems = []
     checkpoint = _attempt(problems, open_checkpoint, folder)
+    return problems + _check_parts(folder, checkpoint, [])
+
+
+def _check_parts(folder: Path, checkpoint: Checkpoint | None, notes: list[str]) -> list[str]:
+    problems = []
     config = _attempt(problems, layout.read_config, folder)
     if checkpoint is not None and config is not None:
         problems += _attempt(problems, _check_tensors, config, checkpoint) or []
@@ -140,8 +155,8 @@ def _manifest(folder: Path, notes: list[str]) -> dict | None:
 def _check_tensors(config: PreTrainedConfig, checkpoint: Checkpoint) -> list[str]:
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     problems = layout.check_shapes(shapes, layout.expected_shapes(config, shapes.keys()))
-    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.tensors.values()}
-    said = str(config.dtype).removeprefix("torch.")
+    dtypes = {dtype_name(tensor.dtype) for tensor in checkpoint.tensors.values()}
+    said = dtype_name(config.dtype)
     if config.dtype is not None and dtypes != {said}:
         problems.append(f"config.json says {said}, the weights are {', '.join(sorted(dtypes))}.")
     return problems
@@ -204,17 +219,10 @@ def _check_manifest(
             continue
         if path.stat().st_size != entry.get("size"):
             problems.append(f"{name} has {path.stat().st_size} bytes, {layout.MANIFEST} says {entry.get('size')}.")
-        elif (hashes.get(name) or _sha256(path)) != entry.get("sha256"):
+        elif (hashes.get(name) or sha256(path)) != entry.get("sha256"):
             problems.append(f"{name} is not the file that {layout.MANIFEST} lists: its SHA-256 is another.")
     if checkpoint is not None:
-        found = {
-            name: {
-                "file": tensor.path.name,
-                "dtype": str(tensor.dtype).removeprefix("torch."),
-                "shape": list(tensor.shape),
-            }
-            for name, tensor in checkpoint.tensors.items()
-        }
+        found = {name: manifest_entry(tensor, tensor.path.name) for name, tensor in checkpoint.tensors.items()}
         differing = sorted(
             name
             for name in found.keys() | manifest["tensors"].keys()
@@ -224,13 +232,6 @@ def _check_manifest(
             names = ", ".join(differing[:3]) + ", ..." * (len(differing) > 3)
             problems.append(f"{layout.MANIFEST} lists other tensors than there are: {names}")
     return problems
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    for chunk in read_chunks(path):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _check_tokenizer(folder: Path, config: PreTrainedConfig, notes: list[str]) -> list[str]:
@@ -245,15 +246,14 @@ def _check_tokenizer(folder: Path, config: PreTrainedConfig, notes: list[str]) -
     if (folder / "generation_config.json").exists():
         with layout.refusals("generation_config.json"):
             generation = GenerationConfig(**read_json(inside(folder, "generation_config.json")))
-        stops = generation.eos_token_id
-        stops = set(map(str, stops)) if isinstance(stops, list) else {str(stops)}
+        stops = set(map(str, as_list(generation.eos_token_id)))
     else:
         notes.append("There is no generation_config.json.")
         generation, stops = GenerationConfig(), set()
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         for where in (config, generation, tokenizer):
             value = getattr(where, name, None)
-            for token_id in value if isinstance(value, list) else [value]:
+            for token_id in as_list(value):
                 is_id = isinstance(token_id, int) and 0 <= token_id < config.vocab_size
                 if token_id is not None and not is_id:
                     problems.append(f"{name} {token_id} is outside of the vocabulary ({config.vocab_size}).")

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import DTYPE_NAMES, INDEX, SINGLE, StoredTensor, read_chunks
+from .checkpoint import DTYPE_NAMES, INDEX, SINGLE, StoredTensor, read_chunks, sha256
 
 
 PARTIAL = ".iquest-plt-partial"
@@ -116,11 +116,7 @@ class Folder:
         except OSError:
             self.copy(source, name)
             return
-        digest = hashlib.sha256()
-        for chunk in read_chunks(source):
-            digest.update(chunk)
-            self.progress(len(chunk))
-        self.files[name] = {"size": source.stat().st_size, "sha256": digest.hexdigest()}
+        self.files[name] = {"size": source.stat().st_size, "sha256": sha256(source, self.progress)}
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
         """A safetensors file. Takes no more memory than the header and a piece of a tensor, or a new tensor."""

@@ -15,6 +15,7 @@
 """What every test needs: no network, no leftovers between runs, one seed. Runs before Transformers is imported."""
 
 import os
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -70,3 +71,27 @@ def library(tmp_path_factory):
     (folder / "site-packages").mkdir()
     (folder / "site-packages" / "other.py").write_text("x = 1\n" * 100)
     return folder
+
+
+@pytest.fixture(scope="session")
+def spm_tokenizer(tmp_path_factory):
+    """A small SentencePiece tokenizer, converted: its decoder drops a space at the beginning of a text."""
+    sentencepiece = pytest.importorskip("sentencepiece", reason="pip install 'iquest-plt[conversion]'")
+    from transformers import PreTrainedTokenizerFast
+
+    from iquest_plt.tokenization import spm
+
+    path = tmp_path_factory.mktemp("spm")
+    library = Path(sysconfig.get_path("stdlib"))
+    (path / "text").write_text("\n".join((library / f"{name}.py").read_text() for name in ("ast", "argparse")))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(path / "text"),
+        model_prefix=str(path / "tokenizer"),
+        model_type="bpe",
+        vocab_size=600,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=spm.convert(path / "tokenizer.model"))

@@ -20,7 +20,6 @@ import json
 import os
 import socket
 import sys
-import sysconfig
 import tempfile
 import time
 from pathlib import Path
@@ -30,7 +29,6 @@ import torch
 from tiny import tiny_model
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
-from iquest_plt.tokenization import spm
 from iquest_plt.training import humaneval
 from iquest_plt.training.humaneval import code_of, complete, cut, judge, main, pass_at_k, read_problems
 from iquest_plt.training.sandbox import Limits, Sandbox
@@ -348,26 +346,10 @@ class Scripted:
         return output
 
 
-@pytest.fixture(scope="module")
-def pieces(tmp_path_factory):
-    """A SentencePiece tokenizer: its decoder drops a space at the beginning of a text."""
-    sentencepiece = pytest.importorskip("sentencepiece", reason="pip install 'iquest-plt[conversion]'")
-    path = tmp_path_factory.mktemp("spm")
-    library = Path(sysconfig.get_path("stdlib"))
-    (path / "text").write_text("\n".join((library / f"{name}.py").read_text() for name in ("ast", "argparse")))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(path / "text"),
-        model_prefix=str(path / "tokenizer"),
-        model_type="bpe",
-        vocab_size=600,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=spm.convert(path / "tokenizer.model"))
-    assert tokenizer.pad_token_id is None
-    return tokenizer
+@pytest.fixture
+def pieces(spm_tokenizer):
+    assert spm_tokenizer.pad_token_id is None
+    return spm_tokenizer
 
 
 def continuation(tokenizer, prompt, text):

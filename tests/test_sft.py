@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from killed import Kill, KilledError
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 pytest.importorskip("trl", reason="the script needs it: pip install 'iquest-plt[training]'")
@@ -141,16 +142,6 @@ def test_run(command, model_folder, tmp_path, capsys):
     assert verify(result)["problems"] == []
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (model_folder, result))
     assert after == before
-
-
-class KilledError(Exception):
-    pass
-
-
-class Kill(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 3:
-            raise KilledError
 
 
 @pytest.mark.parametrize("rows", ["packed", "flat"])

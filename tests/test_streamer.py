@@ -13,55 +13,30 @@
 # limitations under the License.
 """Text as it is generated, with a tokenizer whose decoder drops the space that a text begins with."""
 
-import sysconfig
-from pathlib import Path
-
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from iquest_plt.cli.streamer import TextPrinter
-from iquest_plt.tokenization import spm
 
-
-sentencepiece = pytest.importorskip("sentencepiece")
 
 TEXT = "def f(x):\n    if x:\n        return 'é 😀 中文'\n\n    return  None\n \n  end"
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    path = tmp_path_factory.mktemp("spm")
-    library = Path(sysconfig.get_path("stdlib"))
-    (path / "text").write_text("\n".join((library / f"{name}.py").read_text() for name in ("ast", "argparse")))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(path / "text"),
-        model_prefix=str(path / "tokenizer"),
-        model_type="bpe",
-        vocab_size=600,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=spm.convert(path / "tokenizer.model"))
-
-
 @pytest.mark.parametrize("cut", [1, 3, 9, 20])
-def test_the_printed_text_is_what_follows_the_prompt(tokenizer, cut):
-    ids = tokenizer.encode(TEXT, add_special_tokens=False)
+def test_the_printed_text_is_what_follows_the_prompt(spm_tokenizer, cut):
+    ids = spm_tokenizer.encode(TEXT, add_special_tokens=False)
     pieces = []
-    printer = TextPrinter(tokenizer, pieces.append)
+    printer = TextPrinter(spm_tokenizer, pieces.append)
     printer.put(torch.tensor([ids[:cut]]))
     assert not pieces
     for token in ids[cut:]:
         printer.put(torch.tensor([token]))
     printer.end()
-    assert "".join(pieces) == TEXT[len(tokenizer.decode(ids[:cut])) :] + "\n"
+    assert "".join(pieces) == TEXT[len(spm_tokenizer.decode(ids[:cut])) :] + "\n"
     assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces)
     assert len(pieces) > 10  # as they come
 
 
-def test_a_batch_is_refused(tokenizer):
+def test_a_batch_is_refused(spm_tokenizer):
     with pytest.raises(ValueError, match="one sequence"):
-        TextPrinter(tokenizer, print).put(torch.zeros(2, 3, dtype=torch.long))
+        TextPrinter(spm_tokenizer, print).put(torch.zeros(2, 3, dtype=torch.long))

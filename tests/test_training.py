@@ -20,8 +20,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from killed import Kill, KilledError
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from iquest_plt import IQuestPLTCoderForCausalLM
 from iquest_plt.training import data, evaluate, kernels, optimizer
@@ -144,18 +145,6 @@ def test_rows():
     first_pass = [row[0] for row in read[: rows.rows_per_pass]]
     assert len(set(first_pass)) == rows.rows_per_pass, "a pass visits each row once"
     assert [data.PackedRows(stream, 64, 100, seed=3)[index]["input_ids"] for index in (99, 0)] == [read[99], read[0]]
-
-
-class KilledError(Exception):
-    pass
-
-
-class Kill(TrainerCallback):
-    """Stops the run after the first step beyond a checkpoint."""
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 3:
-            raise KilledError
 
 
 def losses(trainer):
