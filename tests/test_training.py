@@ -14,6 +14,7 @@
 """The recipe of the small checkpoint: its kernels, its data split, exact resuming, and the shipped numbers."""
 
 import dataclasses
+import importlib.metadata
 import json
 import math
 from pathlib import Path
@@ -119,6 +120,21 @@ def test_collect_leaves_out(library):
     paths = {document.path for document in data.collect(library)}
     assert "copied.py" in paths
     assert not paths & {"latin1.py", "site-packages/other.py"}
+
+
+def test_collect_packages(library, monkeypatch):
+    """Their Python files and no others, with version and licence in the manifest; what may not be used is refused."""
+    alone, both = data.collect(library), data.collect(library, ["rich"])
+    ours = [document for document in both if document.path.startswith("rich/")]
+    assert {"rich/console.py", "rich/table.py"} < {document.path for document in ours}
+    assert sorted(alone + ours, key=lambda document: document.path) == both
+    version = importlib.metadata.version("rich")
+    assert data.manifest(both, ["rich"])["packages"] == [{"name": "rich", "version": version, "licence": "MIT"}]
+    with pytest.raises(ValueError, match="choose from accelerate"):
+        data.collect(library, ["hypothesis"])
+    monkeypatch.setitem(data.PACKAGES, "unheard-of", "MIT")
+    with pytest.raises(ValueError, match="pip install unheard-of"):
+        data.collect(library, ["unheard-of"])
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7])

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Text for the small checkpoint: the Python standard library, split by whole files.
+"""Text for the models trained here: the Python standard library, and packages if asked for, split by whole files.
 
 Exact copies are dropped. Files that share much of their text (`CLUSTER_OVERLAP`) form a cluster, and a cluster as a
 whole is held out or trained on, so no near-duplicate of a held-out file is ever seen in training.
@@ -19,11 +19,13 @@ whole is held out or trained on, so no near-duplicate of a held-out file is ever
 
 import fnmatch
 import hashlib
+import importlib.metadata
 import platform
 import re
 import sysconfig
 import zlib
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +50,20 @@ EXCLUDED = [
     "pydoc_data/topics.py",
     "lib2to3/tests/data/*",
     "test/cjkencodings/*",
+    "pygments/lexers/_*",
+    "pygments/unistring.py",
 ]
+# Packages whose licence permits any use of their sources, with what it is. All come with the `training` extra.
+PACKAGES = {
+    "accelerate": "Apache-2.0",
+    "fsspec": "BSD-3-Clause",
+    "huggingface_hub": "Apache-2.0",
+    "jinja2": "BSD-3-Clause",
+    "networkx": "BSD-3-Clause",
+    "peft": "Apache-2.0",
+    "pygments": "BSD-2-Clause",
+    "rich": "MIT",
+}
 HELDOUT_SHARE = 0.06  # of the clusters
 SHINGLE = 8  # code tokens in a shingle
 SKETCH = 8  # one shingle hash in SKETCH is kept
@@ -59,7 +74,7 @@ MIN_BYTES = 64
 
 @dataclass
 class Document:
-    """One source file. `path` is relative to the standard library; `split` is "train" or "heldout"."""
+    """One source file. `path` is relative to the standard library or site-packages; `split` "train" or "heldout"."""
 
     path: str
     text: str
@@ -74,12 +89,20 @@ class Document:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-def collect(root: str | Path | None = None) -> list[Document]:
-    """Reads the UTF-8 .py files under `root` (default: the running Python's library), sorted by path."""
+def collect(root: str | Path | None = None, packages: Sequence[str] = ()) -> list[Document]:
+    """
+    Reads the UTF-8 .py files under `root` (default: the running Python's library) and those of installed `packages`,
+    sorted by path.
+
+    Raises:
+        ValueError: for a package that is not one of `PACKAGES`, or is not installed.
+    """
     root = Path(root or sysconfig.get_path("stdlib"))
+    files = {file.relative_to(root).as_posix(): file for file in root.rglob("*.py")}
+    for name in packages:
+        files |= {file.as_posix(): Path(file.locate()) for file in _distribution(name).files if file.suffix == ".py"}
     documents = []
-    for file in sorted(root.rglob("*.py")):
-        path = file.relative_to(root).as_posix()
+    for path, file in sorted(files.items()):
         if any(fnmatch.fnmatch(path, pattern) for pattern in EXCLUDED):
             continue
         try:
@@ -89,6 +112,15 @@ def collect(root: str | Path | None = None) -> list[Document]:
         if len(text) >= MIN_BYTES:
             documents.append(Document(path, text))
     return documents
+
+
+def _distribution(name: str) -> importlib.metadata.Distribution:
+    if name not in PACKAGES:
+        raise ValueError(f"The licence of {name!r} is not known to permit this: choose from {', '.join(PACKAGES)}.")
+    try:
+        return importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(f"{name} is to be trained on but not installed: pip install {name}") from None
 
 
 def sketch(text: str) -> set[int]:
@@ -141,8 +173,8 @@ def split(documents: list[Document], heldout_share: float = HELDOUT_SHARE) -> li
     return [document for index, document in enumerate(documents) if index not in dropped]
 
 
-def manifest(documents: list[Document]) -> dict:
-    """What the data is: source, licence, each file's bytes, hash and split, and the totals."""
+def manifest(documents: list[Document], packages: Sequence[str] = ()) -> dict:
+    """What the data is: sources, licences, each file's bytes, hash and split, and the totals."""
     totals = {
         name: {
             "files": sum(document.split == name for document in documents),
@@ -154,6 +186,9 @@ def manifest(documents: list[Document]) -> dict:
         "source": "Python standard library, .py files",
         "python_version": platform.python_version(),
         "licence": "PSF-2.0",
+        "packages": [
+            {"name": name, "version": _distribution(name).version, "licence": PACKAGES[name]} for name in packages
+        ],
         "excluded": EXCLUDED,
         "cluster_overlap": CLUSTER_OVERLAP,
         "totals": totals,

@@ -59,6 +59,9 @@ class ElasticLoops:
             if self.compute_loss_func is not None:
                 raise ValueError("`loop_loss_weights` and `compute_loss_func` exclude each other.")
             self._check_weights()
+        # Frozen gates would do for one loop alone. But some steps have use for them, and others have not.
+        if self.accelerator.ddp_handler is not None and min(map(self._needed_loops, self.loop_counts)) == 1:
+            self.accelerator.ddp_handler.find_unused_parameters = True
 
     def _check_weights(self) -> None:
         weights, most, fewest = self.loop_loss_weights, max(self.loop_counts), min(self.loop_counts)
@@ -71,8 +74,12 @@ class ElasticLoops:
             )
 
     def num_loops(self) -> int:
-        """How many loops the present optimizer step runs."""
-        return random.Random(f"{self.args.seed} {self.state.global_step}").choice(self.loop_counts)
+        """How many loops the present optimizer step runs: as many as it draws, less those that no loss rests on."""
+        return self._needed_loops(random.Random(f"{self.args.seed} {self.state.global_step}").choice(self.loop_counts))
+
+    def _needed_loops(self, count: int) -> int:
+        weights = [1.0] * count if self.loop_loss_weights is None else self.loop_loss_weights[:count]
+        return max(loop for loop, weight in enumerate(weights, 1) if weight)
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         if not model.training:
@@ -82,28 +89,44 @@ class ElasticLoops:
             return super().compute_loss(model, inputs, *args, **kwargs)
         inputs["output_loop_states"] = True
         self.compute_loss_func = self._weighted_loss
+        decoder = self.accelerator.unwrap_model(self.model).get_decoder()
+        hook = decoder.register_forward_hook(self._give_head_all_loops)
         try:
             return super().compute_loss(model, inputs, *args, **kwargs)
         finally:
             self.compute_loss_func = None
+            hook.remove()
+
+    def _give_head_all_loops(self, decoder, args, outputs):
+        """
+        Puts the normed states of all loops that count in place of the last's, one batch after the other. So the head
+        runs once, and within the model's forward pass: out of it, its weights may lie in pieces.
+        """
+        *before, last = outputs.loop_states
+        if not decoder.config.plt_normalize_per_loop:
+            before = [decoder.norm(state) for state in before]
+        counted = zip([*before, last], self.loop_loss_weights, strict=False)
+        outputs.last_hidden_state = torch.cat([state for state, weight in counted if weight])
+        return outputs
 
     def _weighted_loss(self, outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
         """The weighted mean of the losses after each loop, in nats per token; `labels` (batch, time)."""
         model = self.accelerator.unwrap_model(self.model)
-        states = outputs["loop_states"]
-        weights = self.loop_loss_weights[: len(states)]
+        weights = [weight for weight in self.loop_loss_weights[: len(outputs["loop_states"])] if weight]
+        name = "logits" if "logits" in outputs else "last_hidden_state"
+        parts = outputs[name].chunk(len(weights))
+        outputs[name] = parts[-1]  # the last loop's, as without this class
         total = 0.0
-        for loop, weight in enumerate(weights):
-            if not weight:
-                continue
-            logits = outputs["logits"]
-            if loop < len(states) - 1:
-                is_normed = model.config.plt_normalize_per_loop
-                logits = model.lm_head(states[loop] if is_normed else model.base_model.norm(states[loop]))
-            options = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
-            loss = model.loss_function(logits=logits, labels=labels, vocab_size=model.config.vocab_size, **options)
-            total = total + weight * loss
+        for weight, part in zip(weights, parts, strict=True):
+            states, logits = (None, part) if name == "logits" else (part, None)
+            total = total + weight * self.loop_loss(model, states, labels, logits, num_items_in_batch)
         return total / sum(weights)
+
+    def loop_loss(self, model, states, labels, logits=None, num_items_in_batch=None) -> torch.Tensor:
+        """The language-model loss of one loop, on its logits or, where none were made, its normed states."""
+        logits = model.lm_head(states) if logits is None else logits
+        options = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+        return model.loss_function(logits=logits, labels=labels, vocab_size=model.config.vocab_size, **options)
 
 
 class ElasticTrainer(ElasticLoops, Trainer):

@@ -76,17 +76,19 @@ def xz_bits_per_byte(texts: list[str]) -> dict[str, float]:
 def heldout_documents(manifest: dict, stdlib=None) -> list[data.Document]:
     """The held-out files of a manifest, read again.
 
-    Raises FileNotFoundError where this Python's library holds other texts than those the manifest names.
+    Raises FileNotFoundError where this Python's library or packages hold other texts than those the manifest names.
     """
-    found = {document.path: document for document in data.collect(stdlib)}
+    packages = [package["name"] for package in manifest.get("packages", [])]
+    found = {document.path: document for document in data.collect(stdlib, packages)}
     documents = []
     for entry in manifest["files"]:
         if entry["split"] == "heldout":
             document = found.get(entry["path"])
             if document is None or document.sha256 != entry["sha256"]:
+                versions = [f"{package['name']} {package['version']}" for package in manifest.get("packages", [])]
                 raise FileNotFoundError(
-                    f"{entry['path']} is not the file of Python {manifest['python_version']} that was held out: "
-                    "evaluate with that version"
+                    f"{entry['path']} is not the file that was held out: evaluate with "
+                    + ", ".join([f"Python {manifest['python_version']}", *versions])
                 )
             documents.append(document)
     return documents

@@ -12,23 +12,27 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-The tiny family: matched models that differ in the number of loops and in the shift alone.
+The tiny family: matched models that differ in the number of loops, in the shift, and in the loops they learn from.
 
     python -m iquest_plt.training.family --out runs/family
 
 Every model sees the same rows in the same order, with the same schedule; a seed decides initial weights and rows, and
 each configuration is trained from each seed. Both papers trained with the shift only, so neither could tell what it
-costs: the runs without it are the control. A run that is there already is kept, and a killed one goes on.
+costs: the runs without it are the control. Two elastic models, which serve every number of loops, stand beside those
+trained for one. A run that is there already is kept, and a killed one goes on.
 
 OUT/metrics.json has each run's held-out bits per byte and loss curve, OUT/family.md and family.png the means with 95 %
-confidence intervals over seeds.
+confidence intervals over seeds, OUT/RUN/model the model.
 """
 
 import argparse
 import json
 import math
+import shutil
 import statistics
 import time
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,6 +40,7 @@ from matplotlib.figure import Figure
 
 from ..tokenization import bpe
 from . import data, evaluate, small
+from .elastic import ElasticLoops
 
 
 LOOPS = (1, 2, 3, 4)
@@ -44,9 +49,54 @@ ROW = 512
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
 
-def recipe_of(loops: int, shift: bool, seed: int, tokens: int, hidden_size: int, vocab_size: int) -> small.Recipe:
+@dataclass(frozen=True, order=True)
+class Variant:
+    """What one model of the family has of its own. `elastic` is "", or which option of `ElasticLoops` it trains with."""
+
+    elastic: str
+    loops: int
+    shift: bool
+
+    def __str__(self) -> str:
+        if self.elastic:
+            return f"elastic to R = {self.loops}, {self.elastic}"
+        return f"R = {self.loops}" + ("" if self.loops == 1 else ", shift" if self.shift else ", no shift")
+
+    @property
+    def folder(self) -> str:
+        return (
+            f"r{self.loops}" + ("" if self.shift else "-no-shift") + (f"-elastic-{self.elastic}" * bool(self.elastic))
+        )
+
+    @property
+    def trainer_class(self):
+        counts = range(1, self.loops + 1)
+        options = {
+            "": {},
+            "weights": {"loop_loss_weights": [1.0 for _ in counts]},
+            "draws": {"loop_counts": list(counts)},
+        }
+        return partial(ElasticSmallTrainer, **options[self.elastic])
+
+
+def variants(loops: list[int]) -> list[Variant]:
+    """The models of one seed: each number of loops with the shift and without, and both elastic ones for the most."""
+    fixed = [Variant("", count, shift) for count in loops for shift in ((True, False) if count > 1 else (True,))]
+    elastic = [Variant(kind, max(loops), True) for kind in ("weights", "draws") if max(loops) > 1]
+    return fixed + elastic
+
+
+class ElasticSmallTrainer(ElasticLoops, small.SmallTrainer):
+    """The small model's trainer with elastic loops; without options it is that trainer."""
+
+    def loop_loss(self, model, states, labels, logits=None, num_items_in_batch=None) -> torch.Tensor:
+        return self.token_loss(model, states, labels)
+
+
+def recipe_of(variant: Variant, seed: int, tokens: int, hidden_size: int, vocab_size: int) -> small.Recipe:
     """The recipe of one run: that of the small model at another size, with rows of one length."""
     return small.Recipe(
+        packages=tuple(data.PACKAGES),
         model={
             "hidden_size": hidden_size,
             "intermediate_size": round(2.67 * hidden_size / 32) * 32,
@@ -55,8 +105,8 @@ def recipe_of(loops: int, shift: bool, seed: int, tokens: int, hidden_size: int,
             "num_key_value_heads": hidden_size // 64,
             "max_position_embeddings": ROW,
             "rope_theta": 10000.0,
-            "plt_num_loops": loops,
-            "plt_cross_loop_shift": shift,
+            "plt_num_loops": variant.loops,
+            "plt_cross_loop_shift": variant.shift,
         },
         vocab_size=vocab_size,
         tokens=tokens,
@@ -71,28 +121,33 @@ def recipe_of(loops: int, shift: bool, seed: int, tokens: int, hidden_size: int,
     )
 
 
-def run(out: Path, recipe: small.Recipe, texts: int, stdlib: Path | None = None) -> dict:
+def run(out: Path, variant: Variant, recipe: small.Recipe, texts: int, stdlib: Path | None = None) -> dict:
     """Trains one model and measures it on `texts` held-out files, unless `out` has its metrics; returns these."""
     done = out / "metrics.json"
     if done.exists():
         return json.loads(done.read_text())
     start = time.perf_counter()
-    trainer = small.train(out, recipe, stdlib, prepared=out.parent / "data")
+    trainer = small.train(out, recipe, stdlib, prepared=out.parent / "data", trainer_class=variant.trainer_class)
     tokenizer, _, _, manifest = small.prepare(out.parent / "data", recipe, stdlib)
-    documents = evaluate.heldout_documents(manifest, stdlib)[:texts]
+    documents = evaluate.heldout_documents(manifest, stdlib)
+    documents = documents[:: math.ceil(len(documents) / texts)]
     model = trainer.model.eval()
+    model.save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
     losses = [[entry["step"], round(entry["loss"], 4)] for entry in trainer.state.log_history if "loss" in entry]
     metrics = {
-        "loops": model.config.plt_num_loops,
-        "shift": model.config.plt_cross_loop_shift,
+        **asdict(variant),
         "seed": recipe.seed,
         "parameters": model.num_parameters(),
         "tokens": recipe.steps * recipe.tokens_per_step,
         "seconds": round(time.perf_counter() - start, 1),
+        "heldout_bytes": sum(document.num_bytes for document in documents),
         "bits_per_byte": {r: round(bits_per_byte(model, tokenizer, documents, r), 4) for r in LOOPS},
         "losses": losses,
     }
     done.write_text(json.dumps(metrics) + "\n")
+    for checkpoint in out.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
     return json.loads(done.read_text())
 
 
@@ -112,24 +167,55 @@ def mean_and_interval(values: list[float]) -> tuple[float, float]:
     return statistics.mean(values), STUDENT_T[count] * statistics.stdev(values) / math.sqrt(count)
 
 
-def groups(metrics: list[dict]) -> dict[tuple[int, bool], list[dict]]:
-    """The runs of each configuration, over seeds."""
+def groups(metrics: list[dict]) -> dict[Variant, list[dict]]:
+    """The runs of each variant, over seeds."""
     found = {}
     for entry in metrics:
-        found.setdefault((entry["loops"], entry["shift"]), []).append(entry)
-    return found
+        variant = Variant(*(entry[field.name] for field in fields(Variant)))
+        found.setdefault(variant, []).append(entry)
+    return dict(sorted(found.items(), key=lambda item: (item[0].elastic, item[0].loops, not item[0].shift)))
 
 
 def table(metrics: list[dict]) -> str:
-    """Held-out bits per byte of each configuration at its own number of loops and at all others, as Markdown."""
-    lines = ["| trained with | seeds | bits/byte | " + " | ".join(f"run with R = {r}" for r in LOOPS) + " |"]
-    lines.append("|---" * (3 + len(LOOPS)) + "|")
-    for (loops, shift), runs in sorted(groups(metrics).items(), key=lambda item: (item[0][0], not item[0][1])):
-        name = f"R = {loops}" + ("" if loops == 1 else ", shift" if shift else ", no shift")
-        mean, half = mean_and_interval([entry["bits_per_byte"][str(loops)] for entry in runs])
-        others = [statistics.mean(entry["bits_per_byte"][str(r)] for entry in runs) for r in LOOPS]
-        cells = " | ".join(f"{value:.3f}" for value in others)
-        lines.append(f"| {name} | {len(runs)} | **{mean:.3f} ± {half:.3f}** | {cells} |")
+    """Held-out bits per byte of each variant with 1, 2, … loops, as Markdown; its own number of loops in bold."""
+    lines = ["| trained as | seeds | " + " | ".join(f"run with R = {r}" for r in LOOPS) + " |"]
+    lines.append("|---" * (2 + len(LOOPS)) + "|")
+    for variant, runs in groups(metrics).items():
+        cells = []
+        for r in LOOPS:
+            mean, half = mean_and_interval([entry["bits_per_byte"][str(r)] for entry in runs])
+            is_own = r == variant.loops or (variant.elastic and r < variant.loops)
+            cells.append(f"**{mean:.3f} ± {half:.3f}**" if is_own else f"{mean:.3f}")
+        lines.append(f"| {variant} | {len(runs)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def gaps(metrics: list[dict]) -> str:
+    """
+    What matters is paired by seed: bits per byte over those of R = 1, of each R without the shift over with it, and of
+    the elastic models over the model of that R alone, as Markdown.
+    """
+    by_seed = {}
+    for variant, runs in groups(metrics).items():
+        for entry in runs:
+            by_seed.setdefault(variant, {})[entry["seed"]] = entry["bits_per_byte"]
+    pairs = []
+    for variant in by_seed:
+        if variant.elastic:
+            for r in range(1, variant.loops + 1):
+                pairs.append((f"{variant}, run with R = {r}, over R = {r} alone", variant, Variant("", r, True), r))
+        elif variant.loops > 1:
+            pairs.append((f"{variant}, over R = 1", variant, Variant("", 1, True), variant.loops))
+            if not variant.shift:
+                with_shift = Variant("", variant.loops, True)
+                pairs.append((f"R = {variant.loops}, no shift over shift", variant, with_shift, variant.loops))
+    lines = ["| difference, bits per byte | mean ± 95 % interval |", "|---|---|"]
+    for name, variant, other, r in pairs:
+        common = by_seed[variant].keys() & by_seed.get(other, {}).keys()
+        if common:
+            values = [by_seed[variant][seed][str(r)] - by_seed[other][seed][str(other.loops)] for seed in common]
+            mean, half = mean_and_interval(values)
+            lines.append(f"| {name} | {mean:+.3f} ± {half:.3f} |")
     return "\n".join(lines)
 
 
@@ -140,24 +226,36 @@ def draw(path: Path, metrics: list[dict]) -> None:
     found = groups(metrics)
     for shift, style, label in ((True, "o-", "with the shift"), (False, "s--", "without")):
         points = [
-            (loops, *mean_and_interval([entry["bits_per_byte"][str(loops)] for entry in runs]))
-            for (loops, shifted), runs in sorted(found.items())
-            if shifted is shift or loops == 1
+            (variant.loops, *mean_and_interval([entry["bits_per_byte"][str(variant.loops)] for entry in runs]))
+            for variant, runs in found.items()
+            if not variant.elastic and (variant.shift is shift or variant.loops == 1)
         ]
-        if points:
-            x, y, error = zip(*points, strict=True)
-            left.errorbar(x, y, yerr=[e if math.isfinite(e) else 0 for e in error], fmt=style, capsize=3, label=label)
+        errorbars(left, points, style, label)
+    for variant, runs in found.items():
+        if variant.elastic:
+            points = [
+                (r, *mean_and_interval([entry["bits_per_byte"][str(r)] for entry in runs]))
+                for r in range(1, variant.loops + 1)
+            ]
+            errorbars(left, points, ":^" if variant.elastic == "weights" else ":v", f"one model, {variant.elastic}")
     left.set(xlabel="loops R", ylabel="held-out bits per byte", xticks=LOOPS)
-    for (loops, shift), runs in sorted(found.items()):
-        name = f"R = {loops}" + ("" if shift else ", no shift")
+    for variant, runs in found.items():
         steps, losses = zip(*runs[0]["losses"], strict=True)
-        right.plot(steps, losses, "-" if shift else "--", label=name, linewidth=1)
+        style = ":" if variant.elastic else "-" if variant.shift else "--"
+        right.plot(steps, losses, style, label=str(variant), linewidth=1)
     right.set(xlabel="step", ylabel="training loss, nats per token")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
+
+
+def errorbars(axes, points: list[tuple[int, float, float]], style: str, label: str) -> None:
+    """Draws (R, mean, half an interval) where there are any."""
+    if points:
+        x, y, error = zip(*points, strict=True)
+        axes.errorbar(x, y, yerr=[e if math.isfinite(e) else 0 for e in error], fmt=style, capsize=3, label=label)
 
 
 def main(argv: list[str] | None = None, stdlib: Path | None = None) -> None:
@@ -176,15 +274,14 @@ def main(argv: list[str] | None = None, stdlib: Path | None = None) -> None:
         parser.error(f"--seeds must be 1 to {max(STUDENT_T)}, --loops and --texts at least 1.")
     metrics = []
     for seed in range(args.seeds):
-        for loops in args.loops:
-            for shift in (True, False) if loops > 1 else (True,):
-                name = f"r{loops}{'' if shift else '-no-shift'}-seed{seed}"
-                print(f"== {name}", flush=True)
-                recipe = recipe_of(loops, shift, seed, args.tokens, args.hidden, args.vocab)
-                metrics.append(run(args.out / name, recipe, args.texts, stdlib))
+        for variant in variants(args.loops):
+            name = f"{variant.folder}-seed{seed}"
+            print(f"== {name}", flush=True)
+            recipe = recipe_of(variant, seed, args.tokens, args.hidden, args.vocab)
+            metrics.append(run(args.out / name, variant, recipe, args.texts, stdlib))
         # After every seed: a family that is not complete is one with fewer seeds.
         (args.out / "metrics.json").write_text(json.dumps(metrics) + "\n")
-        (args.out / "family.md").write_text(table(metrics) + "\n")
+        (args.out / "family.md").write_text(f"{table(metrics)}\n\n{gaps(metrics)}\n")
         draw(args.out / "family.png", metrics)
     print(table(metrics))
     print(json.dumps({"runs": len(metrics), "torch": torch.__version__}))

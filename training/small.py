@@ -26,6 +26,7 @@ import argparse
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -60,6 +61,7 @@ class Recipe:
             "rope_theta": 10000.0,
         }
     )
+    packages: tuple[str, ...] = ()  # of `data.PACKAGES`, beside the standard library
     vocab_size: int = bpe.VOCAB_SIZE
     heldout_share: float = data.HELDOUT_SHARE
     tokens: int = 11_200_000
@@ -120,17 +122,27 @@ class SmallTrainer(Trainer):
         return SequentialSampler(self.train_dataset)  # PackedRows has shuffled, pass by pass
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Mean cross-entropy, nats per token. Weights are cast once a step: autocast would cast them in every call."""
-        input_ids = inputs["input_ids"]
+        """
+        Mean cross-entropy, nats per token. Weights are cast once a step: autocast would cast them in every call.
+        `inputs` may hold further arguments of the decoder.
+        """
+        input_ids = inputs.pop("input_ids")
         if model.training and self.state.global_step < self.recipe.steps * (1 - self.recipe.long_row_share):
             input_ids = input_ids.view(-1, min(self.recipe.early_row, self.recipe.row))
         weights = {name: param.bfloat16() for name, param in model.model.named_parameters()}
-        states = functional_call(model.model, weights, (input_ids,), {"use_cache": False}).last_hidden_state
-        states, labels = states[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten()
-        loss = chunked_cross_entropy(states, model.lm_head.weight.bfloat16(), labels) / len(labels)
+        outputs = functional_call(model.model, weights, (input_ids,), {"use_cache": False, **inputs})
+        if self.compute_loss_func is not None:
+            loss = self.compute_loss_func(outputs, input_ids)
+        else:
+            loss = self.token_loss(model, outputs.last_hidden_state, input_ids)
         if model.training:
             self.guard.check(loss.item(), self.state.global_step)
         return (loss, {}) if return_outputs else loss
+
+    def token_loss(self, model, states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Mean loss of the tokens that follow each state (batch, time, hidden)."""
+        states, labels = states[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten()
+        return chunked_cross_entropy(states, model.lm_head.weight.bfloat16(), labels) / len(labels)
 
 
 def prepare(out: Path, recipe: Recipe, stdlib: Path | None = None):
@@ -139,14 +151,14 @@ def prepare(out: Path, recipe: Recipe, stdlib: Path | None = None):
     if not done.exists():
         out.mkdir(parents=True, exist_ok=True)
         print("Collecting and splitting the sources ...", flush=True)
-        documents = data.split(data.collect(stdlib), recipe.heldout_share)
+        documents = data.split(data.collect(stdlib, recipe.packages), recipe.heldout_share)
         texts = {name: [d.text for d in documents if d.split == name] for name in ("train", "heldout")}
         if not all(texts.values()):
             raise ValueError("The split leaves no file to train on or none to hold out: give it more files")
         print(f"Training the tokenizer on {len(texts['train'])} files ...", flush=True)
         tokenizer = bpe.train(texts["train"], recipe.vocab_size)
         bpe.save(tokenizer, out / "tokenizer")
-        manifest = data.manifest(documents)
+        manifest = data.manifest(documents, recipe.packages)
         for name in texts:
             stream = data.token_stream(bpe.encode_documents(tokenizer, texts[name]), tokenizer.eos_token_id)
             np.save(out / f"{name}.npy", stream)
@@ -199,6 +211,7 @@ def train(
     stdlib: Path | None = None,
     callbacks: tuple = (),
     prepared: str | Path | None = None,
+    trainer_class: Callable[..., SmallTrainer] = SmallTrainer,
 ) -> SmallTrainer:
     """
     Trains to the end of the recipe, from the last checkpoint in `out` if there is one. Returns the trainer. The data is
@@ -219,7 +232,7 @@ def train(
     heldout = manifest["totals"]["heldout"]
     print(f"{model.num_parameters():,} parameters, {recipe.steps} steps, {len(train_stream):,} tokens", flush=True)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(out / "logs")
-    trainer = SmallTrainer(
+    trainer = trainer_class(
         recipe,
         model=model,
         train_dataset=rows,
