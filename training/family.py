@@ -45,13 +45,14 @@ from .elastic import ElasticLoops
 
 LOOPS = (1, 2, 3, 4)
 ROW = 512
+TEXT = 2000  # characters: of a held-out file, this much of its start is measured
 # Two-sided 95 % quantiles of Student's t, for 2 to 10 seeds.
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
 
 @dataclass(frozen=True, order=True)
 class Variant:
-    """What one model of the family has of its own. `elastic` is "", or which option of `ElasticLoops` it trains with."""
+    """What one model of the family has of its own. `elastic` is empty, or how `ElasticLoops` trains it."""
 
     elastic: str
     loops: int
@@ -122,7 +123,10 @@ def recipe_of(variant: Variant, seed: int, tokens: int, hidden_size: int, vocab_
 
 
 def run(out: Path, variant: Variant, recipe: small.Recipe, texts: int, stdlib: Path | None = None) -> dict:
-    """Trains one model and measures it on `texts` held-out files, unless `out` has its metrics; returns these."""
+    """
+    Trains one model and measures it on the starts of `texts` held-out files, unless `out` has its metrics. Returns
+    these.
+    """
     done = out / "metrics.json"
     if done.exists():
         return json.loads(done.read_text())
@@ -130,7 +134,10 @@ def run(out: Path, variant: Variant, recipe: small.Recipe, texts: int, stdlib: P
     trainer = small.train(out, recipe, stdlib, prepared=out.parent / "data", trainer_class=variant.trainer_class)
     tokenizer, _, _, manifest = small.prepare(out.parent / "data", recipe, stdlib)
     documents = evaluate.heldout_documents(manifest, stdlib)
-    documents = documents[:: math.ceil(len(documents) / texts)]
+    documents = [
+        data.Document(document.path, document.text[:TEXT], document.split)
+        for document in documents[:: math.ceil(len(documents) / texts)]
+    ]
     model = trainer.model.eval()
     model.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
@@ -261,12 +268,12 @@ def errorbars(axes, points: list[tuple[int, float, float]], style: str, label: s
 def main(argv: list[str] | None = None, stdlib: Path | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/family"))
-    parser.add_argument("--tokens", type=int, default=400_000, help="training tokens of each run")
+    parser.add_argument("--tokens", type=int, default=307_200, help="training tokens of each run")
     parser.add_argument("--hidden", type=int, default=128, help="hidden size, a multiple of 64")
     parser.add_argument("--vocab", type=int, default=4096, help="entries of the tokenizer, which all runs share")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--loops", type=int, nargs="+", default=list(LOOPS))
-    parser.add_argument("--texts", type=int, default=12, help="held-out files to measure with")
+    parser.add_argument("--texts", type=int, default=48, help="held-out files to measure with")
     args = parser.parse_args(argv)
     if args.hidden < 64 or args.hidden % 64:
         parser.error("--hidden must be a multiple of 64.")
