@@ -139,6 +139,7 @@ def run(out: Path, variant: Variant, recipe: small.Recipe, texts: int, stdlib: P
         for document in documents[:: math.ceil(len(documents) / texts)]
     ]
     model = trainer.model.eval()
+    model.config.use_cache = True  # the trainer has turned it off
     model.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
     losses = [[entry["step"], round(entry["loss"], 4)] for entry in trainer.state.log_history if "loss" in entry]
@@ -197,55 +198,62 @@ def table(metrics: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def difference(metrics: list[dict], variant: Variant, num_loops: int, other: Variant) -> tuple[float, float] | None:
+    """
+    Bits per byte of `variant` run with `num_loops`, over those of `other` run with its own, paired by seed: mean and
+    half an interval. None if they have no seed in common.
+    """
+    found = groups(metrics)
+    ours, theirs = (
+        {entry["seed"]: entry["bits_per_byte"][str(r)] for entry in found.get(key, [])}
+        for key, r in ((variant, num_loops), (other, other.loops))
+    )
+    values = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    return mean_and_interval(values) if values else None
+
+
 def gaps(metrics: list[dict]) -> str:
-    """
-    What matters is paired by seed: bits per byte over those of R = 1, of each R without the shift over with it, and of
-    the elastic models over the model of that R alone, as Markdown.
-    """
-    by_seed = {}
-    for variant, runs in groups(metrics).items():
-        for entry in runs:
-            by_seed.setdefault(variant, {})[entry["seed"]] = entry["bits_per_byte"]
+    """What loops bring, what the shift costs, and what serving every number of loops costs, as Markdown."""
     pairs = []
-    for variant in by_seed:
+    for variant in groups(metrics):
         if variant.elastic:
             for r in range(1, variant.loops + 1):
-                pairs.append((f"{variant}, run with R = {r}, over R = {r} alone", variant, Variant("", r, True), r))
+                pairs.append((f"{variant}, run with R = {r}, over R = {r} alone", variant, r, Variant("", r, True)))
         elif variant.loops > 1:
-            pairs.append((f"{variant}, over R = 1", variant, Variant("", 1, True), variant.loops))
+            pairs.append((f"{variant}, over R = 1", variant, variant.loops, Variant("", 1, True)))
             if not variant.shift:
                 with_shift = Variant("", variant.loops, True)
-                pairs.append((f"R = {variant.loops}, no shift over shift", variant, with_shift, variant.loops))
+                pairs.append((f"R = {variant.loops}, no shift over shift", variant, variant.loops, with_shift))
     lines = ["| difference, bits per byte | mean ± 95 % interval |", "|---|---|"]
-    for name, variant, other, r in pairs:
-        common = by_seed[variant].keys() & by_seed.get(other, {}).keys()
-        if common:
-            values = [by_seed[variant][seed][str(r)] - by_seed[other][seed][str(other.loops)] for seed in common]
-            mean, half = mean_and_interval(values)
-            lines.append(f"| {name} | {mean:+.3f} ± {half:.3f} |")
+    for name, *pair in pairs:
+        found = difference(metrics, *pair)
+        if found is not None:
+            lines.append(f"| {name} | {found[0]:+.3f} ± {found[1]:.3f} |")
     return "\n".join(lines)
 
 
 def draw(path: Path, metrics: list[dict]) -> None:
-    """Two panels: bits per byte over R with intervals, and the loss curves of the first seed."""
+    """Two panels: bits per byte over those of one loop, with intervals, and the loss curves of the first seed."""
     figure = Figure(figsize=(11, 4))
     left, right = figure.subplots(1, 2)
     found = groups(metrics)
-    for shift, style, label in ((True, "o-", "with the shift"), (False, "s--", "without")):
-        points = [
-            (variant.loops, *mean_and_interval([entry["bits_per_byte"][str(variant.loops)] for entry in runs]))
-            for variant, runs in found.items()
-            if not variant.elastic and (variant.shift is shift or variant.loops == 1)
-        ]
-        errorbars(left, points, style, label)
-    for variant, runs in found.items():
+    curves = {}
+    for variant in found:
         if variant.elastic:
-            points = [
-                (r, *mean_and_interval([entry["bits_per_byte"][str(r)] for entry in runs]))
-                for r in range(1, variant.loops + 1)
-            ]
-            errorbars(left, points, ":^" if variant.elastic == "weights" else ":v", f"one model, {variant.elastic}")
-    left.set(xlabel="loops R", ylabel="held-out bits per byte", xticks=LOOPS)
+            curves[f"one model, elastic by {variant.elastic}"] = [(r, variant) for r in range(1, variant.loops + 1)]
+        elif variant.loops > 1:
+            name = "with the shift" if variant.shift else "without"
+            curves.setdefault(name, []).append((variant.loops, variant))
+    baseline = Variant("", 1, True)
+    left.axhline(0, color="black", linewidth=1)
+    for index, (name, points) in enumerate(curves.items()):
+        values = [(r, difference(metrics, variant, r, baseline)) for r, variant in points]
+        values = [(r + 0.05 * index, *value) for r, value in values if value is not None]
+        if values:
+            x, y, error = zip(*values, strict=True)
+            error = [half if math.isfinite(half) else 0 for half in error]
+            left.errorbar(x, y, yerr=error, fmt="os^v"[index], capsize=3, label=name)
+    left.set(xlabel="loops R", ylabel="held-out bits per byte, over R = 1 of the same seed", xticks=LOOPS)
     for variant, runs in found.items():
         steps, losses = zip(*runs[0]["losses"], strict=True)
         style = ":" if variant.elastic else "-" if variant.shift else "--"
@@ -256,13 +264,6 @@ def draw(path: Path, metrics: list[dict]) -> None:
         axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-
-
-def errorbars(axes, points: list[tuple[int, float, float]], style: str, label: str) -> None:
-    """Draws (R, mean, half an interval) where there are any."""
-    if points:
-        x, y, error = zip(*points, strict=True)
-        axes.errorbar(x, y, yerr=[e if math.isfinite(e) else 0 for e in error], fmt=style, capsize=3, label=label)
 
 
 def main(argv: list[str] | None = None, stdlib: Path | None = None) -> None:
