@@ -1,0 +1,146 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The measurements by name: what each is, in words a reader needs who does not know the papers."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """
+    Attributes:
+        title: for an axis.
+        unit: of the number; "" for a pure number, "states" for the arbitrary scale of the model's states.
+        meaning: one or two sentences.
+        first_loop: the first loop, from 1, that has a value.
+    """
+
+    title: str
+    unit: str
+    meaning: str
+    first_loop: int = 1
+
+
+_BRANCHES = {
+    "global": ("global branch", "the branch on loop 1's keys"),
+    "window": ("window branch", "the branch on the loop's own keys, from loop 2 on"),
+    "mixture": ("mixture", "both branches together, weighted by the gate"),
+}
+
+STATE_METRICS = {
+    "step_size": Metric(
+        "Step size δ", "states", "How far the loop moves a token's state. Loop 1 moves it from the embedding."
+    ),
+    "angular_change": Metric(
+        "Angular change cos θ",
+        "",
+        "Cosine between a loop's step and the one before it: near 1 the loops go on in one direction, below 0 they "
+        "turn back.",
+        2,
+    ),
+    "aligned_step": Metric(
+        "Aligned step",
+        "states",
+        "How far the loop moves away from the state it was given: the step without the shift mixed in.",
+        2,
+    ),
+    "effective_rank": Metric(
+        "Effective rank",
+        "",
+        "In how many directions the states of a text's tokens spread. It grows with the length of the text, so compare "
+        "it between loops, not between lengths.",
+    ),
+    "fixed_point_gap": Metric(
+        "Fixed-point gap",
+        "states",
+        "How far one loop more, shift included, would move a token's state: the step size of the next loop.",
+    ),
+    "offset_cost": Metric(
+        "Offset cost Ω",
+        "states",
+        "Distance between the states of neighbouring tokens that are fed back: what is lost by giving a loop the state "
+        "of the token before in place of the token's own.",
+        2,
+    ),
+    "offset_cost_per_sqrt_d": Metric("Offset cost Ω / √d", "states", "The offset cost over √hidden_size.", 2),
+}
+ATTENTION_METRICS = {
+    f"{name}_{branch}": Metric(f"{title}, {short}", unit, meaning.format(long), first + (branch == "window") * late)
+    for name, title, unit, meaning, first, late in (
+        (
+            "attention_change",
+            "Attention change",
+            "nats",
+            "KL divergence of a query's attention from that of the loop before, in {}: near 0 the loop looks where the "
+            "one before looked.",
+            2,
+            1,
+        ),
+        (
+            "attention_entropy",
+            "Attention entropy",
+            "nats",
+            "Over how many keys a query's attention spreads (exp of this is their number), in {}.",
+            1,
+            1,
+        ),
+        (
+            "head_similarity",
+            "Head similarity",
+            "",
+            "Mean cosine between two heads' attention, in {}: 1 where all heads look at the same keys.",
+            1,
+            1,
+        ),
+        (
+            "head_rank",
+            "Effective rank of heads",
+            "",
+            "How many different patterns of attention the heads of a layer have, in {}.",
+            1,
+            1,
+        ),
+    )
+    for branch, (short, long) in _BRANCHES.items()
+}
+GATE_METRICS = {
+    "gate": Metric("Gate", "", "Mean weight of the branch on loop 1's keys; the rest is the window's.", 2),
+}
+LENS_METRICS = {
+    "loss": Metric("Loss", "nats/token", "Held-out loss if the model stopped after this loop."),
+    "bits_per_byte": Metric("Bits per byte", "bits/byte", "The loss, over the bytes of the text."),
+    "true_rank": Metric("Rank of the true token", "", "Its mean place among the predictions, 1 the likeliest."),
+    "top1_accuracy": Metric("Top-1 accuracy", "", "Share of tokens that are predicted as the likeliest."),
+    "entropy": Metric("Prediction entropy", "nats", "How undecided the prediction is."),
+    "agreement": Metric("Agreement", "", "Share of tokens predicted as by the last loop measured."),
+    "refinement": Metric(
+        "Refinement Δp",
+        "nats",
+        "How much the loop changed the prediction: KL divergence from that of the loop before.",
+        2,
+    ),
+    "refinement_share": Metric(
+        "Share of tokens refined most", "", "Share of tokens whose prediction this loop changed most (r*).", 2
+    ),
+}
+CHANGE_METRICS = {
+    "loss_change": Metric(
+        "Change of the loss", "nats/token", "Loss less that of the loop before, on the same documents.", 2
+    ),
+    "effective_rank_change": Metric(
+        "Change of the effective rank", "", "Effective rank less that of the loop before, on the same documents.", 2
+    ),
+}
+METRICS = STATE_METRICS | ATTENTION_METRICS | GATE_METRICS | LENS_METRICS | CHANGE_METRICS
+LAYER_METRICS = tuple(ATTENTION_METRICS | GATE_METRICS)

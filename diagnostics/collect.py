@@ -1,0 +1,260 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+`measure`: a model over documents, in bounded memory.
+
+What is kept of a document is one number and one weight for each metric, loop and layer. A document longer than
+`max_length` is cut into pieces, each run with fresh context, one at a time. Of a piece the states, queries and keys of
+all loops are kept; what grows faster, attention weights and predictions, is reduced to numbers a few tokens at a time.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from . import bootstrap, metrics
+from .catalogue import ATTENTION_METRICS, GATE_METRICS, LAYER_METRICS, LENS_METRICS, STATE_METRICS
+from .documents import Document, check_document, pieces
+from .lens import CHUNK_ELEMENTS, Predictions, predict
+from .result import Curve, GainCost, Recommendation, without_nan
+from .trace import BRANCHES, Trace, check_model, check_settings, trace
+
+
+HISTOGRAM_BINS = 20
+CONFIDENCE = 0.95
+SUMMED = tuple(STATE_METRICS | ATTENTION_METRICS | GATE_METRICS | LENS_METRICS)
+
+
+class Tally:
+    """Sums and weights of one document's metrics, (loops, layers) each; what has no layers has all in the first."""
+
+    def __init__(self, loops: int, layers: int):
+        self.sums = {name: np.zeros((loops, layers)) for name in SUMMED}
+        self.weights = {name: np.zeros((loops, layers)) for name in SUMMED}
+        self.histogram = np.zeros((loops, layers, HISTOGRAM_BINS), dtype=np.int64)
+
+    def add(self, name: str, loop: int, values: torch.Tensor, layer: int = 0, weight: float = 1.0) -> None:
+        """Adds values, of any shape, of one loop (from 1). NaN is no value and left out; each other has `weight`."""
+        values = values.double()
+        found = ~values.isnan()
+        self.sums[name][loop - 1, layer] += weight * values[found].sum().item()
+        self.weights[name][loop - 1, layer] += weight * found.sum().item()
+
+
+def tally_states(tally: Tally, trace: Trace, shift: bool) -> None:
+    """Adds what the states say. With `shift`, loop r was given the state of the token before."""
+    before = [trace.embeddings, *trace.states]  # h^(0) … h^(R+1)
+    for loop in range(1, trace.num_loops + 1):
+        tally.add("step_size", loop, metrics.step_size(before[loop], before[loop - 1]))
+        tally.add("fixed_point_gap", loop, metrics.step_size(before[loop + 1], before[loop]))
+        rank = metrics.effective_rank(trace.head_inputs[loop - 1])
+        tally.add("effective_rank", loop, rank, weight=len(trace.embeddings))
+        if loop > 1:
+            angle = metrics.angular_change(before[loop], before[loop - 1], before[loop - 2])
+            tally.add("angular_change", loop, angle)
+            aligned = metrics.aligned_step if shift else metrics.step_size
+            tally.add("aligned_step", loop, aligned(before[loop], before[loop - 1]))
+            cost = metrics.offset_cost(before[loop - 1])
+            tally.add("offset_cost", loop, cost)
+            tally.add("offset_cost_per_sqrt_d", loop, cost / math.sqrt(before[loop].shape[-1]))
+
+
+def tally_attention(tally: Tally, trace: Trace, chunk_elements: int = CHUNK_ELEMENTS) -> None:
+    """Adds what attention says, a few queries of a layer at a time, of two loops."""
+    time = len(trace.embeddings)
+    for layer, query in enumerate(trace.queries[0]):
+        rows = max(1, chunk_elements // (len(query) * time))
+        for start in range(0, time, rows):
+            before = dict.fromkeys(BRANCHES)
+            for loop in range(1, trace.num_loops + 1):
+                now = trace.log_attention(loop, layer, start, min(start + rows, time))
+                for branch, log_weights in now.items():
+                    if log_weights is None:
+                        continue
+                    weights = log_weights.exp()
+                    found = {
+                        "attention_entropy": metrics.entropy(log_weights),
+                        "head_similarity": metrics.head_similarity(weights),
+                        "head_rank": metrics.head_rank(weights),
+                    }
+                    if before[branch] is not None:
+                        found["attention_change"] = metrics.kl_divergence(log_weights, before[branch])
+                    for name, values in found.items():
+                        tally.add(f"{name}_{branch}", loop, values, layer)
+                before = now
+    for loop, of_layers in enumerate(trace.gates, 1):
+        for layer, gate in enumerate(of_layers or ()):
+            tally.add("gate", loop, gate, layer)
+            tally.histogram[loop - 1, layer] += metrics.gate_histogram(gate, HISTOGRAM_BINS).cpu().numpy()
+
+
+def tally_predictions(tally: Tally, predictions: Predictions) -> None:
+    """Adds what the logit lens says."""
+    best = predictions.best_loop
+    for loop in range(1, len(predictions.loss) + 1):
+        loss, rank = predictions.loss[loop - 1], predictions.true_rank[loop - 1]
+        tally.add("loss", loop, loss)
+        tally.add("true_rank", loop, rank)
+        tally.add("top1_accuracy", loop, rank == 1)
+        tally.add("entropy", loop, predictions.entropy[loop - 1])
+        tally.add("agreement", loop, predictions.agreement[loop - 1])
+        if loop > 1:
+            tally.add("refinement", loop, predictions.refinement[loop - 2])
+            tally.add("refinement_share", loop, best == loop)
+
+
+def measure(
+    model: PreTrainedModel,
+    documents: Sequence[Document],
+    max_loops: int | None = None,
+    max_length: int | None = None,
+    seed: int = 0,
+    resamples: int = 1000,
+    progress: Callable[[int, int], None] | None = None,
+) -> GainCost:
+    """
+    What each loop gains and costs, on held-out documents.
+
+    Args:
+        model: a PLT with a language-model head, of any dtype, on any device. Metrics are computed in float32 at least.
+        documents: see `encode_documents`.
+        max_loops: measure loops 1 … `max_loops`, which may be more than the model's own, the default.
+        max_length: longer documents are cut into pieces, each with fresh context (`documents.pieces`). By default 1024,
+            or the model's `max_position_embeddings` if less.
+        seed, resamples: of the bootstrap over documents.
+        progress: is called with the tokens done and the tokens in all, after every piece.
+
+    Raises:
+        ValueError: if there are no documents, one is too short or not of this model's tokens, the model is no PLT or
+            computes NaN, or a number is out of range.
+    """
+    check_model(model)
+    max_loops, max_length = check_settings(model, max_loops, max_length)
+    for name, value, least in (("resamples", resamples, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"`{name}` must be an integer >= {least}, got {value!r}.")
+    documents = list(documents)
+    if not documents:
+        raise ValueError("There are no documents to measure: pass one at least.")
+    for document in documents:
+        check_document(document, model.config.vocab_size)
+
+    total, done, tallies, entries = sum(len(document.ids) - 1 for document in documents), 0, [], []
+    for document in documents:
+        tally = Tally(max_loops, model.config.num_hidden_layers)
+        count = 0
+        for inputs, targets in pieces(document.ids, max_length):
+            tally_piece(tally, model, inputs, targets, max_loops)
+            done, count = done + len(targets), count + 1
+            if progress is not None:
+                progress(done, total)
+        tokens, loss = len(document.ids) - 1, tally.sums["loss"][:, 0]
+        if document.num_bytes is not None:
+            tally.sums["bits_per_byte"][:, 0] = loss / math.log(2)
+            tally.weights["bits_per_byte"][:, 0] = document.num_bytes
+        entry = {"name": document.name, "tokens": tokens, "bytes": document.num_bytes, "pieces": count}
+        entries.append(entry | {"loss": (loss / tokens).tolist()})
+        tallies.append(tally)
+    settings = {
+        "max_loops": max_loops,
+        "max_length": max_length,
+        "seed": seed,
+        "resamples": resamples,
+        "confidence": CONFIDENCE,
+    }
+    return summarize(tallies, entries, _describe(model), settings)
+
+
+def tally_piece(tally: Tally, model: PreTrainedModel, inputs: torch.Tensor, targets: torch.Tensor, loops: int) -> None:
+    """Runs the model on one piece, inputs and targets (T,), and adds all it says."""
+    recorded = trace(model, inputs, loops)
+    tally_states(tally, recorded, model.config.plt_cross_loop_shift)
+    tally_attention(tally, recorded)
+    tally_predictions(tally, predict(model.lm_head, recorded.head_inputs, targets, model.config.vocab_size))
+
+
+def summarize(tallies: list[Tally], documents: list[dict], model: dict, settings: dict) -> GainCost:
+    """Means, intervals and recommendation of the documents' tallies; the rest goes into the result as it is."""
+    count, loops = len(tallies), settings["max_loops"]
+    counts = bootstrap.draws(count, settings["resamples"], settings["seed"])
+    names = [name for name in SUMMED if name != "bits_per_byte" or all(entry["bytes"] for entry in documents)]
+    means, resampled, layers = {}, {}, {}
+    for name in names:
+        sums = np.stack([tally.sums[name] for tally in tallies])
+        weights = np.stack([tally.weights[name] for tally in tallies])
+        means[name] = bootstrap.ratios(np.ones((1, count)), sums.sum(2), weights.sum(2))
+        resampled[name] = bootstrap.ratios(counts, sums.sum(2), weights.sum(2))
+        if name in LAYER_METRICS:
+            by_layer = bootstrap.ratios(np.ones(count), sums.reshape(count, -1), weights.reshape(count, -1))
+            by_layer = without_nan(by_layer.reshape(loops, -1).tolist())
+            layers[name] = [None if None in of_loop else of_loop for of_loop in by_layer]
+    for name in ("loss", "effective_rank"):
+        for values in (means, resampled):
+            first = np.full((len(values[name]), 1), np.nan)
+            values[f"{name}_change"] = np.hstack([first, np.diff(values[name])])
+
+    curves = {}
+    for name, mean in means.items():
+        low, high = bootstrap.interval(resampled[name], settings["confidence"])
+        if count == 1:
+            low = high = np.full(loops, np.nan)
+        curves[name] = Curve(*(without_nan(values.tolist()) for values in (mean[0], low, high)))
+    return GainCost(
+        model=model,
+        settings=settings,
+        documents=documents,
+        metrics=curves,
+        layers=layers,
+        gate_histogram=_histogram(sum(tally.histogram for tally in tallies)),
+        recommendation=_recommendation(means, resampled if count > 1 else None, loops),
+    )
+
+
+def _recommendation(means: dict, resampled: dict | None, limit: int) -> Recommendation:
+    """By the rule and by the loss alone, from means (1, R) and those of the resamples (resamples, R)."""
+    fields = {"limit": limit}
+    for suffix, names in (("", ("loss", "effective_rank")), ("_by_loss", ("loss",))):
+        fields[f"loops{suffix}"] = int(bootstrap.recommend(*(means[name][0] for name in names)))
+        fields[f"share{suffix}"] = None
+        if resampled is not None:
+            drawn = bootstrap.recommend(*(resampled[name] for name in names))
+            fields[f"share{suffix}"] = (np.bincount(drawn - 1, minlength=limit) / len(drawn)).tolist()
+    return Recommendation(**fields)
+
+
+def _histogram(counts: np.ndarray) -> dict | None:
+    """Gates (loops, layers, bins), None if there are none."""
+    if not counts.any():
+        return None
+    edges = np.linspace(0, 1, HISTOGRAM_BINS + 1).round(6).tolist()
+    return {"edges": edges, "counts": [of_loop.tolist() if of_loop.any() else None for of_loop in counts]}
+
+
+def _describe(model: PreTrainedModel) -> dict:
+    config = model.config
+    return {
+        "name": config.name_or_path,
+        "num_loops": config.plt_num_loops,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "window": config.plt_window_size[0],
+        "cross_loop_shift": config.plt_cross_loop_shift,
+        "loop_attention": config.plt_loop_attention,
+        "normalize_per_loop": config.plt_normalize_per_loop,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }

@@ -1,0 +1,111 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Attention maps of every loop for a chosen text, small enough to draw."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .documents import Document, check_document, start_token_id
+from .lens import tokenize
+from .trace import BRANCHES, check_model, check_settings, trace
+
+
+VERSION = 1
+
+
+@dataclass
+class AttentionMaps:
+    """
+    Means over heads. S tokens; lists are [loop][index in `layers`], an entry is None where there is no such branch.
+
+    Attributes:
+        tokens: the S inputs, the start token first.
+        layers: which layers, from 0.
+        global_, window, mixture: weights (S, S), a row a query, on the same keys.
+        gate: weight of the global branch, (S,).
+    """
+
+    max_loops: int
+    tokens: list[str]
+    layers: list[int]
+    global_: list[list[np.ndarray | None]]
+    window: list[list[np.ndarray | None]]
+    mixture: list[list[np.ndarray | None]]
+    gate: list[list[np.ndarray | None]]
+
+    def to_dict(self) -> dict:
+        """What JSON holds: a loop without a branch is null."""
+
+        def plain(by_loop):
+            return [None if of[0] is None else [values.tolist() for values in of] for of in by_loop]
+
+        return {
+            "version": VERSION,
+            "max_loops": self.max_loops,
+            "tokens": self.tokens,
+            "layers": self.layers,
+            "global": plain(self.global_),
+            "window": plain(self.window),
+            "mixture": plain(self.mixture),
+            "gate": plain(self.gate),
+        }
+
+
+@torch.no_grad()
+def attention_maps(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    max_loops: int | None = None,
+    max_tokens: int = 64,
+    layers: list[int] | None = None,
+) -> AttentionMaps:
+    """
+    Maps of the first `max_tokens` tokens of a text, the start token before it included, in loops 1 … `max_loops`, of
+    `layers` (counted from 0; all by default).
+
+    Raises:
+        ValueError: if there is no such layer, the text is empty, or as `measure` does.
+    """
+    check_model(model)
+    max_loops, max_tokens = check_settings(model, max_loops, max_tokens, "max_tokens")
+    depth = model.config.num_hidden_layers
+    layers = list(range(depth)) if layers is None else list(layers)
+    wrong = [layer for layer in layers if not 0 <= layer < depth]
+    if wrong or not layers:
+        raise ValueError(f"The model has layers 0 to {depth - 1}: choose some of them, not {layers}.")
+    ids, texts = tokenize(tokenizer, text)
+    start = start_token_id(tokenizer)
+    check_document(Document([start, *ids], name="The text"), model.config.vocab_size)
+    inputs = torch.tensor([start, *ids][:max_tokens])
+    recorded = trace(model, inputs, max_loops)
+
+    maps = {branch: [] for branch in BRANCHES}
+    for loop in range(1, max_loops + 1):
+        of_loop = [recorded.log_attention(loop, layer, 0, len(inputs)) for layer in layers]
+        for branch, found in maps.items():
+            found.append([None if of[branch] is None else _numpy(of[branch].exp().mean(0)) for of in of_loop])
+    gates = [
+        [None if of_loop is None else _numpy(of_loop[layer].float().mean(0)) for layer in layers]
+        for of_loop in recorded.gates
+    ]
+    tokens = [tokenizer.decode([start]), *texts][:max_tokens]
+    return AttentionMaps(max_loops, tokens, layers, maps["global"], maps["window"], maps["mixture"], gates)
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.cpu().numpy()

@@ -1,0 +1,197 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`GainCost`: what the diagnostics found, and a JSON file of it."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from .catalogue import METRICS
+
+
+FORMAT = "iquest-plt gain-cost"
+VERSION = 1
+
+
+@dataclass
+class Curve:
+    """A metric over loops 1 … R: mean and interval. None where the metric has no value, or one document no interval."""
+
+    mean: list[float | None]
+    low: list[float | None]
+    high: list[float | None]
+
+
+@dataclass
+class Recommendation:
+    """
+    Attributes:
+        loops: how many loops the rule recommends.
+        limit: how many were measured. If `loops` is as many, more may be worth it.
+        share: for 1 … `limit` loops, the share of bootstrap resamples of the documents in which the rule recommends
+            them: how sure it is. None for one document.
+        loops_by_loss, share_by_loss: the same for the loss alone. Where both rules differ, the ranks disagree with it.
+    """
+
+    loops: int
+    limit: int
+    share: list[float] | None
+    loops_by_loss: int
+    share_by_loss: list[float] | None
+
+    @property
+    def rule(self) -> str:
+        return "Add a loop while the effective rank of the states still rises and the held-out loss still falls."
+
+
+@dataclass
+class GainCost:
+    """
+    Gains and costs of each loop of one model on some documents. `METRICS` says what each metric is.
+
+    Attributes:
+        model: name, num_loops, hidden_size, num_hidden_layers, num_attention_heads, window, cross_loop_shift,
+            loop_attention, normalize_per_loop, dtype.
+        settings: max_loops, max_length, seed, resamples, confidence.
+        documents: of each its name, tokens (that are predicted), bytes (None: unknown), pieces, and loss per loop.
+        metrics: a curve for each metric, over loops.
+        layers: for each metric of attention, [loop][layer]; None for a loop without it.
+        gate_histogram: edges (bins + 1), and counts [loop][layer][bin], None for loop 1. None for models without gates.
+        recommendation: how many loops are worth it.
+    """
+
+    model: dict
+    settings: dict
+    documents: list[dict]
+    metrics: dict[str, Curve]
+    layers: dict[str, list[list[float | None] | None]]
+    gate_histogram: dict | None
+    recommendation: Recommendation
+
+    @property
+    def max_loops(self) -> int:
+        return self.settings["max_loops"]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were predicted."""
+        return sum(document["tokens"] for document in self.documents)
+
+    @property
+    def bytes(self) -> int | None:
+        """Bytes of all documents, None where one's are unknown."""
+        sizes = [document["bytes"] for document in self.documents]
+        return None if None in sizes else sum(sizes)
+
+    @property
+    def reason(self) -> str:
+        """Why so many loops are recommended, in one sentence with this model's numbers."""
+        advice = self.recommendation
+        loops = advice.loops
+        if loops == advice.limit:
+            return f"The rule did not stop: it may go on beyond the {_loops(loops)} that were measured."
+        rank, loss = self.metrics["effective_rank_change"], self.metrics["loss_change"]
+        reason = (
+            f"Loop {loops + 1} changes the effective rank by {_number(rank, loops, '.2f')} and the loss by "
+            f"{_number(loss, loops, '.4f')} nats per token, so the rule stops at {_loops(loops)}"
+        )
+        if advice.loops_by_loss != loops:
+            reason += f"; the loss alone falls up to {_loops(advice.loops_by_loss)}"
+        return reason + "."
+
+    def plot(self):
+        """The curves as a matplotlib figure."""
+        from .plots import plot
+
+        return plot(self)
+
+    def to_dict(self) -> dict:
+        """What JSON holds."""
+        return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, document: dict) -> "GainCost":
+        """Raises ValueError if `document` is not what `to_dict` returns."""
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise ValueError(f'This is no result of the diagnostics: its "format" is not "{FORMAT}".')
+        if document.get("version") != VERSION:
+            raise ValueError(
+                f"The result has version {document.get('version')!r}, and this iquest-plt reads version {VERSION}: "
+                "measure again, or use the iquest-plt that wrote it."
+            )
+        fields = {field.name for field in dataclasses.fields(cls)}
+        missing = sorted(fields - document.keys())
+        if missing:
+            raise ValueError(f"The result lacks {', '.join(missing)}: the file is damaged, measure again.")
+        fields = {name: document[name] for name in fields}
+        try:
+            fields["metrics"] = {name: Curve(**curve) for name, curve in fields["metrics"].items()}
+            fields["recommendation"] = Recommendation(**fields["recommendation"])
+            result = cls(**fields)
+            result._check()
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"The result is damaged ({error}): measure again.") from error
+        return result
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON."""
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        Path(path).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "GainCost":
+        """
+        Reads what `save` wrote.
+
+        Raises:
+            ValueError: if the file is something else, is damaged, or has another version.
+            OSError: if it cannot be read.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are two
+            raise ValueError(f"{path} cannot be loaded as a diagnostics result: {error}") from error
+
+    def _check(self) -> None:
+        """Raises TypeError or KeyError if the parts do not fit."""
+        loops = self.max_loops
+        for name in METRICS.keys() - {"bits_per_byte"}:
+            if not all(len(points) == loops for points in vars(self.metrics[name]).values()):
+                raise TypeError(f"{name} has not {loops} loops")
+        for name, by_loop in self.layers.items():
+            if len(by_loop) != loops:
+                raise TypeError(f"the layers' {name} has not {loops} loops")
+        if self.recommendation.limit != loops:
+            raise TypeError("the recommendation is for another number of loops")
+        if any(not isinstance(document["tokens"], int) for document in self.documents):
+            raise TypeError("a document has no number of tokens")
+
+
+def without_nan(values) -> list:
+    """Nested lists of floats with None in place of NaN."""
+    if isinstance(values, float):
+        return None if math.isnan(values) else values
+    return [without_nan(value) for value in values]
+
+
+def _loops(count: int) -> str:
+    return "1 loop" if count == 1 else f"{count} loops"
+
+
+def _number(curve: Curve, index: int, style: str) -> str:
+    low, high = curve.low[index], curve.high[index]
+    text = format(curve.mean[index], "+" + style)
+    return text if low is None else f"{text} ({low:+{style}} to {high:+{style}})"

@@ -1,0 +1,210 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+One pass of a model over a text, as the diagnostics need it: what each loop handed on, and what attention is made of.
+
+Attention weights are never kept. Queries and keys are, which grow with the text and not with its square; the weights of
+a few queries at a time, of any loop and layer, are computed from them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from . import metrics
+
+
+MODEL_CLASS = "IQuestPLTCoderForCausalLM"
+MAX_LENGTH = 1024  # tokens seen at a time, unless said otherwise
+BRANCHES = ("global", "window", "mixture")
+
+
+@dataclass
+class Trace:
+    """
+    A text of T tokens in R loops and L layers. Lists over loops begin with loop 1.
+
+    Attributes:
+        embeddings (T, D): `h^(0)`, the rows of the embedding matrix, without `plt_emb_scale`: as loop 1 takes them.
+        states: `h^(1) … h^(R+1)`, each (T, D), as fed back: normed under `plt_normalize_per_loop`, else not, and the
+            last like the others. One loop more than is measured: loop r + 1 is f of the fixed-point gap.
+        head_inputs: R tensors (T, D), what `lm_head` is given after so many loops: always normed.
+        queries, keys: [loop][layer], (H, T, C) and (K, T, C), rotated to their positions.
+        gates: [loop][layer], (H, T), the weight of the global branch; None in loop 1, and for models without gates.
+        scaling: factor on the product of query and key.
+        window: how many keys before its own a token's window holds.
+        loop_attention: `plt_loop_attention`.
+    """
+
+    embeddings: torch.Tensor
+    states: list[torch.Tensor]
+    head_inputs: list[torch.Tensor]
+    queries: list[list[torch.Tensor]]
+    keys: list[list[torch.Tensor]]
+    gates: list[list[torch.Tensor] | None]
+    scaling: float
+    window: int
+    loop_attention: str
+
+    @property
+    def num_loops(self) -> int:
+        return len(self.head_inputs)
+
+    def log_attention(self, loop: int, layer: int, start: int, stop: int) -> dict[str, torch.Tensor | None]:
+        """
+        Logarithms of the attention weights of queries start … stop − 1, for each of `BRANCHES` (H, stop − start, T).
+
+        Loop 1 has no window: there, and where `plt_loop_attention` is "shared", the mixture is the global branch, on
+        loop 1's keys. Where it is "own", later loops have the window alone. A branch that is not there is None.
+        """
+        query = self.queries[loop - 1][layer][:, start:stop]
+        own_keys = self.keys[loop - 1][layer]
+        if loop == 1 or self.loop_attention == "shared":
+            log_global = log_attention(query, self.keys[0][layer], self.scaling, start)
+            return {"global": log_global, "window": None, "mixture": log_global}
+        log_window = log_attention(query, own_keys, self.scaling, start, self.window)
+        if self.loop_attention == "own":
+            return {"global": None, "window": log_window, "mixture": log_window}
+        log_global = log_attention(query, self.keys[0][layer], self.scaling, start)
+        gate = self.gates[loop - 1][layer][:, start:stop]
+        mixed = metrics.mixture(log_global, log_window, gate)
+        return {"global": log_global, "window": log_window, "mixture": mixed}
+
+
+def log_attention(
+    query: torch.Tensor, key: torch.Tensor, scaling: float, start: int, window: int | None = None
+) -> torch.Tensor:
+    """
+    log softmax of causal attention, (H, Q, S): query (H, Q, C) from position `start` on, key (K, S, C) from 0 on, K a
+    divisor of H. With `window`, a query sees no more than that many keys before its own. Half precision: in float32.
+    """
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    key = key.repeat_interleave(len(query) // len(key), dim=0).to(dtype)
+    scores = query.to(dtype) @ key.transpose(1, 2) * scaling
+    positions = torch.arange(key.shape[1], device=key.device)
+    distance = positions[start : start + query.shape[1], None] - positions
+    hidden = distance < 0 if window is None else (distance < 0) | (distance > window)
+    return scores.masked_fill(hidden, -torch.inf).log_softmax(-1)
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Raises ValueError if the model is no PLT with a language-model head."""
+    if not any(cls.__name__ == MODEL_CLASS for cls in type(model).__mro__):  # remote code is a class of its own
+        raise ValueError(
+            f"The diagnostics measure Parallel Loop Transformers, and this is a {type(model).__name__}: load a PLT "
+            "checkpoint with `AutoModelForCausalLM`, and merge adapters into it."
+        )
+
+
+def check_settings(
+    model: PreTrainedModel, max_loops: int | None, max_length: int | None, length_name: str = "max_length"
+) -> tuple[int, int]:
+    """Both numbers, with the model's own in place of None. Raises ValueError if one is below 1."""
+    max_loops = model.config.plt_num_loops if max_loops is None else max_loops
+    max_length = min(MAX_LENGTH, model.config.max_position_embeddings) if max_length is None else max_length
+    for name, value in (("max_loops", max_loops), (length_name, max_length)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
+    return max_loops, max_length
+
+
+@torch.no_grad()
+def trace(model: PreTrainedModel, ids: torch.Tensor, num_loops: int) -> Trace:
+    """
+    Runs `model` on one text, `ids` (T,), in evaluation mode, with any attention kernel, `num_loops` + 1 loops.
+
+    Raises:
+        ValueError: if a state is not finite.
+    """
+    decoder, config = model.model, model.config
+    embeddings, rotary, before_norm = [], [], []
+    attentions = [layer.self_attn for layer in decoder.layers]
+    queries, keys, gates = ([[] for _ in attentions] for _ in range(3))
+    hooks = [
+        decoder.embed_tokens.register_forward_hook(_keep_output(embeddings)),
+        decoder.rotary_emb.register_forward_hook(_keep_output(rotary)),
+        decoder.norm.register_forward_pre_hook(lambda _, args: before_norm.append(args[0])),
+    ]
+    for layer, attention in enumerate(attentions):
+        hooks.append(attention.q_proj.register_forward_hook(_keep_output(queries[layer])))
+        hooks.append(attention.k_proj.register_forward_hook(_keep_output(keys[layer])))
+        hooks.append(attention.plt_gate.register_forward_hook(_keep_output(gates[layer])))
+    was_training = model.training
+    model.eval()
+    try:
+        ids = ids.to(decoder.embed_tokens.weight.device)
+        outputs = decoder(
+            input_ids=ids[None],
+            num_loops=num_loops + 1,
+            loop_schedule="sequence",  # so that a single token's loops are calls of their own, too
+            use_cache=False,
+            output_loop_states=True,
+            return_dict=True,
+        )
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+
+    states = [state[0] for state in outputs.loop_states]
+    if not config.plt_normalize_per_loop:
+        states[-1] = before_norm[-1][0]
+    for loop, state in enumerate(states, 1):
+        if not state.isfinite().all():
+            raise ValueError(f"The states after loop {loop} are not finite: {_reason(model)}.")
+    head_inputs = states if config.plt_normalize_per_loop else [decoder.norm(state) for state in states]
+
+    def heads(projected: torch.Tensor) -> torch.Tensor:
+        return projected.unflatten(-1, (-1, config.head_dim)).transpose(1, 2)
+
+    cos, sin = rotary[0]
+    rotated = [
+        [
+            apply_rotary_pos_emb(heads(query), heads(key), cos.to(query.device), sin.to(query.device))
+            for query, key in zip(queries[layer][:num_loops], keys[layer][:num_loops], strict=True)
+        ]
+        for layer in range(len(attentions))
+    ]
+    gated = [[gate[0].T for gate in of_layer] for of_layer in gates]  # from loop 2 on, if at all
+    return Trace(
+        embeddings=embeddings[0][0].to(states[0].device),
+        states=states,
+        head_inputs=head_inputs[:num_loops],
+        queries=[[of_layer[loop][0][0] for of_layer in rotated] for loop in range(num_loops)],
+        keys=[[of_layer[loop][1][0] for of_layer in rotated] for loop in range(num_loops)],
+        gates=[
+            [of_layer[loop - 1] for of_layer in gated] if loop > 0 and gated[0] else None for loop in range(num_loops)
+        ],
+        scaling=attentions[0].scaling,
+        window=config.loop_window,
+        loop_attention=config.plt_loop_attention,
+    )
+
+
+def _keep_output(kept: list):
+    def hook(module: nn.Module, args: tuple, output) -> None:
+        kept.append(output)
+
+    return hook
+
+
+def _reason(model: PreTrainedModel) -> str:
+    """Why its numbers are not finite, for an error message."""
+    for name, parameter in model.named_parameters():
+        if not parameter.is_meta and not parameter.isfinite().all():
+            return f"the weights of {name} hold NaN or infinite values, so load another copy of the checkpoint"
+    return "the model overflows in this precision, so load it in float32 or bfloat16"
