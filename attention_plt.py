@@ -48,12 +48,16 @@ class IQuestPLTCoderGate(nn.Module):
         if self.use_hidden_states:
             self.gate_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, normed_NTD: torch.Tensor | None, query_NHTC: torch.Tensor) -> torch.Tensor:
-        """`normed_NTD` is `gate_norm(residual)`: applied by the caller, whose input tensor parallelism replicates."""
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """
+        The gates (N, T, H) of `gate_norm(residual)` (N, T, D), or of the rotated queries (N, H, T, C). The caller
+        applies the norm: tensor parallelism replicates its input.
+        """
         if self.use_hidden_states:
-            logits_NTH = nn.functional.linear(normed_NTD, self.weight, self.bias)
-        else:  # tensor parallelism splits the heads of both
-            weight, bias = (p.to_local() if hasattr(p, "to_local") else p for p in (self.weight, self.bias))
+            logits_NTH = nn.functional.linear(states, self.weight, self.bias)
+        else:  # tensor parallelism splits the heads of all three
+            parts = (states, self.weight, self.bias)
+            query_NHTC, weight, bias = (p.to_local() if hasattr(p, "to_local") else p for p in parts)
             logits_NTH = torch.einsum("nhtc,hc->nth", query_NHTC, weight) + bias
         return torch.sigmoid(logits_NTH)
 
@@ -174,8 +178,9 @@ class IQuestPLTCoderAttention(nn.Module):
             mixed = local_output
             if kind == "gated":
                 use_hidden_states = self.plt_gate.use_hidden_states
-                gate_input = self.plt_gate.gate_norm(residual_NTD[first:]) if use_hidden_states else None
-                gate_NTH = self.plt_gate(gate_input, query[first:])
+                gate_NTH = self.plt_gate(
+                    self.plt_gate.gate_norm(residual_NTD[first:]) if use_hidden_states else query[first:]
+                )
                 output_global = output[first:]
                 mixed = torch.lerp(local_output, output_global, gate_NTH[..., None].to(output_global.dtype))
             output = torch.cat([output[:first], mixed]) if first else mixed

@@ -214,6 +214,17 @@ class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
             )
         return super().prepare_distribute_model(distributed_config, *args, **kwargs)
 
+    @classmethod
+    def maybe_distribute_model(cls, model, distributed_config, *args, **kwargs):
+        """As the library's. Raises ValueError for tensor parallelism that would split a key/value head."""
+        heads, processes = model.config.num_key_value_heads, getattr(distributed_config, "tp_size", None) or 1
+        if heads % processes and not isinstance(distributed_config.tp_plan, dict):
+            raise ValueError(
+                f"Tensor parallelism gives each process whole heads, and {processes} processes cannot share "
+                f'{heads} key/value heads evenly: use a number that divides {heads}, or `device_map="auto"`.'
+            )
+        return super().maybe_distribute_model(model, distributed_config, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)

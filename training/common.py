@@ -20,8 +20,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset, load_dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PrinterCallback, Trainer
+from torch.distributed.fsdp import FSDPModule
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 
 from ..conversion.layout import read_plt_config
 from .guard import DivergedError, Guard
@@ -61,7 +70,7 @@ def make_parser(description: str, lr: float) -> argparse.ArgumentParser:
     return parser
 
 
-def training_arguments(args, heldout: Dataset | None) -> dict:
+def training_arguments(args) -> dict:
     """The options as fields of `TrainingArguments`."""
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(args.out / "logs")
     return {
@@ -76,7 +85,8 @@ def training_arguments(args, heldout: Dataset | None) -> dict:
         "bf16": args.bf16,
         "use_cpu": not torch.accelerator.is_available(),  # else the library refuses bf16
         "gradient_checkpointing": args.checkpointing,
-        "eval_strategy": "no" if heldout is None else "steps",
+        "ddp_find_unused_parameters": False,  # see `freeze_unused_gates`
+        "eval_strategy": "steps" if args.heldout is not None or args.heldout_share else "no",
         "eval_steps": args.save_steps,
         "prediction_loss_only": True,
         "save_steps": args.save_steps,
@@ -135,21 +145,49 @@ def split_data(args, field: str) -> tuple[Dataset, Dataset | None]:
     return parts["train"], parts["test"]
 
 
+def freeze_unused_gates(model: PreTrainedModel) -> bool:
+    """
+    Freezes the gates if the configuration has no use for them: with one loop, or without gated attention. They would
+    get no gradient, and DDP would wait for it. Returns whether it has frozen them.
+    """
+    if model.config.plt_num_loops > 1 and model.config.plt_loop_attention == "gated":
+        return False
+    for name, parameter in model.named_parameters():
+        if ".plt_gate." in name:
+            parameter.requires_grad_(False)
+    return True
+
+
 def train(trainer: Trainer, args) -> None:
-    """Trains to the end, from the last checkpoint if there is one. Raises ValueError if that was of another run."""
+    """
+    Trains to the end, from the last checkpoint if there is one. Raises ValueError if that was of another run, and where
+    accelerate would not shard the model although its configuration says so.
+    """
+    for name, is_on in (("FSDP", trainer.is_fsdp_enabled), ("DEEPSPEED", trainer.is_deepspeed_enabled)):
+        if os.environ.get(f"ACCELERATE_USE_{name}") == "true" and not is_on:
+            raise ValueError(f"Without an accelerator, accelerate runs DDP in place of {name}: use ddp.yaml.")
+    is_first, processes = trainer.is_world_process_zero(), trainer.args.world_size
     settings = {name: str(value) for name, value in vars(args).items() if name != "out"}
-    file, checkpoint = args.out / "settings.json", last_checkpoint(args.out)
-    if checkpoint is not None:
-        before = json.loads(file.read_text())
-        changed = [f"--{name.replace('_', '-')}" for name in settings if settings[name] != before.get(name)]
-        if changed:
-            raise ValueError(f"{args.out} holds a run with another {', '.join(changed)}: choose a new folder.")
-        print(f"Resuming from {checkpoint.name}", flush=True)
-    file.write_text(json.dumps(settings, indent=1) + "\n")
-    rows = trainer.train_dataset["input_ids"]
-    tokens_per_step = sum(map(len, rows)) / len(rows) * args.batch * args.accumulate
-    bytes_per_token = _bytes_per_token(trainer.eval_dataset or trainer.train_dataset, trainer.processing_class)
-    trainer.add_callback(Progress(tokens_per_step, bytes_per_token))
+    settings["num_processes"] = str(processes)
+    with trainer.args.main_process_first(desc="settings"):
+        file, checkpoint = args.out / "settings.json", last_checkpoint(args.out)
+        if checkpoint is not None:
+            before = {"num_processes": "1", **json.loads(file.read_text())}
+            changed = [f"--{name.replace('_', '-')}" for name in settings if settings[name] != before.get(name)]
+            if changed:
+                raise ValueError(f"{args.out} holds a run with another {', '.join(changed)}: choose a new folder.")
+        if is_first:
+            file.write_text(json.dumps(settings, indent=1) + "\n")
+    frozen = freeze_unused_gates(trainer.model)
+    if is_first:
+        if checkpoint is not None:
+            print(f"Resuming from {checkpoint.name}", flush=True)
+        if frozen:
+            print("This configuration uses no gates: they stay as they are.", flush=True)
+        rows = trainer.train_dataset["input_ids"]
+        tokens_per_step = sum(map(len, rows)) / len(rows) * args.batch * args.accumulate * processes
+        bytes_per_token = _bytes_per_token(trainer.eval_dataset or trainer.train_dataset, trainer.processing_class)
+        trainer.add_callback(Progress(tokens_per_step, bytes_per_token))
     trainer.add_callback(Guard())
     trainer.pop_callback(PrinterCallback)  # Progress says it better
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -162,18 +200,32 @@ def _bytes_per_token(data: Dataset, tokenizer) -> float:
     return sum(len(text.encode()) for text in tokenizer.batch_decode(rows)) / sum(map(len, rows))
 
 
-def save(model: PreTrainedModel, tokenizer, args) -> None:
-    """Writes the folder OUT/model, with weights of the dtype that those of --model have."""
+def gather(trainer: Trainer) -> dict[str, torch.Tensor] | None:
+    """The trained weights, whole, on the first of the processes; None on the others. All of them must call it."""
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return weights if trainer.is_world_process_zero() else None
+
+
+def save(model: PreTrainedModel, tokenizer, args, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """Writes the folder OUT/model, with weights of the dtype that those of --model have; `weights` if given."""
     config = read_plt_config(args.model)
     for name in ("use_cache", "bos_token_id", "eos_token_id", "pad_token_id"):  # the trainer has set them to its own
         setattr(model.config, name, getattr(config, name))
-    model.to(config.dtype or torch.float32).save_pretrained(args.out / "model")
+    model.to(config.dtype or torch.float32)
+    # FSDP2 has made a class of its own of the model's: PyTorch's source would be saved as the model's code.
+    model.__class__ = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+    if weights is not None:
+        tied = model.all_tied_weights_keys  # names of what is saved under another
+        weights = {name: weight.to(model.dtype) for name, weight in weights.items() if name not in tied}
+    model.save_pretrained(args.out / "model", state_dict=weights)
     tokenizer.save_pretrained(args.out / "model")
 
 
 def run(script: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
     """Runs a script. What it refuses, or a loss that is lost, ends the program with that one line."""
     try:
+        joined = TrainingArguments(**training_arguments(args))  # noqa: F841 (processes that share a model meet first)
         script(args)
     except (ValueError, OSError, DivergedError) as error:
         raise SystemExit(" ".join(str(error).split())) from error
+    PartialState().destroy_process_group()

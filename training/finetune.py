@@ -29,7 +29,7 @@ from datasets import Dataset
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithFlattening, Trainer, TrainingArguments
 
 from ..tokenization import bpe
-from .common import load_model, make_parser, run, save, split_data, train, training_arguments
+from .common import gather, load_model, make_parser, run, save, split_data, train, training_arguments
 
 
 def cut(documents: Dataset, tokenizer, length: int) -> Dataset:
@@ -55,8 +55,10 @@ def make_trainer(args, model, tokenizer) -> Trainer:
     """The trainer of `model` on the data. Raises ValueError if these do not serve."""
     if args.padded and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         raise ValueError("--padded takes a padding token that is not the end token: this tokenizer has none.")
-    data, heldout = split_data(args, "text")
-    heldout = heldout and cut(heldout, tokenizer, args.length)
+    arguments = TrainingArguments(**training_arguments(args))
+    with arguments.main_process_first(desc="data"):  # the other processes read its cache
+        data, heldout = split_data(args, "text")
+        data, heldout = cut(data, tokenizer, args.length), heldout and cut(heldout, tokenizer, args.length)
     collator = DataCollatorWithFlattening()
     if args.padded:  # on the right: left of the first token, padding would have to predict it
         right = copy.deepcopy(tokenizer)
@@ -64,8 +66,8 @@ def make_trainer(args, model, tokenizer) -> Trainer:
         collator = DataCollatorForLanguageModeling(right, mlm=False)
     return Trainer(
         model=model,
-        args=TrainingArguments(**training_arguments(args, heldout)),
-        train_dataset=cut(data, tokenizer, args.length),
+        args=arguments,
+        train_dataset=data,
         eval_dataset=heldout,
         data_collator=collator,
         processing_class=tokenizer,
@@ -77,7 +79,9 @@ def finetune(args) -> Trainer:
     model, tokenizer = load_model(args)
     trainer = make_trainer(args, model, tokenizer)
     train(trainer, args)
-    save(model, tokenizer, args)
+    weights = gather(trainer)
+    if weights is not None:
+        save(model, tokenizer, args, weights)
     return trainer
 
 

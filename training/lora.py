@@ -28,8 +28,9 @@ import argparse
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import BitsAndBytesConfig, Trainer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from .common import count, load_model, make_parser, run, save, train
+from .common import count, gather, load_model, make_parser, run, save, train
 from .finetune import add_options as add_data_options
 from .finetune import make_trainer
 
@@ -80,6 +81,7 @@ def load_adapted(args) -> tuple[PeftModel, object]:
 
 def merge(args) -> None:
     """Writes OUT/model: the weights of --model in float32, not those of few bits, with OUT/adapter merged into them."""
+    unset_hf_deepspeed_config()  # one process alone loads them
     model, tokenizer = load_model(args)
     model = PeftModel.from_pretrained(model, args.out / "adapter").merge_and_unload()
     save(model, tokenizer, args)
@@ -90,9 +92,11 @@ def adapt(args) -> Trainer:
     model, tokenizer = load_adapted(args)
     trainer = make_trainer(args, model, tokenizer)
     train(trainer, args)
-    model.save_pretrained(args.out / "adapter")
-    if args.merge:
-        merge(args)
+    weights = gather(trainer)
+    if weights is not None:
+        model.save_pretrained(args.out / "adapter", state_dict=weights)
+        if args.merge:
+            merge(args)
     return trainer
 
 

@@ -27,7 +27,7 @@ from jinja2 import TemplateError
 from trl import SFTConfig, SFTTrainer
 
 from ..tokenization.chat import training_chat_template
-from .common import load_model, make_parser, run, save, split_data, train, training_arguments
+from .common import gather, load_model, make_parser, run, save, split_data, train, training_arguments
 from .lora import add_options, lora_config
 
 
@@ -36,14 +36,15 @@ def make_trainer(args, model, tokenizer) -> SFTTrainer:
     template = tokenizer.chat_template
     if template is None:
         raise ValueError(f"{args.model} has no chat template: `iquest-plt convert {args.model} NEW` adds one.")
-    data, heldout = split_data(args, "messages")
     arguments = SFTConfig(
-        **training_arguments(args, heldout),
+        **training_arguments(args),
         max_length=None if args.rows == "flat" else args.length,
         packing=args.rows == "packed",
         padding_free=args.rows != "padded",
         assistant_only_loss=not args.all_text,
     )
+    with arguments.main_process_first(desc="data"):  # the other processes read its cache
+        data, heldout = split_data(args, "messages")
     tokenizer.chat_template = training_chat_template(template)
     try:
         trainer = SFTTrainer(
@@ -69,10 +70,11 @@ def tune(args) -> SFTTrainer:
     model, tokenizer = load_model(args)
     trainer = make_trainer(args, model, tokenizer)
     train(trainer, args)
-    if args.lora:
-        trainer.model.save_pretrained(args.out / "adapter")
-    else:
-        save(model, tokenizer, args)
+    weights = gather(trainer)
+    if weights is not None and args.lora:
+        trainer.model.save_pretrained(args.out / "adapter", state_dict=weights)
+    elif weights is not None:
+        save(model, tokenizer, args, weights)
     return trainer
 
 
