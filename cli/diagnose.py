@@ -1,0 +1,133 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`diagnose`: what each loop of a checkpoint gains and costs, as a report."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from ..diagnostics import AttentionMaps, GainCost, LoopLens, attention_maps, encode_documents, loop_lens, measure
+from .common import MAX_LOOPS, Json, Revision, answer
+from .outputs import check_folder, need, png, report_folder
+from .talk import Device, Model, OfDtype, load
+from .texts import Data, read_text, read_texts, sample
+
+
+RESULT, REPORT = "gain_cost.json", "report.html"
+PICTURES = ("gain_cost.png", "rule.png", "metrics.png", "gates.png", "attention.png")
+FILES = frozenset({RESULT, "gain_cost.csv", "lens.json", REPORT, *PICTURES})
+LENS_BYTES = 16_000  # of a text in the lens, so that the report stays small
+MAP_TOKENS = 48
+
+MaxLength = Annotated[
+    int | None, typer.Option(min=1, help="Cut longer texts into pieces. [default: 1024, or the model's most]")
+]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Draw documents at random until they have so many tokens.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of that draw, and of the intervals.")]
+
+
+def diagnose(
+    path: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder, or an earlier report, which is replaced.")],
+    max_loops: Annotated[int, typer.Option(min=1, max=MAX_LOOPS, help="Measure 1 to so many loops.")] = 4,
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text of lens and attention maps. [default: the first of FILES]")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What the report calls the model. [default: PATH]")] = None,
+    note: Annotated[str | None, typer.Option(help="A sentence about the data, for the report.")] = None,
+    max_length: MaxLength = None,
+    max_tokens: MaxTokens = 100_000,
+    seed: Seed = 0,
+    dtype: OfDtype = None,
+    device: Device = None,
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what each loop gains and costs on held-out text: one HTML report, with its numbers and pictures."""
+    need("matplotlib")
+    check_folder(out, FILES, RESULT)
+    texts = read_texts(data)
+    title, shown = (text.name, read_text(text)) if text else next(iter(texts.items()))
+    if not shown:
+        raise ValueError(f"{title} is empty: choose a text with --text.")
+    model, tokenizer = load(path, revision, dtype, device)
+    chosen, left_out = sample(tokenizer, texts, max_tokens, seed)
+    documents = encode_documents(tokenizer, chosen)
+    with token_bar("Measuring") as progress:
+        result = measure(model, documents, max_loops, max_length, seed, progress=progress)
+    result.model["name"] = name or path
+    part = beginning(shown, LENS_BYTES)
+    title = title if part == shown else f"{title}, its beginning"
+    lens = loop_lens(model, tokenizer, part, max_loops, max_length, title)
+    maps = attention_maps(model, tokenizer, part, max_loops, MAP_TOKENS)
+    write(out, result, lens, maps, [sentence for sentence in (left_out, note) if sentence])
+    advice = result.recommendation
+    summary = (
+        f"{out / REPORT}: {advice.loops} of {advice.limit} loops by effective rank and loss, {advice.loops_by_loss} by "
+        f"the loss alone ({len(documents)} documents, {result.tokens:,} tokens)\n{result.reason}"
+    )
+    answer(result.to_dict(), as_json, summary)
+
+
+def write(out: Path, result: GainCost, lens: LoopLens, maps: AttentionMaps, notes: list[str]) -> None:
+    """All files of a report, or none. Raises ValueError if the folder holds something else, or the disk is full."""
+    from ..diagnostics import plots, report  # matplotlib takes a second to import
+
+    figures = (
+        plots.plot(result),
+        plots.plot_rule(result),
+        plots.plot_metrics(result),
+        plots.plot_gates(result),
+        plots.plot_attention(maps),
+    )
+    with report_folder(out, FILES, RESULT) as folder:
+        folder.write_text(RESULT, json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        folder.write_text("gain_cost.csv", report.to_csv(result))
+        folder.write_text("lens.json", json.dumps(report.lens_data(lens), allow_nan=False) + "\n")
+        for file, figure in zip(PICTURES, figures, strict=True):
+            if figure is not None:
+                folder.write(file, [png(figure)])
+        folder.write_text(REPORT, report.render(result, lens, maps, notes))
+
+
+def beginning(text: str, size: int) -> str:
+    """At most `size` bytes of a text, whole lines if there are any."""
+    raw = text.encode()
+    if len(raw) <= size:
+        return text
+    part = raw[:size].decode(errors="ignore")
+    return part[: part.rfind("\n") + 1] or part
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} tokens/s" if task.speed else "", style="progress.data.speed")
+
+
+@contextlib.contextmanager
+def token_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A function that takes tokens done and tokens in all, and shows them on standard error if that is a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,136 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`sweep`: loss, time, memory and diagnostics of each number of loops, on one page."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..diagnostics import encode_documents, measure
+from ..diagnostics import sweep as sweeps
+from .common import MAX_LOOPS, Json, Revision, answer
+from .diagnose import MaxLength, MaxTokens, Seed, token_bar
+from .outputs import check_folder, need, png, report_folder
+from .talk import Device, OfDtype, load
+from .texts import Data, read_texts, sample
+
+
+RESULT, PAGE, PICTURE = "sweep.json", "sweep.md", "sweep.png"
+FILES = frozenset({RESULT, PAGE, PICTURE, "sweep.csv"})
+PROMPT, WARM_UP = 128, 3  # tokens before those that are timed
+
+
+def sweep(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="One checkpoint, run with 1 to N loops, or one for each R.")
+    ],
+    data: Data,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder, or an earlier sweep, which is replaced.")],
+    max_loops: Annotated[
+        int | None,
+        typer.Option(min=1, max=MAX_LOOPS, help="N, of one checkpoint. Several run with their own. [default: 4]"),
+    ] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Tokens of the cache. [default: the models' most]")] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Decode steps to time for each row.")] = 40,
+    max_length: MaxLength = None,
+    max_tokens: MaxTokens = 100_000,
+    seed: Seed = 0,
+    dtype: OfDtype = None,
+    device: Device = None,
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Compare numbers of loops: loss, tokens per second, cache and diagnostics, in one table and one picture."""
+    need("matplotlib", "greenlet")
+    if len(paths) > 1 and max_loops is not None:
+        raise typer.BadParameter("--max-loops is for one checkpoint; several run with their own number of loops.")
+    check_folder(out, FILES, RESULT)
+    texts = read_texts(data)
+    loaded = [load(path, revision, dtype, device) for path in paths]
+    models = [model for model, _ in loaded]
+    room = min(model.config.max_position_embeddings for model in models) - WARM_UP - 1
+    if new_tokens >= room:
+        raise ValueError(f"--new-tokens {new_tokens}: there is room for {room - 1} at most.")
+    chosen, note = sample(loaded[0][1], texts, max_tokens, seed)
+    order = []
+    for (model, tokenizer), path in zip(loaded, paths, strict=True):
+        loops = (max_loops or 4) if len(paths) == 1 else model.config.plt_num_loops
+        documents = encode_documents(tokenizer, chosen)
+        with token_bar(f"Measuring {path}") as progress:
+            result = measure(model, documents, loops, max_length, seed, progress=progress)
+        result.model["name"] = path
+        order += [(loop, model, result) for loop in range(1 if len(paths) == 1 else loops, loops + 1)]
+    order.sort(key=lambda entry: entry[0])
+    length = length or min(model.config.max_position_embeddings for model in models)
+    timings = time_rows([(model, loop) for loop, model, _ in order], length, new_tokens, min(PROMPT, room - new_tokens))
+    from ..benchmarks.common import environment
+
+    about = environment(str(models[0].device)) | {"dtype": order[0][2].model["dtype"], "new tokens": new_tokens}
+    found = sweeps.sweep([(result, loop) for loop, _, result in order], timings, length, about)
+    write(out, found, [note] if note else [])
+    titles, *lines = sweeps.table(found)
+    table = Table(*titles, box=None)
+    for line in lines:
+        table.add_row(line[0], *(cell.replace(" (", "\n(") for cell in line[1:]))
+    if as_json:
+        answer(found.to_dict(), True, "")
+    else:
+        Console(highlight=False, markup=False, emoji=False).print(table)
+        answer({}, False, "\n" + "\n".join([*sweeps.sentences(found), f"{out / PAGE}"]))
+
+
+def time_rows(rows: list[tuple], length: int, new_tokens: int, prompt: int) -> list[sweeps.Timing]:
+    """
+    Timings of (model, loops), which take turns token by token. The ratio is to the row of one loop, and if there is
+    none, to the first model run with one.
+    """
+    from ..benchmarks.common import decode_step_times
+
+    runs = {
+        index: (model, {"num_loops": loops, "min_new_tokens": WARM_UP + 1 + new_tokens})  # the end token ends no run
+        for index, (model, loops) in enumerate(rows)
+    }
+    base = next((index for index, (_, loops) in enumerate(rows) if loops == 1), None)
+    if base is None:
+        base, runs["base"] = "base", (rows[0][0], {**runs[0][1], "num_loops": 1})
+    vocabulary = min(model.config.vocab_size for model, _ in rows)
+    ids = torch.randint(vocabulary, (1, prompt), generator=torch.Generator().manual_seed(0))
+    times = decode_step_times(runs, ids.to(rows[0][0].device), new_tokens, WARM_UP)
+    return [
+        sweeps.Timing(
+            seconds_per_token=statistics.median(times[index]),
+            time_ratio=statistics.median(one / other for one, other in zip(times[index], times[base], strict=True)),
+            kv_bytes_per_token=model.kv_bytes_per_token(),
+            kv_bytes_per_sequence=model.kv_bytes_per_sequence(length, loops),
+        )
+        for index, (model, loops) in enumerate(rows)
+    ]
+
+
+def write(out: Path, found: sweeps.Sweep, notes: list[str]) -> None:
+    """All files of a sweep, or none. Raises ValueError if the folder holds something else, or the disk is full."""
+    from ..diagnostics import plots  # matplotlib takes a second to import
+
+    picture = png(plots.plot_sweep(found))
+    with report_folder(out, FILES, RESULT) as folder:
+        folder.write_text(RESULT, json.dumps(found.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        folder.write_text("sweep.csv", sweeps.to_csv(found))
+        folder.write_text(PAGE, sweeps.to_markdown(found, PICTURE, notes))
+        folder.write(PICTURE, [picture])

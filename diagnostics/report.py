@@ -1,0 +1,183 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+The measurements as one HTML file that needs nothing else: no network, no other file. Needs the extra `diagnostics`.
+
+    Path("report.html").write_text(render(result, lens=loop_lens(...), maps=attention_maps(...)), encoding="utf-8")
+"""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from . import plots, wording
+from .catalogue import METRICS
+from .lens import LoopLens
+from .maps import AttentionMaps
+from .result import GainCost
+
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+TABLE = (
+    "loss",
+    "loss_change",
+    "bits_per_byte",
+    "top1_accuracy",
+    "refinement",
+    "refinement_share",
+    "offset_cost",
+    "step_size",
+    "angular_change",
+    "effective_rank",
+    "effective_rank_change",
+)
+GROUPS = {  # of `plots.CHARTS`, by their first metric
+    "Predictions": (
+        "loss",
+        "bits_per_byte",
+        "true_rank",
+        "top1_accuracy",
+        "entropy",
+        "agreement",
+        "refinement",
+        "refinement_share",
+    ),
+    "States": ("step_size", "aligned_step", "angular_change", "fixed_point_gap", "effective_rank", "offset_cost"),
+    "Attention": (
+        "attention_change_mixture",
+        "attention_entropy_mixture",
+        "head_similarity_mixture",
+        "head_rank_mixture",
+        "gate",
+    ),
+}
+
+
+def render(
+    result: GainCost,
+    lens: LoopLens | None = None,
+    maps: AttentionMaps | None = None,
+    notes: list[str] | tuple[str, ...] = (),
+) -> str:
+    """
+    The report. The same arguments give the same text.
+
+    Args:
+        result: what was measured.
+        lens: a text token by token; without one, or with one loop only, that section is left out.
+        maps: attention of a text; likewise.
+        notes: sentences about the data, such as its licence.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.globals |= {"percent": wording.percent, "loops_text": wording.loops_text, "quoted": quoted}
+    show_lens = lens is not None and lens.max_loops > 1 and bool(lens.tokens)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        result=result,
+        metrics=METRICS,
+        advice=result.recommendation,
+        wording=wording,
+        gain_cost=_svg(plots.plot(result), "gain-cost", "Refinement and offset cost of each loop"),
+        rule=_svg(plots.plot_rule(result), "rule", "Change of loss and of effective rank in each loop"),
+        gates=_svg(plots.plot_gates(result), "gates", "Mean gate of each layer and loop, and a histogram of gates"),
+        charts=_charts(result),
+        table=[
+            [name, [wording.parts(result.metrics[name], loop) for loop in range(1, result.max_loops + 1)]]
+            for name in TABLE
+            if name in result.metrics
+        ],
+        lens=lens if show_lens else None,
+        lens_data=lens_data(lens) if show_lens else None,
+        maps=maps,
+        attention=_attention(maps),
+        notes=notes,
+    )
+
+
+def quoted(text: str) -> str:
+    """In quotation marks, what cannot be seen as an escape."""
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in json.dumps(text, ensure_ascii=False))
+
+
+def lens_data(lens: LoopLens) -> dict:
+    """
+    What the page's script and `lens.json` hold: a list for each field of `TokenRecord`, numbers in four digits, and in
+    place of the likeliest tokens their indices in `names`.
+    """
+    names = list(dict.fromkeys(top for token in lens.tokens for top in token.top))
+    index = {name: position for position, name in enumerate(names)}
+    columns = {
+        name: [[_short(value) for value in getattr(token, name)] for token in lens.tokens]
+        for name in ("loss", "refinement", "rank", "entropy")
+    }
+    return columns | {
+        "loops": lens.max_loops,
+        "text": [token.text for token in lens.tokens],
+        "best": [token.best for token in lens.tokens],
+        "names": names,
+        "top": [[index[top] for top in token.top] for token in lens.tokens],
+    }
+
+
+def to_csv(result: GainCost) -> str:
+    """Every number as a row: metric, unit, layer (empty: all of them), loop, mean, low, high."""
+    target = io.StringIO()
+    rows = csv.writer(target, lineterminator="\n")
+    rows.writerow(["metric", "unit", "layer", "loop", "mean", "low", "high"])
+    for name, curve in result.metrics.items():
+        for loop, values in enumerate(zip(curve.mean, curve.low, curve.high, strict=True), 1):
+            if values[0] is not None:
+                rows.writerow([name, METRICS[name].unit, "", loop, *values])
+    for name, by_loop in result.layers.items():
+        for loop, layers in enumerate(by_loop, 1):
+            for layer, value in enumerate(layers or ()):
+                rows.writerow([name, METRICS[name].unit, layer, loop, value, None, None])
+    return target.getvalue()
+
+
+def _svg(figure, name: str, label: str) -> Markup | None:
+    return None if figure is None else Markup(plots.to_svg(figure, name, label))
+
+
+def _charts(result: GainCost) -> dict[str, list[dict]]:
+    """By group: each chart with what its metric means and how it goes."""
+    titles = {names[0]: title for title, names in plots.CHARTS.items()}
+    groups = {}
+    for group, names in GROUPS.items():
+        groups[group] = []
+        for name in names:
+            figure = plots.plot_chart(result, titles[name])
+            if figure is not None:
+                svg = _svg(figure, f"chart-{name.replace('_', '-')}", f"{titles[name]} over loops")
+                groups[group].append({"title": titles[name], "svg": svg, "meaning": METRICS[name].meaning})
+    return groups
+
+
+def _attention(maps: AttentionMaps | None) -> dict[str, Markup]:
+    if maps is None:
+        return {}
+    branches = plots.BRANCHES if any(gate is not None for gate in (maps.gate[-1] or [None])) else ("mixture",)
+    figures = {branch: plots.plot_attention(maps, branch) for branch in branches}
+    return {
+        branch: _svg(figure, f"attention-{branch}", f"Attention maps of the {branch}, a row for each loop")
+        for branch, figure in figures.items()
+        if figure is not None
+    }
+
+
+def _short(value: float | int | None) -> float | int | None:
+    return value if value is None or isinstance(value, int) else float(f"{value:.4g}")

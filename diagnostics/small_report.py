@@ -1,0 +1,99 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+The report of the small model in `docs/diagnostics`, made anew: on files of Python's standard library that were held out
+of its training, each checked against the hash in its data manifest.
+
+    python -m iquest_plt.diagnostics.small_report
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from ..cli import main as iquest_plt
+
+
+ROOT = Path(__file__).parents[1]
+SMALL = ROOT / "checkpoints" / "small"
+FILES = (  # library and tests, documented and not
+    "copyreg.py",
+    "ctypes/test/test_strings.py",
+    "distutils/command/install_headers.py",
+    "email/__init__.py",
+    "encodings/charmap.py",
+    "lib2to3/fixes/fix_itertools_imports.py",
+    "multiprocessing/popen_spawn_posix.py",
+    "sched.py",
+    "secrets.py",
+    "test/test_email/test_pickleable.py",
+    "token.py",
+    "unittest/signals.py",
+)
+SHOWN = "sched.py"  # in the lens
+
+
+def heldout(manifest: Path, library: Path, paths: tuple[str, ...] = FILES) -> dict[str, bytes]:
+    """
+    The files `paths` of `library`. Raises ValueError if one is missing, is not what the manifest says, or was not held
+    out.
+    """
+    document = json.loads(manifest.read_text())
+    known = {entry["path"]: entry for entry in document["files"]}
+    found = {}
+    for path in paths:
+        if known[path]["split"] != "heldout":
+            raise ValueError(f"{path} was trained on: choose another file.")
+        file = library / path
+        found[path] = file.read_bytes() if file.is_file() else b""
+        if hashlib.sha256(found[path]).hexdigest() != known[path]["sha256"]:
+            raise ValueError(
+                f"{path} of Python {platform.python_version()} is not the file that was held out: run this with Python "
+                f"{document['python_version']}."
+            )
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default=str(ROOT / "docs" / "diagnostics"))
+    parser.add_argument("--max-loops", default="4")
+    parser.add_argument("--library", type=Path, default=sysconfig.get_path("stdlib"), help="a standard library")
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            files = heldout(SMALL / "data_manifest.json", Path(arguments.library))
+        except ValueError as error:
+            parser.error(str(error))
+        for path, content in files.items():
+            file = Path(folder, path)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        version = json.loads((SMALL / "data_manifest.json").read_text())["python_version"]
+        note = (
+            f"The texts are files of the standard library of Python {version}, held out of training; licence PSF-2.0."
+        )
+        options = ["--text", str(Path(folder, SHOWN)), "--name", "checkpoints/small", "--note", note]
+        options += ["--max-loops", arguments.max_loops, "--out", arguments.out]
+        sys.argv = ["iquest-plt", "diagnose", str(SMALL), "--data", folder, *options]
+        iquest_plt()
+
+
+if __name__ == "__main__":
+    main()
