@@ -11,10 +11,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
 OLDEST := .venv-oldest
+VLLM := .venv-vllm
 MODEL_FILES := configuration_plt.py modeling_plt.py
 
 .DEFAULT_GOAL := help
-.PHONY: run test test-slow test-oldest lint format bench train clean help
+.PHONY: run test test-slow test-oldest test-vllm lint format bench train clean help
 
 run: $(RUNTIME)  ## complete a piece of Python with the small model; ARGS='--prompt "def f(" --num-loops 1'
 	$(BIN)/python examples/complete.py $(ARGS)
@@ -27,6 +28,9 @@ test-slow: $(DEV)  ## run the slow tests
 
 test-oldest: $(OLDEST)/constraints.txt  ## run the tests with the oldest Transformers that is supported
 	$(MAKE) test VENV=$(OLDEST) CONSTRAINTS=$<
+
+test-vllm: $(VLLM)/.installed  ## run the tests of the vLLM plugin, in an environment of its own
+	$(VLLM)/bin/python -m pytest tests/vllm_plugin -m "not slow" $(ARGS)
 
 lint: $(VENV)/mlinter-rules.toml  ## check style, formatting and the structure of the model files
 	$(BIN)/ruff check .
@@ -59,13 +63,21 @@ $(RUNTIME): $(CONSTRAINTS) setup.cfg pyproject.toml
 	@touch $@
 
 $(DEV): $(RUNTIME)
-	$(PIP) install -q -c $(CONSTRAINTS) -e '.[conversion,serving,training,evaluation,benchmarks,dev]'
+	$(PIP) install -q -c $(CONSTRAINTS) -e '.[conversion,serving,diagnostics,training,evaluation,benchmarks,dev]'
 	@touch $@
 
 # All of mlinter's default rules but TRF057, which asks for @auto_docstring: it cannot name a model outside Transformers.
 $(VENV)/mlinter-rules.toml: $(DEV) Makefile
 	awk '/^\[/ { off = $$0 == "[rules.TRF057]" } off && /^default_enabled/ { $$3 = "false" } 1' \
 		"$$($(BIN)/python -c 'import mlinter; print(mlinter.__path__[0])')/rules.toml" > $@
+
+# vLLM's CPU build names packages that have none themselves: what it needs is listed, and nothing else is installed.
+$(VLLM)/.installed: constraints-vllm.txt setup.cfg pyproject.toml
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip --disable-pip-version-check install -q -c $< torch
+	$(VLLM)/bin/python -m pip --disable-pip-version-check install -q --no-deps -r $<
+	$(VLLM)/bin/python -m pip --disable-pip-version-check install -q --no-deps -e .
+	@touch $@
 
 $(OLDEST)/constraints.txt: constraints-oldest.txt constraints.txt
 	@mkdir -p $(@D)

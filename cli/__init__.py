@@ -23,7 +23,7 @@ import sys
 import typer
 from transformers.utils import logging
 
-from . import talk, weights
+from . import diagnose, serve, sweep, talk, texts, weights
 
 
 app = typer.Typer(
@@ -33,8 +33,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (weights.convert, weights.verify, weights.info, talk.generate, talk.chat):
+for command in (weights.convert, weights.verify, weights.info, talk.generate, talk.chat, serve.serve):
     app.command()(command)
+for command in (diagnose.diagnose, sweep.sweep):
+    app.command(cls=texts.ManyFiles)(command)
 
 
 def main() -> None:

@@ -45,6 +45,11 @@ OPTIONS = {
     "--revision --json",
     "chat": "--message --system --max-new-tokens --num-loops --greedy --temperature --seed --dtype --device "
     "--revision --json",
+    "diagnose": "--data --out --max-loops --text --name --note --max-length --max-tokens --seed --dtype --device "
+    "--revision --json",
+    "sweep": "--data --out --max-loops --length --new-tokens --max-length --max-tokens --seed --dtype --device "
+    "--revision --json",
+    "serve": "--host --port --max-length --parsers --no-parsers --num-loops --tensor-parallel --dtype --revision",
 }
 
 

@@ -1,0 +1,192 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+What does one more loop cost in vLLM? Time per decode step of the plugin for R loops run together, of the same loops in
+sequence, and of vLLM's own Llama of the same shape; random weights, in turns, step by step. With `--throughput`, tokens
+per second of 16 requests instead, beside `generate()` of Transformers.
+
+    python -m iquest_plt.benchmarks.vllm_decode --hidden 2048 --layers 8 --batch 1 8
+    python -m iquest_plt.benchmarks.vllm_decode --hidden 2048 --layers 8 --throughput
+"""
+
+import argparse
+import contextlib
+import copy
+import os
+import tempfile
+import time
+
+import torch
+from transformers import LlamaConfig
+
+from ..conversion.layout import shared_fields
+from .common import add_shape_arguments, build, median_ms, parse, plt_config, ratios, report
+
+
+COLUMNS = ["batch", "model", "schedule", "ms per token", "over R = 1", "over Llama"]
+REQUESTS, WARM_UP = 16, 3
+
+
+def engine(config, arguments: argparse.Namespace):
+    """vLLM's engine for a model of `config` with random weights, in this process."""
+    from vllm import LLM
+
+    config.architectures = ["LlamaForCausalLM" if isinstance(config, LlamaConfig) else "IQuestPLTCoderForCausalLM"]
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        llm = LLM(
+            folder,
+            dtype=arguments.dtype,
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            enforce_eager=True,
+            block_size=128,
+            max_model_len=max(2 * arguments.prompt, arguments.prompt + 2 * (arguments.tokens + WARM_UP + 2)),
+            max_num_seqs=max(*arguments.batch, REQUESTS),
+            max_num_batched_tokens=4096,
+            enable_prefix_caching=False,
+        )
+    return llm.llm_engine
+
+
+def add_requests(engine, lengths: list[int], new_tokens: int) -> list[list[int]]:
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True, detokenize=False)
+    prompts = [torch.randint(1000, (length,)).tolist() for length in lengths]
+    for index, prompt in enumerate(prompts):
+        engine.add_request(str(index), {"prompt_token_ids": prompt}, params)
+    return prompts
+
+
+@contextlib.contextmanager
+def in_sequence():
+    """While this is entered, no rows run their loops together."""
+    from iquest_plt.serving.vllm import model
+
+    split = model.split
+
+    def never_together(layer_name, num_rows):
+        whole, together, rest = split(layer_name, num_rows)
+        return whole, None, whole if together or rest else None
+
+    model.split = never_together
+    try:
+        yield
+    finally:
+        model.split = split
+
+
+def measure(engines: dict, arguments: argparse.Namespace, batch: int) -> list[dict]:
+    """Times decode steps of all engines, and of the looped ones in both schedules, in turns; what `COLUMNS` name."""
+    schedules = {"together": contextlib.nullcontext, "sequence": in_sequence}
+    runs = [("Llama", "-"), (1, "-")]
+    runs += [(loops, schedule) for loops in arguments.loops if loops > 1 for schedule in schedules]
+    times = {run: [] for run in runs}
+    for engine in engines.values():
+        add_requests(engine, [arguments.prompt] * batch, 2 * (arguments.tokens + WARM_UP) + 2)
+        for _ in range(2):  # the prompts, and a step to begin with
+            engine.step()
+    for step in range(WARM_UP + arguments.tokens):
+        for name, schedule in runs:
+            with schedules.get(schedule, contextlib.nullcontext)():
+                start = time.perf_counter()
+                engines[name].step()
+                seconds = time.perf_counter() - start
+            if step >= WARM_UP:
+                times[name, schedule].append(seconds)
+    for engine in engines.values():
+        engine.abort_request([str(index) for index in range(batch)])
+        while engine.has_unfinished_requests():
+            engine.step()
+    return [
+        {
+            "batch": batch,
+            "model": name if name == "Llama" else f"R = {name}",
+            "schedule": schedule,
+            "ms_per_token": round(median_ms(seconds), 3),
+            **ratios(seconds, times[1, "-"], times["Llama", "-"]),
+        }
+        for (name, schedule), seconds in times.items()
+    ]
+
+
+def throughput(arguments: argparse.Namespace) -> list[dict]:
+    """Tokens per second of `REQUESTS` requests that come at once, with prompts of a quarter of `--prompt` to all."""
+    config = plt_config(arguments.hidden, arguments.layers)
+    lengths = [arguments.prompt * (4 + 12 * index // (REQUESTS - 1)) // 16 for index in range(REQUESTS)]
+    plugin = engine(config, arguments)
+    add_requests(plugin, [32] * REQUESTS, 4)
+    while plugin.has_unfinished_requests():
+        plugin.step()
+    prompts = add_requests(plugin, lengths, arguments.tokens)
+    start = time.perf_counter()
+    while plugin.has_unfinished_requests():
+        plugin.step()
+    seconds = {"vLLM": time.perf_counter() - start}
+
+    arguments.attention = "sdpa"
+    model = build(copy.deepcopy(config), arguments)
+    longest = max(lengths)
+    padded = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - length) + [1] * length for length in lengths])
+    with torch.no_grad():
+        model.generate(padded[:, -8:], attention_mask=mask[:, -8:], max_new_tokens=2, do_sample=False, pad_token_id=0)
+        start = time.perf_counter()
+        model.generate(
+            padded, attention_mask=mask, max_new_tokens=arguments.tokens, do_sample=False, pad_token_id=0, num_loops=2
+        )
+        seconds["Transformers"] = time.perf_counter() - start
+    tokens = REQUESTS * arguments.tokens
+    return [
+        {"server": name, "tokens_per_s": round(tokens / took, 2), "ratio": round(seconds["Transformers"] / took, 3)}
+        for name, took in seconds.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_shape_arguments(parser, hidden=2048, layers=8)
+    parser.add_argument("--loops", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--prompt", type=int, default=256, help="prompt length in tokens")
+    parser.add_argument("--tokens", type=int, default=40, help="tokens timed per run")
+    parser.add_argument("--throughput", action="store_true", help="vLLM and Transformers, 16 requests at a time")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--device", default="cpu", choices=["cpu"])
+    parser.add_argument("--save", metavar="NAME", help="also write benchmarks/results/DATE-NAME.md and .json")
+    arguments = parse(parser)
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # engines that can be stepped from here
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+    if arguments.throughput:
+        results = throughput(arguments)
+        columns, title = ["server", "tokens per s", "over Transformers"], "Does vLLM serve 16 requests faster?"
+    else:
+        plt = plt_config(arguments.hidden, arguments.layers)
+        engines = {"Llama": engine(LlamaConfig(**shared_fields(plt, LlamaConfig)), arguments)}
+        for loops in arguments.loops:
+            plt.plt_num_loops = loops
+            engines[loops] = engine(plt, arguments)
+        results = [result for batch in arguments.batch for result in measure(engines, arguments, batch)]
+        columns, title = COLUMNS, "What does one more loop cost at decode, in vLLM?"
+    import vllm
+
+    rows = [list(result.values()) for result in results]
+    report(title, "vllm_decode", arguments, columns, rows, {"vllm": vllm.__version__, "results": results})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`serve`: an OpenAI server, vLLM's where vLLM is installed, else Transformers'."""
+
+import importlib.util
+import json
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from ..conversion import layout
+from ..conversion.download import fetch
+from .common import NumLoops, Revision
+from .talk import Model, OfDtype
+
+
+PARSER = "loopcoder"  # as `serving/vllm` registers it
+
+
+def serve(
+    path: Model,
+    extra: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="What the server itself takes, after `--`.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and reply. [default: all]")] = None,
+    parsers: Annotated[bool, typer.Option(help="Tell thoughts and tool calls from text.")] = True,
+    num_loops: NumLoops = None,
+    tensor_parallel: Annotated[int, typer.Option(min=1, help="Devices that share the model.")] = 1,
+    dtype: OfDtype = None,
+    revision: Revision = None,
+) -> None:
+    """Serve the model with OpenAI's API on /v1: by vLLM if it is installed, else by Transformers."""
+    folder, _ = fetch(path, revision, check_hashes=False)
+    layout.read_plt_config(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{path} has no tokenizer.json: see `iquest-plt convert`, which makes one of tokenizer.model.")
+    common = ["--host", host, "--port", str(port), *(["--dtype", dtype.value] if dtype else [])]
+    if importlib.util.find_spec("vllm"):
+        server = ["vllm.entrypoints.openai.api_server", "--model", str(folder), "--served-model-name", path, *common]
+        server += ["--tensor-parallel-size", str(tensor_parallel)]
+        if max_length is not None:
+            server += ["--max-model-len", str(max_length)]
+        if num_loops is not None:
+            server += ["--hf-overrides", json.dumps({"plt_num_loops": num_loops})]
+        if parsers:
+            server += ["--enable-auto-tool-choice", "--tool-call-parser", PARSER, "--reasoning-parser", PARSER]
+    else:
+        refused = {"--num-loops": num_loops is not None, "--tensor-parallel": tensor_parallel > 1}
+        for option in (name for name, is_asked in refused.items() if is_asked):
+            raise ValueError(f"{option} needs vLLM, which is not installed; Transformers' server has no such option.")
+        server = ["iquest_plt.serving.transformers_cli", "serve", str(folder), *common]
+        unused = {"--max-length": max_length is not None, "--no-parsers": not parsers}
+        for option in (name for name, is_asked in unused.items() if is_asked):
+            print(f"note: {option} has no effect on Transformers' server", file=sys.stderr)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", *server, *(extra or [])])

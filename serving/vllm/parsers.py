@@ -1,0 +1,163 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+`tokenization/tool_calls.py` for vLLM's OpenAI server: `--reasoning-parser loopcoder --tool-call-parser loopcoder
+--enable-auto-tool-choice`.
+
+vLLM gives a reply to the reasoning parser, and from where the thoughts end to the tool parser. Both read it as a
+stream: what could still become a tag is held back, and comes with `finish_streaming` if it did not.
+"""
+
+import bisect
+import json
+from collections.abc import Sequence
+
+from vllm.entrypoints.generate.base.protocol import (
+    DeltaFunctionCall,
+    DeltaMessage,
+    DeltaToolCall,
+    ExtractedToolCallInformation,
+    FunctionCall,
+    ToolCall,
+)
+from vllm.reasoning import ReasoningParser
+from vllm.renderers.chat_utils import make_tool_call_id
+from vllm.tool_parsers import ToolParser
+
+from ...tokenization.tool_calls import ASSISTANT_START, END_THINK, THINK, ToolCallStream
+
+
+def _message(deltas: list[dict]) -> DeltaMessage | None:
+    """What the client gets of it, calls whole."""
+    message = DeltaMessage()
+    for delta in deltas:
+        message.reasoning = ((message.reasoning or "") + delta.get("reasoning_content", "")) or None
+        message.content = ((message.content or "") + delta.get("content", "")) or None
+        message.tool_calls += [
+            DeltaToolCall(
+                index=call["index"],
+                id=make_tool_call_id(),
+                type="function",
+                function=DeltaFunctionCall(name=call["function"]["name"], arguments=_arguments(call)),
+            )
+            for call in delta.get("tool_calls", [])
+        ]
+    return message if deltas else None
+
+
+def _arguments(call: dict) -> str:
+    return json.dumps(call["function"]["arguments"], ensure_ascii=False)
+
+
+class LoopCoderToolParser(ToolParser):
+    engine_based_streaming = True  # vLLM's word for a parser that has `finish_streaming`
+    structural_tag_model = "hermes"  # the same form of calls, for `tool_choice="required"`
+
+    def __init__(self, tokenizer, tools=None):
+        super().__init__(tokenizer, tools)
+        self._stream = ToolCallStream()
+
+    def extract_tool_calls(self, model_output: str, request) -> ExtractedToolCallInformation:
+        stream = ToolCallStream()
+        stream.feed(model_output)
+        stream.finish()
+        calls = [
+            ToolCall(function=FunctionCall(name=call["function"]["name"], arguments=_arguments(call)))
+            for call in stream.message.get("tool_calls", [])
+        ]
+        content = stream.message["content"] or None
+        return ExtractedToolCallInformation(tools_called=bool(calls), tool_calls=calls, content=content)
+
+    def extract_tool_calls_streaming(
+        self,
+        previous_text: str,
+        current_text: str,
+        delta_text: str,
+        previous_token_ids: Sequence[int],
+        current_token_ids: Sequence[int],
+        delta_token_ids: Sequence[int],
+        request,
+    ) -> DeltaMessage | None:
+        return _message(self._stream.feed(delta_text))
+
+    def finish_streaming(self) -> DeltaMessage | None:
+        return _message(self._stream.finish())
+
+
+class _Thoughts(ToolCallStream):
+    """The beginning of a reply: reads the thoughts, and leaves what follows them as it is."""
+
+    is_over = False  # the thoughts are closed, or there are none
+
+    def _read_text(self) -> bool:
+        self.is_over = True
+        return False
+
+    @property
+    def rest(self) -> str:
+        """What has come of the text that follows."""
+        return (self._rest + self._end + self._cut).lstrip() if self.is_over else ""
+
+
+class LoopCoderReasoningParser(ReasoningParser):
+    engine_based_streaming = True
+    reasoning_start_str = THINK
+    reasoning_end_str = END_THINK
+
+    def __init__(self, tokenizer, *args, **kwargs):
+        super().__init__(tokenizer, *args, **kwargs)
+        self._stream = _Thoughts()
+
+    def adjust_initial_state_from_prompt(self, prompt_token_ids: Sequence[int]) -> None:
+        self._stream = _Thoughts(self.model_tokenizer.decode(prompt_token_ids))
+
+    def is_reasoning_end(self, input_ids: Sequence[int]) -> bool:
+        """Of a reply, or of a prompt with as much as there is of its reply."""
+        text = self.model_tokenizer.decode(input_ids)
+        stream = _Thoughts(text)
+        if ASSISTANT_START not in text:
+            stream.feed(text)
+        return stream.is_over
+
+    def extract_content_ids(self, input_ids: list[int]) -> list[int]:
+        counts = range(len(input_ids) + 1)
+        return input_ids[bisect.bisect_left(counts, True, key=lambda n: self.is_reasoning_end(input_ids[:n])) :]
+
+    def extract_reasoning(self, model_output: str, request) -> tuple[str | None, str | None]:
+        stream = _Thoughts()
+        stream.feed(model_output)
+        rest = stream.rest
+        stream.finish()
+        return stream.message.get("reasoning_content"), rest or stream.rest or None
+
+    def extract_reasoning_streaming(
+        self,
+        previous_text: str,
+        current_text: str,
+        delta_text: str,
+        previous_token_ids: Sequence[int],
+        current_token_ids: Sequence[int],
+        delta_token_ids: Sequence[int],
+    ) -> DeltaMessage | None:
+        return _message(self._stream.feed(delta_text))
+
+    def has_engine_confirmed_reasoning_end(self) -> bool:
+        return bool(self._stream.rest)
+
+    def finish_streaming(self) -> DeltaMessage | None:
+        """The text that has come after the thoughts, for the tool parser; or the end of a reply that has none."""
+        if self._stream.rest:
+            return DeltaMessage(content=self._stream.rest)
+        message = _message(self._stream.finish())
+        return message or (DeltaMessage(content=self._stream.rest) if self._stream.rest else None)

@@ -1,0 +1,166 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""vLLM with the plugin chooses the tokens that the Transformers model chooses, in every way vLLM has to run."""
+
+import argparse
+import random
+from collections import Counter
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import torch
+from engines import Judge, engine, generate, said, save_model, some_prompts
+from transformers import AutoTokenizer
+from vllm.v1.spec_decode.ngram_proposer import NgramProposer
+
+from iquest_plt.serving.vllm import carry, model
+
+
+NGRAMS = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+SMALL = str(Path(__file__).resolve().parents[2] / "checkpoints" / "small")
+MODELS = {f"{r}-loops-gate-{'hidden' if g else 'query'}": (r, g) for r in (2, 3) for g in (True, False)}
+
+
+@pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
+def judge(request, tmp_path_factory):
+    path = save_model(tmp_path_factory.mktemp("model"), *request.param)
+    judge = Judge(path)
+    judge.path, judge.fields = path, request.param
+    return judge
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return some_prompts(32, 2000)
+
+
+def watch(engine, name: str) -> Mock:
+    """Counts the calls of a method of the engine's scheduler."""
+    scheduler = engine.engine_core.engine_core.scheduler
+    mock = Mock(wraps=getattr(scheduler, name))
+    setattr(scheduler, name, mock)
+    return mock
+
+
+def test_plain(judge, prompts):
+    with engine(judge.path, max_num_batched_tokens=4096) as llm:
+        judge.check(prompts, generate(llm, prompts))
+
+
+def test_prompts_in_chunks_beside_others_that_decode(judge, prompts, monkeypatch):
+    """Where both are in one batch, those that decode have their loops together."""
+    kinds, split = Counter(), model.split
+
+    def watched(*args):
+        whole, together, rest = split(*args)
+        kinds[together is not None, rest is not None] += 1
+        return whole, together, rest
+
+    monkeypatch.setattr(model, "split", watched)
+    with engine(judge.path, max_num_batched_tokens=96) as llm:
+        judge.check(prompts, generate(llm, prompts))
+        judge.check(prompts, generate(llm, prompts, every=0))
+    assert min(kinds[True, True], kinds[True, False], kinds[False, True]) > 3
+
+
+def test_prompts_that_begin_like_an_earlier_one(judge, prompts):
+    longer = [[*prompt, 7, 8, 9] for prompt in prompts]
+    with engine(judge.path, enable_prefix_caching=True) as llm:
+        judge.check(prompts, generate(llm, prompts))
+        for again in (prompts, longer):
+            outputs = generate(llm, again)
+            cached = [output.num_cached_tokens for output in outputs]
+            assert sum(cached) > sum(map(len, prompts)) / 2
+            judge.check(again, outputs)
+
+
+def test_requests_that_are_preempted(judge, prompts):
+    with engine(judge.path, num_gpu_blocks_override=90, max_num_batched_tokens=128) as llm:
+        preempt = watch(llm, "_preempt_request")
+        judge.check(prompts, generate(llm, prompts, every=0))
+        assert preempt.call_count > 3
+
+
+def test_drafts_that_are_right_in_part(judge, prompts, monkeypatch):
+    """Random models do not repeat themselves, so that the drafts come from what the model said without them."""
+    with engine(judge.path) as llm:
+        texts = [prompt + said(output) for prompt, output in zip(prompts, generate(llm, prompts), strict=True)]
+
+    def propose(self, num_speculative_tokens, sampled_token_ids, num_tokens_no_spec, token_ids_cpu, **kwargs):
+        drafts = []
+        for sampled, length, ids in zip(sampled_token_ids, num_tokens_no_spec, token_ids_cpu, strict=False):
+            so_far = ids[:length].tolist()
+            draft = next((text[length:][:num_speculative_tokens] for text in texts if text[:length] == so_far), [])
+            wrong = random.Random(int(length)).randrange(num_speculative_tokens + 1)  # place of a wrong token, or none
+            drafts.append([token ^ (place == wrong) for place, token in enumerate(draft)] if sampled else [])
+        return drafts
+
+    monkeypatch.setattr(NgramProposer, "propose", propose)
+    with engine(judge.path, speculative_config=NGRAMS, max_num_batched_tokens=256) as llm:
+        verified = watch(llm, "make_spec_decoding_stats")
+        judge.check(prompts, generate(llm, prompts))
+        drafted, accepted = (
+            sum(call.kwargs[f"num_{what}_tokens"] for call in verified.call_args_list) for what in ("draft", "accepted")
+        )
+        assert 0.2 * drafted < accepted < 0.8 * drafted
+
+
+def test_two_ranks(judge, prompts):
+    with engine(judge.path, tensor_parallel_size=2, max_num_batched_tokens=256) as llm:
+        judge.check(prompts, generate(llm, prompts))
+
+
+# -- the tests can fail ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", ["zero carry", "window of 64", "gates swapped"])
+def test_wrong_variants_are_caught(judge, prompts, wrong, tmp_path, monkeypatch):
+    """Not one of the longer prompts passes."""
+    prompts = [prompt for prompt in prompts if len(prompt) > 100]
+    path, options = judge.path, {}
+    if wrong == "zero carry":
+        monkeypatch.setattr(
+            carry.Carry, "read_before", lambda self, loop, positions, part: torch.zeros(len(positions), 128)
+        )
+    elif wrong == "window of 64":
+        options["hf_overrides"] = {"plt_window_size": [63, 0]}
+    else:
+        path = save_model(tmp_path, *judge.fields, swapped=True)
+    with engine(path, **options) as llm:
+        assert not any(judge.agrees(prompts, generate(llm, prompts)))
+
+
+# -- the shipped checkpoint ------------------------------------------------------------------------------------------
+
+
+def test_small_checkpoint(prompts):
+    """As it is; one loop; and three, more than it was trained for."""
+    prompts = [[token * 16 for token in prompt] for prompt in prompts]
+    for loops in (2, 1, 3):
+        with engine(SMALL, hf_overrides={"plt_num_loops": loops}, max_model_len=2048) as llm:
+            Judge(SMALL, plt_num_loops=loops).check(prompts, generate(llm, prompts))
+
+
+def test_small_checkpoint_with_drafts_from_n_grams(monkeypatch):
+    """In a process of its own, as servers have it."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    tokenizer = AutoTokenizer.from_pretrained(SMALL)
+    source = Path(argparse.__file__).read_text().split("\n\n")
+    prompts = [tokenizer(piece)["input_ids"] for piece in source if len(piece) > 40][:32]
+    with engine(SMALL, max_model_len=2048, speculative_config=NGRAMS, disable_log_stats=False) as llm:
+        Judge(SMALL).check(prompts, generate(llm, prompts))
+        metrics = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
+        assert 0 < metrics["vllm:spec_decode_num_accepted_tokens"] < metrics["vllm:spec_decode_num_draft_tokens"]
