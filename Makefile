@@ -71,12 +71,14 @@ $(VENV)/mlinter-rules.toml: $(DEV) Makefile
 	awk '/^\[/ { off = $$0 == "[rules.TRF057]" } off && /^default_enabled/ { $$3 = "false" } 1' \
 		"$$($(BIN)/python -c 'import mlinter; print(mlinter.__path__[0])')/rules.toml" > $@
 
-# vLLM's CPU build names packages that have none themselves: what it needs is listed, and nothing else is installed.
+# vLLM's CPU build asks for packages that have no CPU build: what it needs is listed, and nothing else is installed. It
+# finds the plugin by its entry point, which an older egg-info in this folder would hide.
 $(VLLM)/.installed: constraints-vllm.txt setup.cfg pyproject.toml
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip --disable-pip-version-check install -q -c $< torch
 	$(VLLM)/bin/python -m pip --disable-pip-version-check install -q --no-deps -r $<
-	$(VLLM)/bin/python -m pip --disable-pip-version-check install -q --no-deps -e .
+	rm -rf iquest_plt.egg-info
+	$(VLLM)/bin/python -m pip --disable-pip-version-check install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(OLDEST)/constraints.txt: constraints-oldest.txt constraints.txt

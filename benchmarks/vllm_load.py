@@ -184,8 +184,9 @@ def main() -> None:
 
         work = load(url, str(arguments.model), prompts, arguments, memory)
         counts, sizes, seconds = asyncio.run(work)
-    # What it takes to serve at all, such as buffers of the largest batch, is there after a third of the time.
-    early, late = max(sizes[: len(sizes) // 3 + 1]), max(sizes[-len(sizes) // 3 :])
+    # What it takes to serve at all, such as buffers for batches of every size, is there after a third of the time.
+    third = max(len(sizes) // 3, 1)
+    early, late = max(sizes[third : 2 * third]), max(sizes[-third:])
     answers = counts["equal"] + counts["tie"] + counts["wrong"]
     row = [answers, counts["left"], counts["error"], counts["wrong"], counts["tie"]]
     row += [round(counts["tokens"] / seconds), round(early / 2**20), round(late / 2**20)]
@@ -196,11 +197,12 @@ def main() -> None:
         "wrong",
         "ties",
         "tokens per s",
-        "MiB, first third",
+        "MiB, second third",
         "MiB, last third",
     ]
     arguments.model, arguments.log = str(arguments.model), str(arguments.log)
     data = {"results": dict(zip(columns, row, strict=True)), "memory_growth": round(late / early - 1, 4)}
+    data["memory_mib"] = [round(size / 2**20) for size in sizes[::10]]
     report("Does vLLM serve many clients as it serves one?", "vllm_load", arguments, columns, [row], data)
     if counts["error"] or counts["wrong"] or counts["tie"] > SHARE_OF_TIES * answers or late > 1.02 * early:
         sys.exit(1)

@@ -228,12 +228,19 @@ def test_wheel_has_the_package_and_nothing_else(setup_cfg, tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     contents = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
 
-    expected = {f"iquest_plt/{name}" for name in ("chat_template.jinja", "config.json", "generation_config.json")}
+    expected = set()
+    for package, patterns in setup_cfg["options.package_data"].items():
+        folder = ROOT.joinpath(*package.split(".")[1:])
+        for pattern in patterns.split():
+            files = sorted(folder.glob(pattern))
+            assert files, pattern
+            expected |= {"/".join(["iquest_plt", *file.relative_to(ROOT).parts]) for file in files}
     for package in setup_cfg["options"]["packages"].split():
         folder = ROOT.joinpath(*package.split(".")[1:])
         assert (folder / "__init__.py").is_file(), package
         expected |= {f"{package.replace('.', '/')}/{file.name}" for file in folder.glob("*.py")}
-    assert expected >= {f"iquest_plt/{name}" for name in ("__init__.py", *REMOTE_CODE)}
+    others = ("chat_template.jinja", "config.json", "diagnostics/report.html.jinja", "training/configs/ddp.yaml")
+    assert expected >= {f"iquest_plt/{name}" for name in ("__init__.py", *REMOTE_CODE, *others)}
     assert contents == expected
 
 

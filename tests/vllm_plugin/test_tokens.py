@@ -72,7 +72,7 @@ def test_prompts_in_chunks_beside_others_that_decode(judge, prompts, monkeypatch
     with engine(judge.path, max_num_batched_tokens=96) as llm:
         judge.check(prompts, generate(llm, prompts))
         judge.check(prompts, generate(llm, prompts, every=0))
-    assert min(kinds[True, True], kinds[True, False], kinds[False, True]) > 3
+    assert min(kinds[True, True], kinds[True, False]) > 3 and kinds[False, True]
 
 
 def test_prompts_that_begin_like_an_earlier_one(judge, prompts):
@@ -87,10 +87,10 @@ def test_prompts_that_begin_like_an_earlier_one(judge, prompts):
 
 
 def test_requests_that_are_preempted(judge, prompts):
-    with engine(judge.path, num_gpu_blocks_override=90, max_num_batched_tokens=128) as llm:
+    with engine(judge.path, max_num_batched_tokens=1024) as llm:
         preempt = watch(llm, "_preempt_request")
-        judge.check(prompts, generate(llm, prompts, every=0))
-        assert preempt.call_count > 3
+        judge.check(prompts, generate(llm, prompts, preempt_every=9))
+        assert preempt.call_count > len(prompts)
 
 
 def test_drafts_that_are_right_in_part(judge, prompts, monkeypatch):
