@@ -13,14 +13,16 @@
 # limitations under the License.
 """
 The report of the small model in `docs/diagnostics`, made anew: on files of Python's standard library that were held out
-of its training, each checked against the hash in its data manifest.
+of its training, each checked against the hash in its data manifest. With `--family`, the sweep over the checkpoints of
+the tiny family in `docs/family`, on the starts of files held out of theirs.
 
-    python -m iquest_plt.diagnostics.small_report
+    python -m iquest_plt.diagnostics.small_report [--family]
 """
 
 import argparse
 import hashlib
 import json
+import os
 import platform
 import sys
 import sysconfig
@@ -28,10 +30,13 @@ import tempfile
 from pathlib import Path
 
 from ..cli import main as iquest_plt
+from ..training.evaluate import heldout_documents
 
 
 ROOT = Path(__file__).parents[1]
 SMALL = ROOT / "checkpoints" / "small"
+FAMILY = ROOT / "checkpoints" / "family"
+STARTS, CHARACTERS = 43, 2000  # as `training.family` measures
 FILES = (  # library and tests, documented and not
     "copyreg.py",
     "ctypes/test/test_strings.py",
@@ -70,28 +75,54 @@ def heldout(manifest: Path, library: Path, paths: tuple[str, ...] = FILES) -> di
     return found
 
 
+def write(folder: Path, texts: dict[str, bytes]) -> None:
+    """Writes each text under its path."""
+    for path, content in texts.items():
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+
+
+def diagnose_small(folder: Path, library: Path, max_loops: str, out: str) -> list[str]:
+    """Writes the texts into `folder`; returns the command. Raises ValueError if they are not those held out."""
+    write(folder, heldout(SMALL / "data_manifest.json", library))
+    version = json.loads((SMALL / "data_manifest.json").read_text())["python_version"]
+    note = f"The texts are files of the standard library of Python {version}, held out of training; licence PSF-2.0."
+    options = ["--text", str(folder / SHOWN), "--name", "checkpoints/small", "--note", note]
+    return ["diagnose", str(SMALL), "--data", str(folder), *options, "--max-loops", max_loops, "--out", out]
+
+
+def sweep_family(folder: Path, library: Path, out: str) -> list[str]:
+    """As `diagnose_small`; the packages of the family's data must be installed, too."""
+    try:
+        documents = heldout_documents(json.loads((FAMILY / "data_manifest.json").read_text()), library)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
+    chosen = documents[:: -(-len(documents) // STARTS)]
+    write(folder, {document.path: document.text[:CHARACTERS].encode() for document in chosen})
+    paths = sorted(os.path.relpath(path.parent) for path in FAMILY.glob("r*/config.json"))
+    return ["sweep", *paths, "--data", str(folder), "--max-length", "512", "--out", out]
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default=str(ROOT / "docs" / "diagnostics"))
+    parser.add_argument("--family", action="store_true", help="the family's sweep instead")
+    parser.add_argument("--out", help="folder of the report; default: that in docs")
     parser.add_argument("--max-loops", default="4")
     parser.add_argument("--library", type=Path, default=sysconfig.get_path("stdlib"), help="a standard library")
     arguments = parser.parse_args(argv)
+    docs, library = ROOT / "docs", Path(arguments.library)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            files = heldout(SMALL / "data_manifest.json", Path(arguments.library))
+            if arguments.family:
+                command = sweep_family(Path(folder), library, arguments.out or str(docs / "family"))
+            else:
+                command = diagnose_small(
+                    Path(folder), library, arguments.max_loops, arguments.out or str(docs / "diagnostics")
+                )
         except ValueError as error:
             parser.error(str(error))
-        for path, content in files.items():
-            file = Path(folder, path)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
-        version = json.loads((SMALL / "data_manifest.json").read_text())["python_version"]
-        note = (
-            f"The texts are files of the standard library of Python {version}, held out of training; licence PSF-2.0."
-        )
-        options = ["--text", str(Path(folder, SHOWN)), "--name", "checkpoints/small", "--note", note]
-        options += ["--max-loops", arguments.max_loops, "--out", arguments.out]
-        sys.argv = ["iquest-plt", "diagnose", str(SMALL), "--data", folder, *options]
+        sys.argv = ["iquest-plt", *command]
         iquest_plt()
 
 
