@@ -39,7 +39,7 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.kv_cache_interface import KVCacheSpec
 
-from .schedule import Part, in_parts, single_tokens
+from .schedule import Part, in_parts, single_tokens, tail_lengths
 
 
 @dataclass
@@ -51,6 +51,7 @@ class CarryMetadata:
     query_start_loc: torch.Tensor  # (requests + 1,)
     single: int  # requests at the front with one new token
     parts: tuple["CarryMetadata", ...] = ()
+    tails: tuple[tuple["CarryMetadata", torch.Tensor], ...] = ()
 
 
 class CarryMetadataBuilder(AttentionMetadataBuilder[CarryMetadata]):
@@ -66,9 +67,9 @@ class CarryMetadataBuilder(AttentionMetadataBuilder[CarryMetadata]):
 
 
 @functools.cache
-def stores_only(backend: type[AttentionBackend]) -> type[AttentionBackend]:
+def stores_only(backend: type[AttentionBackend], lengths: tuple[int, ...]) -> type[AttentionBackend]:
     """The same backend, with the metadata of a layer that only stores."""
-    return in_parts(subclass_attention_backend("Carry", backend, CarryMetadataBuilder))
+    return in_parts(subclass_attention_backend("Carry", backend, CarryMetadataBuilder), lengths)
 
 
 class CarryCell(AttentionLayerBase):
@@ -79,7 +80,7 @@ class CarryCell(AttentionLayerBase):
         self.impl = window.impl
         self.num_heads = window.num_heads
         self.kv_cache = torch.tensor([])  # (blocks, kv_heads, block_size, 2 * head_dim), bound by vLLM
-        self._backend = stores_only(window.attn_backend)
+        self._backend = stores_only(window.attn_backend, tail_lengths(vllm_config))
         self._window_spec = window.get_kv_cache_spec
         vllm_config.compilation_config.static_forward_context[layer_name] = self
 

@@ -15,6 +15,8 @@
 
 from vllm.config import VllmConfig
 
+from .schedule import TAIL, tail_lengths
+
 
 def check(vllm_config: VllmConfig) -> None:
     """Raises ValueError, with the way out, for a model or an option that is refused."""
@@ -34,6 +36,11 @@ def check(vllm_config: VllmConfig) -> None:
             )
         if config.plt_window_size[0] < 1:
             raise ValueError("vLLM serves PLT models whose window holds at least one key (`plt_window_size=[1, 0]`).")
+    if tail_lengths(vllm_config) and cache.enable_prefix_caching:
+        raise ValueError(
+            f"`{TAIL}` leaves out of the cache what another request with the same beginning would read: add "
+            "`--no-enable-prefix-caching`."
+        )
     if cache.cache_dtype not in ("auto", str(vllm_config.model_config.dtype).removeprefix("torch.")):
         raise ValueError(
             f"A KV cache of {cache.cache_dtype} is refused: it also holds the states handed from token to token, which "

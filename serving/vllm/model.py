@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from vllm.compilation.decorators import ignore_torch_compile
-from vllm.config import VllmConfig
+from vllm.config import VllmConfig, get_current_vllm_config
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.forward_context import override_forward_context
 from vllm.model_executor.layers.attention import Attention
@@ -37,7 +37,7 @@ from vllm.model_executor.utils import set_weight_attrs
 
 from .carry import Carry
 from .checks import check
-from .schedule import Part, in_parts, split
+from .schedule import Part, in_parts, split, tail_lengths
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,9 @@ class IQuestPLTCoderAttention(LlamaAttention):
             for loop in range(1, config.plt_num_loops)
         )
         if self.windows:
+            lengths = tail_lengths(get_current_vllm_config())
             for attention in (self.attn, *self.windows):
-                attention.attn_backend = in_parts(attention.attn_backend)
+                attention.attn_backend = in_parts(attention.attn_backend, lengths)
         gate = f"{prefix}.plt_gate"
         self.plt_gate = HiddenGate(config, gate) if config.plt_gate_use_hidden_states else QueryGate(config)
 
@@ -155,7 +156,7 @@ class IQuestPLTCoderModel(LlamaModel):
             self.carry = Carry(windows, maybe_prefix(prefix, "layers"), vllm_config)
 
     def forward(self, input_ids, positions, intermediate_tensors=None, inputs_embeds=None):
-        """`H^{R-1}` of every row, (rows, hidden_size)."""
+        """`H^{R-1}` of every row, (rows, hidden_size); NaN for those of which no logits are asked (`schedule.TAIL`)."""
         embeds = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
         num_loops = self.config.plt_num_loops
         whole, together, rest = split(self.carry.layer_name if num_loops > 1 else None, len(embeds))
@@ -172,7 +173,12 @@ class IQuestPLTCoderModel(LlamaModel):
         state, embeds, positions = (rest.of(rows) for rows in (states[0], embeds, positions))
         for loop in range(1, num_loops):
             inputs = self._loop_input(embeds, self.carry.shift(loop - 1, state, positions, rest))
-            (state,) = self._run_layers([Segment(loop, rest, positions, inputs)])
+            if not rest.tails:
+                (state,) = self._run_layers([Segment(loop, rest, positions, inputs)])
+                continue
+            tail = rest.tails[loop - 1]
+            (found,) = self._run_layers([Segment(loop, tail, tail.of(positions), tail.of(inputs))])
+            state = torch.full_like(state, torch.nan).index_copy_(0, tail.rows, found)
         return torch.cat([*done, state])
 
     def _loop_input(self, embeds: torch.Tensor, before: torch.Tensor) -> torch.Tensor:

@@ -17,12 +17,20 @@ Which tokens of a batch may run their loops together, and what attention must kn
 A request with one new token waits for nothing that this step computes: all its loops go through the layers at once.
 The tokens of a prompt, or of a draft to be verified, wait for each other: their loops run in sequence. A batch may have
 both. vLLM's attention describes batches by metadata; of a batch with both kinds, each kind gets metadata of its own.
+
+Of a prompt only the last token's logits are asked for, and they rest on the end of loops >= 1 only: a token's state in
+a layer rests on the window before it in the layer below, and on one token before it in the loop before. So does all
+that the cache keeps for the text that follows, which is the last window's keys and the last token's states. If asked
+to (`TAIL`), loops >= 1 run over such an end of every piece of a prompt. What they leave out is not in the cache, so no
+other request may share it.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from vllm.config import VllmConfig
 from vllm.forward_context import ForwardContext, get_forward_context
 from vllm.v1.attention.backend import (
     AttentionBackend,
@@ -32,12 +40,30 @@ from vllm.v1.attention.backend import (
 from vllm.v1.worker.ubatch_utils import UBatchSlice, split_attn_metadata
 
 
+TAIL = "plt_prompt_tail"  # in vLLM's `additional_config`
+
+
+def tail_lengths(vllm_config: VllmConfig) -> tuple[int, ...]:
+    """How many of a request's last new tokens loops 1, 2, … run over; empty where all are wanted."""
+    config, lengths, needed = vllm_config.model_config.hf_config, [], 1
+    if not (vllm_config.additional_config or {}).get(TAIL):
+        return ()
+    for _ in range(1, config.plt_num_loops):
+        lengths.append(needed + config.plt_window_size[0] * config.num_hidden_layers)
+        needed = lengths[-1] + 1
+    return tuple(reversed(lengths))
+
+
 @dataclass(frozen=True)
 class Part:
-    """Some rows of the batch, and the context in which attention sees nothing but them."""
+    """
+    Some rows of the batch, and the context in which attention sees nothing but them. `tails` are the ends of its
+    requests, for loops 1, 2, …, with rows counted in this part; empty if each loop runs over all of it.
+    """
 
-    rows: slice
+    rows: slice | torch.Tensor
     context: ForwardContext
+    tails: tuple["Part", ...] = ()
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor[self.rows]
@@ -51,9 +77,32 @@ def single_tokens(batch: CommonAttentionMetadata) -> int:
     return int(is_longer.int().argmax()) if is_longer.any() else batch.num_reqs
 
 
+def shorten(batch: CommonAttentionMetadata, length: int) -> tuple[CommonAttentionMetadata, torch.Tensor]:
+    """The last `length` new tokens of each request, or as many as it has, and which of the batch's rows these are."""
+    starts = batch.query_start_loc_cpu.long()
+    counts = starts.diff().clamp(max=length)
+    ends = counts.cumsum(0)
+    rows = torch.arange(int(ends[-1])) + (starts[1:] - ends).repeat_interleave(counts)
+    rows = rows.to(batch.slot_mapping.device)
+    new_starts = torch.cat([ends.new_zeros(1), ends]).to(batch.query_start_loc_cpu.dtype)
+    shorter = replace(
+        batch,
+        query_start_loc=new_starts.to(batch.query_start_loc.device),
+        query_start_loc_cpu=new_starts,
+        num_actual_tokens=len(rows),
+        max_query_len=int(counts.max()),
+        slot_mapping=batch.slot_mapping[rows],
+    )
+    return shorter, rows
+
+
 @functools.cache
-def in_parts(backend: type[AttentionBackend]) -> type[AttentionBackend]:
-    """The same backend, whose metadata has `parts` besides: that of the two kinds of requests, if there are both."""
+def in_parts(backend: type[AttentionBackend], lengths: tuple[int, ...]) -> type[AttentionBackend]:
+    """
+    The same backend, whose metadata has `parts` besides: that of the two kinds of requests, if there are both. And
+    `tails`: of the kind that runs its loops in sequence, for each of `lengths`, that of the requests' last tokens and
+    which rows these are, if a request has more.
+    """
     stock = backend.get_builder_cls()
 
     class Builder(stock):
@@ -63,20 +112,24 @@ def in_parts(backend: type[AttentionBackend]) -> type[AttentionBackend]:
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             # Builders of their own, since some keep what they built in buffers.
-            self._part_builders = functools.cache(lambda: [stock(*args, **kwargs) for _ in range(2)])
+            self._builders = functools.cache(lambda count: [stock(*args, **kwargs) for _ in range(count)])
 
         def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
             batch = common_attn_metadata
             metadata = super().build(common_prefix_len, batch, fast_build)
-            single, metadata.parts = single_tokens(batch), ()
+            single, metadata.parts, metadata.tails = single_tokens(batch), (), ()
+            *builders, first, second = self._builders(len(lengths) + 2)
             if 0 < single < batch.num_reqs:
                 slices = [
                     UBatchSlice(slice(0, single), slice(0, single)),
                     UBatchSlice(slice(single, batch.num_reqs), slice(single, batch.num_actual_tokens)),
                 ]
-                metadata.parts = tuple(
-                    builder.build(0, part)
-                    for builder, part in zip(self._part_builders(), split_attn_metadata(slices, batch), strict=True)
+                singles, batch = split_attn_metadata(slices, batch)
+                metadata.parts = first.build(0, singles), second.build(0, batch)
+            if lengths and single < common_attn_metadata.num_reqs and batch.max_query_len > lengths[-1]:
+                shorter = [shorten(batch, length) for length in lengths]
+                metadata.tails = tuple(
+                    (builder.build(0, part), rows) for builder, (part, rows) in zip(builders, shorter, strict=True)
                 )
             return metadata
 
@@ -98,17 +151,24 @@ def split(layer_name: str | None, num_rows: int) -> tuple[Part, Part | None, Par
     requests = len(metadata.block_table)
     if metadata.single == requests == num_rows:
         return whole, whole, None
-    if not metadata.parts:
-        return whole, None, whole
-    rows = slice(0, metadata.single), slice(metadata.single, num_rows)
-    return whole, *(
-        Part(
-            part,
-            replace(
-                context,
-                attn_metadata={name: of_layer.parts[index] for name, of_layer in context.attn_metadata.items()},
-                slot_mapping={name: slots[part] for name, slots in context.slot_mapping.items()},
-            ),
+    together, first_row, rest = None, 0, whole
+    if metadata.parts:
+        first_row = metadata.single
+        together, rest = (
+            Part(rows, _narrow(context, rows, lambda of_layer, index=index: of_layer.parts[index]))
+            for index, rows in enumerate((slice(0, first_row), slice(first_row, num_rows)))
         )
-        for index, part in enumerate(rows)
+    tails = tuple(
+        Part(rows, _narrow(context, rows + first_row, lambda of_layer, index=index: of_layer.tails[index][0]))
+        for index, (_, rows) in enumerate(metadata.tails)
+    )
+    return whole, together, replace(rest, tails=tails)
+
+
+def _narrow(context: ForwardContext, rows: slice | torch.Tensor, choose: Callable) -> ForwardContext:
+    """The context of some rows; `choose` takes their metadata from a layer's."""
+    return replace(
+        context,
+        attn_metadata={name: choose(of_layer) for name, of_layer in context.attn_metadata.items()},
+        slot_mapping={name: slots[rows] for name, slots in context.slot_mapping.items()},
     )

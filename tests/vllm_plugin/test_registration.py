@@ -27,6 +27,7 @@ from vllm.tool_parsers import ToolParserManager
 
 from iquest_plt.serving import vllm as plugin
 from iquest_plt.serving.vllm.checks import check
+from iquest_plt.serving.vllm.schedule import TAIL, tail_lengths
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +67,10 @@ REFUSED = {
     "quantized cache": ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype"),
     "quantized weights": ({"quantization": "fp8"}, "--quantization"),
     "adapters": ({"enable_lora": True}, "merge"),
+    "ends of prompts that others share": (
+        {"additional_config": {TAIL: True}, "enable_prefix_caching": True},
+        "no-enable-prefix-caching",
+    ),
     "pipeline": ({"pipeline_parallel_size": 2}, "tensor-parallel-size"),
     "drafts of a model": ({"speculative_config": {"method": "draft_model", "num_speculative_tokens": 2}}, "ngram"),
 }
@@ -83,11 +88,21 @@ def test_refusals(released, options, advice):
     assert config is not None, "vLLM has refused it before"
 
 
+def test_how_long_an_end_is(released):
+    """14 layers, a window of 64: a loop needs 64 tokens a layer and what the next needs at its bottom, one earlier."""
+    for loops, lengths in ((1, ()), (2, (897,)), (3, (1794, 897)), (4, (2691, 1794, 897))):
+        options = {"hf_overrides": {"plt_num_loops": loops}, "dtype": "bfloat16", "skip_tokenizer_init": True}
+        for asked in (True, False):
+            config = EngineArgs(released, max_model_len=2048, additional_config={TAIL: asked}, **options)
+            assert tail_lengths(config.create_engine_config()) == (lengths if asked else ())
+
+
 def test_what_is_not_refused(released):
     for options in (
         {},
         {"kv_cache_dtype": "bfloat16"},
         {"tensor_parallel_size": 2},
+        {"additional_config": {TAIL: True}, "enable_prefix_caching": False},
         {"hf_overrides": {"plt_num_loops": 4}},
     ):
         config = EngineArgs(released, dtype="bfloat16", skip_tokenizer_init=True, max_model_len=2048, **options)

@@ -14,7 +14,7 @@
 """`iquest-plt serve` with vLLM, asked over HTTP as any client would."""
 
 import asyncio
-import os
+import contextlib
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -43,9 +43,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(folder, tmp_path_factory):
-    os.environ.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
-    with vllm_load.server(folder, 2, tmp_path_factory.mktemp("log") / "server.log") as (url, process):
-        yield url, process
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    with pytest.MonkeyPatch.context() as patch:  # only while it starts: the other tests have their engines in here
+        patch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING")
+        server = vllm_load.server(folder, 2, log)
+        started = server.__enter__()
+    with contextlib.ExitStack() as stack:
+        stack.push(server)
+        yield started
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from transformers import AutoTokenizer
 from vllm.v1.spec_decode.ngram_proposer import NgramProposer
 
 from iquest_plt.serving.vllm import carry, model
+from iquest_plt.serving.vllm.schedule import TAIL
 
 
 NGRAMS = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
@@ -93,6 +94,25 @@ def test_requests_that_are_preempted(judge, prompts):
         assert preempt.call_count > len(prompts)
 
 
+@pytest.mark.parametrize("chunk", [4096, 400])
+def test_ends_of_prompts(judge, prompts, chunk, monkeypatch):
+    """Loops >= 1 over the end of every piece of a prompt: the same tokens, from fewer rows."""
+    rows, run_layers = Counter(), model.IQuestPLTCoderModel._run_layers
+
+    def watched(self, segments):
+        for segment in segments:
+            rows[segment.loop] += len(segment.inputs)
+        return run_layers(self, segments)
+
+    monkeypatch.setattr(model.IQuestPLTCoderModel, "_run_layers", watched)
+    with engine(judge.path, max_num_batched_tokens=chunk, additional_config={TAIL: True}) as llm:
+        rows.clear()  # of the trial run
+        judge.check(prompts, generate(llm, prompts))
+        judge.check(prompts, generate(llm, prompts, every=0, preempt_every=9))
+    last = judge.fields[0] - 1
+    assert rows[last] < (0.6 if chunk == 4096 else 0.9) * rows[0]
+
+
 def test_drafts_that_are_right_in_part(judge, prompts, monkeypatch):
     """Random models do not repeat themselves, so that the drafts come from what the model said without them."""
     with engine(judge.path) as llm:
@@ -125,7 +145,7 @@ def test_two_ranks(judge, prompts):
 # -- the tests can fail ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrong", ["zero carry", "window of 64", "gates swapped"])
+@pytest.mark.parametrize("wrong", ["zero carry", "window of 64", "gates swapped", "shorter ends"])
 def test_wrong_variants_are_caught(judge, prompts, wrong, tmp_path, monkeypatch):
     """Not one of the longer prompts passes."""
     prompts = [prompt for prompt in prompts if len(prompt) > 100]
@@ -136,6 +156,12 @@ def test_wrong_variants_are_caught(judge, prompts, wrong, tmp_path, monkeypatch)
         )
     elif wrong == "window of 64":
         options["hf_overrides"] = {"plt_window_size": [63, 0]}
+    elif wrong == "shorter ends":
+        prompts = [prompt for prompt in prompts if len(prompt) > 400]
+        options = {"additional_config": {TAIL: True}, "max_num_batched_tokens": 4096}
+        lengths = tuple(range(judge.fields[0] - 1, 0, -1))  # loops run in vain, each over what it needs at the bottom
+        for module in (model, carry):
+            monkeypatch.setattr(module, "tail_lengths", lambda config: lengths)
     else:
         path = save_model(tmp_path, *judge.fields, swapped=True)
     with engine(path, **options) as llm:
