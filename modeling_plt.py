@@ -232,17 +232,23 @@ class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
 
-    def kv_bytes_per_token(self) -> int:
-        """Cache bytes that one more token of context costs, in the model's dtype; the same for any number of loops."""
+    def kv_bytes_per_token(self, num_loops: int | None = None) -> int:
+        """
+        Cache bytes that one more token of context costs, in the model's dtype: the same for any number of loops, unless
+        each has keys of its own (`plt_loop_attention="own"`).
+        """
         config = self.config
-        return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * self.dtype.itemsize
+        num_loops = config.check_num_loops(num_loops) if config.plt_loop_attention == "own" else 1
+        layers = num_loops * config.num_hidden_layers
+        return 2 * layers * config.num_key_value_heads * config.head_dim * self.dtype.itemsize
 
     def kv_bytes_per_sequence(self, length: int, num_loops: int | None = None) -> int:
         """Cache bytes of one sequence of `length` tokens: the shared part, a window and a carry per further loop."""
         further_loops = self.config.check_num_loops(num_loops) - 1
-        window = self.kv_bytes_per_token() * min(length, self.config.loop_window)
+        shared = self.kv_bytes_per_token(1)
+        window = shared * min(length, self.config.loop_window)
         carry = self.config.hidden_size * self.dtype.itemsize * (length > 0) * self.config.plt_cross_loop_shift
-        return self.kv_bytes_per_token() * length + further_loops * (window + carry)
+        return shared * length + further_loops * (window + carry)
 
     def decode_flops(self, length: int, num_loops: int | None = None) -> int:
         """

@@ -181,7 +181,8 @@ def _shape(config: IQuestPLTCoderConfig | LlamaConfig, parameters: int) -> dict[
         further = model.kv_bytes_per_sequence(window, num_loops=2) - model.kv_bytes_per_sequence(window, num_loops=1)
         rows |= {
             "loops": f"{config.plt_num_loops}, with a window of {window} tokens",
-            "cache per token": f"{model.kv_bytes_per_token():,} bytes, for any number of loops",
+            "cache per token": f"{model.kv_bytes_per_token():,} bytes"
+            + (", for any number of loops" if model.config.plt_loop_attention != "own" else ""),
             "cache per further loop and sequence": f"{further:,} bytes",
         }
     return rows

@@ -112,6 +112,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--library", type=Path, default=sysconfig.get_path("stdlib"), help="a standard library")
     arguments = parser.parse_args(argv)
     docs, library = ROOT / "docs", Path(arguments.library)
+    if not SMALL.is_dir():
+        parser.error("The checkpoints are not installed with the package: run this in a checkout.")
     with tempfile.TemporaryDirectory() as folder:
         try:
             if arguments.family:

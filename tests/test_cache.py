@@ -84,7 +84,12 @@ def test_costs_are_those_of_the_tensors(num_loops, dtype):
         assert sum(storages.values()) == cache.nbytes  # no view keeps the prompt alive
     model(tokens(1, 1), past_key_values=cache, num_loops=num_loops)
     assert cache.nbytes == model.kv_bytes_per_sequence(TIME + 1, num_loops)
-    assert model.kv_bytes_per_token() == 2 * 3 * 2 * 8 * dtype.itemsize
+    per_token = 2 * 3 * 2 * 8 * dtype.itemsize
+    assert model.kv_bytes_per_token() == model.kv_bytes_per_token(num_loops) == per_token
+    model = tiny_model(plt_loop_attention="own").to(dtype)
+    more, less = (filled(model, tokens(1, length), num_loops).nbytes for length in (TIME, TIME - 1))
+    assert more - less == model.kv_bytes_per_token(num_loops) == num_loops * per_token
+    assert model.kv_bytes_per_token() == 2 * per_token
 
 
 @torch.no_grad()

@@ -137,8 +137,17 @@ def test_all_numbers_of_loops_learn(tmp_path):
         ({"loop_loss_weights": [1, -1]}, "at least 0"),
         ({"loop_loss_weights": [0, 1], "loop_counts": [1, 2]}, "first 1 loops"),
         ({"loop_loss_weights": [1, 1], "compute_loss_func": lambda *args, **kwargs: 0}, "exclude"),
+        ({"loop_loss_weights": [1, 1], "label_smoothing_factor": 0.1}, "label_smoothing_factor"),
     ],
 )
 def test_what_is_no_loss_is_refused(options, match, tmp_path):
     with pytest.raises(ValueError, match=match):
         trainer(tmp_path, tiny_model(), **options)
+
+
+def test_a_batch_that_is_split_among_devices_is_refused(tmp_path, monkeypatch):
+    """As the library would on a machine with two GPUs; without weights each device has the plain loss."""
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    trainer(tmp_path, tiny_model(), loop_counts=[1, 2])
+    with pytest.raises(ValueError, match="accelerate launch"):
+        trainer(tmp_path, tiny_model(), loop_loss_weights=[1, 1])

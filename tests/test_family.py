@@ -98,12 +98,15 @@ def test_a_family_is_trained_once(library, tmp_path, capsys, monkeypatch):
     assert model.config.plt_num_loops == 2 and not model.config.plt_cross_loop_shift
     assert not list(tmp_path.glob("*/checkpoint-*"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("r*/**/*")}
+    for other in (["--tokens", "6144"], ["--texts", "2"]):
+        with pytest.raises(SystemExit, match="r1-seed0 holds a run with other options"):
+            family.main([*arguments, *other], library)
     family.main(arguments, library)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("r*/**/*")} == before
 
 
 def test_arguments_are_checked(tmp_path, capsys):
-    for wrong in ("--hidden 100", "--seeds 0", "--seeds 11", "--loops 0", "--texts 0"):
+    for wrong in ("--hidden 100", "--seeds 0", "--seeds 11", "--loops 0", "--loops 5", "--texts 0", "--tokens 9"):
         with pytest.raises(SystemExit, match="2"):
             family.main(["--out", str(tmp_path), *wrong.split()])
         assert "error: --" in capsys.readouterr().err

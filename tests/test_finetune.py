@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, DataCollatorWithFlattening, LlamaConfig,
 pytest.importorskip("accelerate", reason="the training scripts need it: pip install 'iquest-plt[training]'")
 pytest.importorskip("datasets", reason="the training scripts need it: pip install 'iquest-plt[training]'")
 
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 from tuning import ROOT, one_thread, write_model, write_texts  # noqa: F401 (a fixture for all)
 
 from iquest_plt.conversion.convert import convert
@@ -251,6 +251,8 @@ def test_run(command, model_folder, tmp_path, capsys):
     assert after == before
     stop = [json.loads((folder / "generation_config.json").read_text()) for folder in (model_folder, result)]
     assert set(stop[1]["eos_token_id"]) == set(before["eos_token_id"])
+    with pytest.raises(SystemExit, match=r"This run is complete, and .*model is its result"):
+        finetune.main(command)
 
 
 def test_padded_rows_give_the_same_curve(command, tmp_path):
@@ -287,7 +289,7 @@ def test_a_killed_run_goes_on_to_the_bit(command, tmp_path, monkeypatch, capsys)
 
 
 def test_stops_when_diverged(command):
-    with pytest.raises(SystemExit, match=r"The loss at step \d is (nan|inf)\. Start again from an older checkpoint"):
+    with pytest.raises(SystemExit, match=r"The held-out loss at step 2 is (nan|inf)\. Start again from an older checkpoint"):
         finetune.main([*command, "--lr", "1e38"])
 
 
@@ -300,6 +302,8 @@ def test_guard():
             calm.check(8.0, step)
     with pytest.raises(guard.DivergedError, match="The loss at step 7 is inf"):
         guard.Guard().check(float("inf"), 7)
+    with pytest.raises(guard.DivergedError, match="The held-out loss at step 9 is nan"):
+        guard.Guard().on_log(None, TrainerState(global_step=9), None, logs={"eval_loss": float("nan")})
 
 
 @pytest.mark.parametrize(

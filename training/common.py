@@ -176,6 +176,9 @@ def train(trainer: Trainer, args) -> None:
             changed = [f"--{name.replace('_', '-')}" for name in settings if settings[name] != before.get(name)]
             if changed:
                 raise ValueError(f"{args.out} holds a run with another {', '.join(changed)}: choose a new folder.")
+            results = [args.out / name for name in ("model", "adapter") if (args.out / name).is_dir()]
+            if args.steps and results and int(checkpoint.name.split("-")[1]) >= args.steps:
+                raise ValueError(f"This run is complete, and {results[0]} is its result: choose a new folder.")
         if is_first:
             file.write_text(json.dumps(settings, indent=1) + "\n")
     frozen = freeze_unused_gates(trainer.model)

@@ -41,7 +41,8 @@ class ElasticLoops:
 
     Raises:
         ValueError: for numbers of loops below 1, for weights that are too many, too few, negative, or all zero for one
-            of the numbers of loops, and for weights together with a `compute_loss_func`.
+            of the numbers of loops, and for weights together with a `compute_loss_func`, with label smoothing, or with
+            several devices in one process.
     """
 
     def __init__(
@@ -58,6 +59,13 @@ class ElasticLoops:
         if self.loop_loss_weights is not None:
             if self.compute_loss_func is not None:
                 raise ValueError("`loop_loss_weights` and `compute_loss_func` exclude each other.")
+            if self.args.label_smoothing_factor:
+                raise ValueError("`loop_loss_weights` and `label_smoothing_factor` exclude each other.")
+            if self.args.n_gpu > 1:
+                raise ValueError(
+                    "One process with several devices splits a batch among them, and `loop_loss_weights` puts the "
+                    "loops into the batch: start one process for each, with `accelerate launch`."
+                )
             self._check_weights()
         # Frozen gates would do for one loop alone. But some steps have use for them, and others have not.
         if self.accelerator.ddp_handler is not None and min(map(self._needed_loops, self.loop_counts)) == 1:

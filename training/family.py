@@ -65,9 +65,8 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        return (
-            f"r{self.loops}" + ("" if self.shift else "-no-shift") + (f"-elastic-{self.elastic}" * bool(self.elastic))
-        )
+        kind = f"-elastic-{self.elastic}" if self.elastic else "" if self.shift else "-no-shift"
+        return f"r{self.loops}{kind}"
 
     @property
     def trainer_class(self):
@@ -125,11 +124,15 @@ def recipe_of(variant: Variant, seed: int, tokens: int, hidden_size: int, vocab_
 def run(out: Path, variant: Variant, recipe: small.Recipe, texts: int, stdlib: Path | None = None) -> dict:
     """
     Trains one model and measures it on the starts of `texts` held-out files, unless `out` has its metrics. Returns
-    these.
+    these. Raises ValueError if `out` holds a run of another recipe, or measured on other files.
     """
-    done = out / "metrics.json"
+    done, before = out / "metrics.json", out / "recipe.json"
+    wanted = json.loads(json.dumps(asdict(recipe)))
+    known = json.loads(done.read_text()) if done.exists() else {"texts": texts}
+    if (before.exists() and json.loads(before.read_text()) != wanted) or known.get("texts", texts) != texts:
+        raise ValueError(f"{out} holds a run with other options: choose a new --out.")
     if done.exists():
-        return json.loads(done.read_text())
+        return known
     start = time.perf_counter()
     trainer = small.train(out, recipe, stdlib, prepared=out.parent / "data", trainer_class=variant.trainer_class)
     tokenizer, _, _, manifest = small.prepare(out.parent / "data", recipe, stdlib)
@@ -149,6 +152,7 @@ def run(out: Path, variant: Variant, recipe: small.Recipe, texts: int, stdlib: P
         "parameters": model.num_parameters(),
         "tokens": recipe.steps * recipe.tokens_per_step,
         "seconds": round(time.perf_counter() - start, 1),
+        "texts": texts,
         "heldout_bytes": sum(document.num_bytes for document in documents),
         "bits_per_byte": {r: round(bits_per_byte(model, tokenizer, documents, r), 4) for r in LOOPS},
         "losses": losses,
@@ -278,8 +282,20 @@ def main(argv: list[str] | None = None, stdlib: Path | None = None) -> None:
     args = parser.parse_args(argv)
     if args.hidden < 64 or args.hidden % 64:
         parser.error("--hidden must be a multiple of 64.")
-    if not 1 <= args.seeds <= max(STUDENT_T) or min(args.loops) < 1 or args.texts < 1:
-        parser.error(f"--seeds must be 1 to {max(STUDENT_T)}, --loops and --texts at least 1.")
+    if not 1 <= args.seeds <= max(STUDENT_T) or args.texts < 1:
+        parser.error(f"--seeds must be 1 to {max(STUDENT_T)}, --texts at least 1.")
+    if not set(args.loops) <= set(LOOPS):
+        parser.error(f"--loops must be of {', '.join(map(str, LOOPS))}.")
+    if args.tokens < 4 * ROW or args.vocab < 300:
+        parser.error(f"--tokens must be at least {4 * ROW}, --vocab at least 300.")
+    try:
+        train_all(args, stdlib)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+
+
+def train_all(args, stdlib: Path | None) -> None:
+    """Trains what is missing of the family, and writes its tables after every seed."""
     metrics = []
     for seed in range(args.seeds):
         for variant in variants(args.loops):

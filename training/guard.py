@@ -18,6 +18,9 @@ import math
 from transformers import TrainerCallback
 
 
+ADVICE = "Start again from an older checkpoint, or in a new folder with lower learning rates."
+
+
 class DivergedError(RuntimeError):
     """The loss is no longer a number, or far above what it was."""
 
@@ -37,16 +40,17 @@ class Guard(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" in logs:
             self.check(logs["loss"], state.global_step)
+        if not math.isfinite(logs.get("eval_loss", 0.0)):  # of the last step, after which no other loss may follow
+            raise DivergedError(f"The held-out loss at step {state.global_step} is {logs['eval_loss']}. {ADVICE}")
 
     def check(self, loss: float, step: int) -> None:
         """Looks at one more loss."""
-        advice = "Start again from an older checkpoint, or in a new folder with lower learning rates."
         if not math.isfinite(loss):
-            raise DivergedError(f"The loss at step {step} is {loss}. {advice}")
+            raise DivergedError(f"The loss at step {step} is {loss}. {ADVICE}")
         smooth = loss if self.smooth_loss is None else self.smooth_loss
         self.smooth_loss = self.memory * smooth + (1 - self.memory) * loss
         self.best_loss = min(self.best_loss, self.smooth_loss)
         if self.smooth_loss > self.best_loss + self.rise:
             raise DivergedError(
-                f"The loss around step {step} is {self.smooth_loss:.2f}, it has been {self.best_loss:.2f}. {advice}"
+                f"The loss around step {step} is {self.smooth_loss:.2f}, it has been {self.best_loss:.2f}. {ADVICE}"
             )
