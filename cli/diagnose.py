@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from ..diagnostics import AttentionMaps, GainCost, LoopLens, attention_maps, encode_documents, loop_lens, measure
+from ..diagnostics.wording import documents_text
 from .common import MAX_LOOPS, Json, Revision, answer
 from .outputs import check_folder, need, png, report_folder
 from .talk import Device, Model, OfDtype, load
@@ -81,10 +82,10 @@ def diagnose(
     maps = attention_maps(model, tokenizer, part, max_loops, MAP_TOKENS)
     write(out, result, lens, maps, [sentence for sentence in (left_out, note) if sentence])
     advice = result.recommendation
-    summary = (
-        f"{out / REPORT}: {advice.loops} of {advice.limit} loops by effective rank and loss, {advice.loops_by_loss} by "
-        f"the loss alone ({len(documents)} documents, {result.tokens:,} tokens)\n{result.reason}"
-    )
+    rules = f"{advice.loops} of {advice.limit} loops by effective rank and loss, {advice.loops_by_loss} by the loss"
+    found = f"{rules} alone" if advice.limit > 1 else "1 loop"
+    measured = f"{documents_text(len(documents))}, {result.tokens:,} tokens"
+    summary = f"{out / REPORT}: {found} ({measured})\n{result.reason}"
     answer(result.to_dict(), as_json, summary)
 
 

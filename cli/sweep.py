@@ -25,6 +25,7 @@ from rich.table import Table
 
 from ..diagnostics import encode_documents, measure
 from ..diagnostics import sweep as sweeps
+from ..diagnostics.trace import MAX_LENGTH
 from .common import MAX_LOOPS, Json, Revision, answer
 from .diagnose import MaxLength, MaxTokens, Seed, token_bar
 from .outputs import check_folder, need, png, report_folder
@@ -68,6 +69,8 @@ def sweep(
     room = min(model.config.max_position_embeddings for model in models) - WARM_UP - 1
     if new_tokens >= room:
         raise ValueError(f"--new-tokens {new_tokens}: there is room for {room - 1} at most.")
+    if max_length is None:  # one for all, or losses could not be compared
+        max_length = min(MAX_LENGTH, *(model.config.max_position_embeddings for model in models))
     chosen, note = sample(loaded[0][1], texts, max_tokens, seed)
     order = []
     for (model, tokenizer), path in zip(loaded, paths, strict=True):
@@ -117,7 +120,7 @@ def time_rows(rows: list[tuple], length: int, new_tokens: int, prompt: int) -> l
         sweeps.Timing(
             seconds_per_token=statistics.median(times[index]),
             time_ratio=statistics.median(one / other for one, other in zip(times[index], times[base], strict=True)),
-            kv_bytes_per_token=model.kv_bytes_per_token(),
+            kv_bytes_per_token=model.kv_bytes_per_token(loops),
             kv_bytes_per_sequence=model.kv_bytes_per_sequence(length, loops),
         )
         for index, (model, loops) in enumerate(rows)

@@ -37,6 +37,7 @@ _BRANCHES = {
     "window": ("window branch", "the branch on the loop's own keys, from loop 2 on"),
     "mixture": ("mixture", "both branches together, weighted by the gate"),
 }
+BOTH_BRANCHES = f", in {_BRANCHES['mixture'][1]}"  # in a meaning; not so where there is one branch
 
 STATE_METRICS = {
     "step_size": Metric(

@@ -209,7 +209,7 @@ def plot_sweep(found: Sweep) -> Figure:
         best = found.rows.index(found.best)
         loss.annotate("lowest", (x[best], curve.mean[best]), (6, 6), textcoords="offset points", color=GAIN)
         _plot_up(time, [row.time_ratio for row in found.rows], COST)
-        time.set_title("Time per token over R = 1")
+        time.set_title(f"Time per token over {found.base}", fontsize=10 if len(found.results) > 1 else None)
         _plot_up(memory, [row.kv_bytes_per_sequence / 1e6 for row in found.rows], COST)
         memory.set_title(f"Cache of {found.length:,} tokens (MB)")
         right = gain.twinx()

@@ -26,7 +26,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from . import plots, wording
-from .catalogue import METRICS
+from .catalogue import BOTH_BRANCHES, METRICS
 from .lens import LoopLens
 from .maps import AttentionMaps
 from .result import GainCost
@@ -90,6 +90,8 @@ def render(
         result=result,
         metrics=METRICS,
         advice=result.recommendation,
+        gated=_gated(result),
+        both_branches=BOTH_BRANCHES,
         wording=wording,
         gain_cost=_svg(plots.plot(result), "gain-cost", "Refinement and offset cost of each loop"),
         rule=_svg(plots.plot_rule(result), "rule", "Change of loss and of effective rank in each loop"),
@@ -149,6 +151,11 @@ def to_csv(result: GainCost) -> str:
     return target.getvalue()
 
 
+def _gated(result: GainCost) -> bool:
+    """Whether there are two branches and a gate between them."""
+    return result.model["loop_attention"] == "gated"
+
+
 def _svg(figure, name: str, label: str) -> Markup | None:
     return None if figure is None else Markup(plots.to_svg(figure, name, label))
 
@@ -163,7 +170,8 @@ def _charts(result: GainCost) -> dict[str, list[dict]]:
             figure = plots.plot_chart(result, titles[name])
             if figure is not None:
                 svg = _svg(figure, f"chart-{name.replace('_', '-')}", f"{titles[name]} over loops")
-                groups[group].append({"title": titles[name], "svg": svg, "meaning": METRICS[name].meaning})
+                meaning = METRICS[name].meaning if _gated(result) else METRICS[name].meaning.replace(BOTH_BRANCHES, "")
+                groups[group].append({"title": titles[name], "svg": svg, "meaning": meaning})
     return groups
 
 

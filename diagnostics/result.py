@@ -19,11 +19,26 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from .catalogue import METRICS
+from ..configuration_plt import LOOP_ATTENTIONS
+from .catalogue import LAYER_METRICS, METRICS
 
 
 FORMAT = "iquest-plt gain-cost"
 VERSION = 1
+MODEL = {
+    "name": str,
+    "num_loops": int,
+    "hidden_size": int,
+    "num_hidden_layers": int,
+    "num_attention_heads": int,
+    "window": int,
+    "cross_loop_shift": bool,
+    "loop_attention": str,
+    "normalize_per_loop": bool,
+    "dtype": str,
+}
+SETTINGS = {"max_loops": int, "max_length": int, "seed": int, "resamples": int, "confidence": float}
+DOCUMENT = {"name": str, "tokens": int, "bytes": int | None, "pieces": int}
 
 
 @dataclass
@@ -64,8 +79,8 @@ class GainCost:
 
     Attributes:
         model: name, num_loops, hidden_size, num_hidden_layers, num_attention_heads, window, cross_loop_shift,
-            loop_attention, normalize_per_loop, dtype.
-        settings: max_loops, max_length, seed, resamples, confidence.
+            loop_attention, normalize_per_loop, dtype (`MODEL`).
+        settings: max_loops, max_length, seed, resamples, confidence (`SETTINGS`).
         documents: of each its name, tokens (that are predicted), bytes (None: unknown), pieces, and loss per loop.
         metrics: a curve for each metric, over loops.
         layers: for each metric of attention, [loop][layer]; None for a loop without it.
@@ -101,6 +116,8 @@ class GainCost:
         """Why so many loops are recommended, in one sentence with this model's numbers."""
         advice = self.recommendation
         loops = advice.loops
+        if advice.limit == 1:
+            return "One loop was measured, which allows no recommendation: measure two at least."
         if loops == advice.limit:
             return f"The rule did not stop: it may go on beyond the {_loops(loops)} that were measured."
         rank, loss = self.metrics["effective_rank_change"], self.metrics["loss_change"]
@@ -166,18 +183,72 @@ class GainCost:
             raise ValueError(f"{path} cannot be loaded as a diagnostics result: {error}") from error
 
     def _check(self) -> None:
-        """Raises TypeError or KeyError if the parts do not fit."""
-        loops = self.max_loops
-        for name in METRICS.keys() - {"bits_per_byte"}:
-            if not all(len(points) == loops for points in vars(self.metrics[name]).values()):
-                raise TypeError(f"{name} has not {loops} loops")
-        for name, by_loop in self.layers.items():
-            if len(by_loop) != loops:
-                raise TypeError(f"the layers' {name} has not {loops} loops")
-        if self.recommendation.limit != loops:
+        """Raises TypeError or KeyError if a part is missing, of another type, or does not fit the others."""
+        _check_types("model", self.model, MODEL)
+        _check_types("settings", self.settings, SETTINGS)
+        if self.model["loop_attention"] not in LOOP_ATTENTIONS:
+            raise TypeError(f"loop_attention of the model is {self.model['loop_attention']!r}")
+        loops, layers = self.max_loops, self.model["num_hidden_layers"]
+        if not self.documents:
+            raise TypeError("there are no documents")
+        for document in self.documents:
+            _check_types("document", document, DOCUMENT)
+            _check_numbers("a document's loss", document["loss"], loops, "loops")
+        for name in [*METRICS, *self.metrics]:
+            if name not in METRICS:
+                raise TypeError(f"{name} is no metric")
+            if name == "bits_per_byte" and name not in self.metrics:
+                continue
+            for part, points in vars(self.metrics[name]).items():
+                _check_numbers(f"{part} of {name}", points, loops, "loops", optional=name != "loss" or part != "mean")
+        for name in LAYER_METRICS:
+            _check_length(f"the layers' {name}", self.layers[name], loops, "loops")
+            for of_loop in self.layers[name]:
+                if of_loop is not None:
+                    _check_numbers(f"the layers' {name}", of_loop, layers, "layers")
+        if self.gate_histogram is not None:
+            self._check_histogram()
+        advice = self.recommendation
+        if advice.limit != loops:
             raise TypeError("the recommendation is for another number of loops")
-        if any(not isinstance(document["tokens"], int) for document in self.documents):
-            raise TypeError("a document has no number of tokens")
+        for choice, share in ((advice.loops, advice.share), (advice.loops_by_loss, advice.share_by_loss)):
+            if not isinstance(choice, int) or not 1 <= choice <= loops:
+                raise TypeError(f"the recommendation is {choice!r} loops")
+            if share is not None:
+                _check_numbers("the recommendation's share", share, loops, "loops")
+
+    def _check_histogram(self) -> None:
+        """As `_check`; the loops with a histogram must be those with a mean gate, and there must be one."""
+        edges, counts = self.gate_histogram["edges"], self.gate_histogram["counts"]
+        _check_numbers("the edges of the gates' histogram", edges, len(edges), "numbers")
+        _check_length("the gates' histogram", counts, self.max_loops, "loops")
+        for of_loop in filter(None, counts):
+            _check_length("the gates' histogram", of_loop, self.model["num_hidden_layers"], "layers")
+            for bins in of_loop:
+                _check_numbers("the gates' histogram", bins, len(edges) - 1, "bins")
+        known = [[value is not None for value in values] for values in (counts, self.layers["gate"])]
+        known.append([value is not None for value in self.metrics["gate"].mean])
+        if not any(known[0]) or known[0] != known[1] or known[0] != known[2]:
+            raise TypeError("the gates' histogram is of other loops than their means")
+
+
+def _check_types(part: str, values: dict, kinds: dict) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(values[name], kind):
+            raise TypeError(f"{name} of the {part} is {values[name]!r}")
+
+
+def _check_length(part: str, values: list, count: int, unit: str) -> None:
+    if not isinstance(values, list) or len(values) != count:
+        raise TypeError(f"{part} has not {count} {unit}")
+
+
+def _check_numbers(part: str, values: list, count: int, unit: str, optional: bool = False) -> None:
+    """`count` finite numbers; with `optional`, None is one, too."""
+    _check_length(part, values, count, unit)
+    for value in values:
+        if not (optional and value is None) and not (isinstance(value, int | float) and math.isfinite(value)):
+            raise TypeError(f"{part} holds {value!r}")
 
 
 def without_nan(values) -> list:

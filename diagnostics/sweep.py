@@ -56,7 +56,7 @@ class Row:
         change: of the bits per byte to the row before, paired: on the same resamples of the documents.
         lowest_share: share of resamples in which this row has the lowest bits per byte; None for one document.
         seconds_per_token: median of decode steps.
-        time_ratio: median of each step's time over that of one loop, timed in turns.
+        time_ratio: median of each step's time over that of `Sweep.base`, timed in turns.
         kv_bytes_per_token, kv_bytes_per_sequence: of the cache.
         diagnostics: mean of some of `METRICS`, of the last loop.
     """
@@ -76,7 +76,7 @@ class Row:
 
 @dataclass
 class Timing:
-    """Of one row: seconds per token, their ratio to one loop, and bytes of the cache per token and per sequence."""
+    """Of one row: seconds per token, their ratio to `Sweep.base`, and bytes of the cache per token and per sequence."""
 
     seconds_per_token: float
     time_ratio: float
@@ -98,6 +98,13 @@ class Sweep:
         """The row with the lowest bits per byte; of equal ones that with the fewest loops."""
         return min(self.rows, key=lambda row: (row.bits_per_byte.mean, row.loops))
 
+    @property
+    def base(self) -> str:
+        """What times are given over: one loop, of the first model that has a row of one, or else of the first row's."""
+        if len(self.results) == 1:
+            return "R = 1"
+        return f"{next((row for row in self.rows if row.loops == 1), self.rows[0]).model} with 1 loop"
+
     def to_dict(self) -> dict:
         """What JSON holds."""
         return {
@@ -116,12 +123,18 @@ def sweep(results: Sequence[tuple[GainCost, int]], timings: Sequence[Timing], le
     belong to them. Bits per byte are what is compared: they are common to models with different tokenizers.
 
     Raises:
-        ValueError: if the documents differ, or the bytes of one are unknown.
+        ValueError: if the documents or the lengths they were cut to differ, or the bytes of one are unknown.
     """
     first = results[0][0]
     names = [[(entry["name"], entry["bytes"]) for entry in result.documents] for result, _ in results]
     if any(other != names[0] for other in names):
         raise ValueError("The models were measured on different documents: measure them on the same.")
+    lengths = sorted({result.settings["max_length"] for result, _ in results})
+    if len(lengths) > 1:
+        raise ValueError(
+            f"The models were measured with contexts of {' and '.join(map(str, lengths))} tokens: measure them with "
+            "one `max_length`."
+        )
     if first.bytes is None:
         raise ValueError("The bytes of a document are unknown, so bits per byte are: use `encode_documents`.")
     bits = np.array(
@@ -207,7 +220,7 @@ def table(found: Sweep) -> list[list[str]]:
         ["change to the R before", *(text(row.change) for row in found.rows)],
         ["lowest, of the resamples", *(_share(row.lowest_share) for row in found.rows)],
         ["tokens per second", *(f"{1 / row.seconds_per_token:,.1f}" for row in found.rows)],
-        ["time per token over R = 1", *(f"{row.time_ratio:.2f}" for row in found.rows)],
+        [f"time per token over {found.base}", *(f"{row.time_ratio:.2f}" for row in found.rows)],
         ["cache bytes per token", *(f"{row.kv_bytes_per_token:,}" for row in found.rows)],
         [f"cache bytes of {found.length:,} tokens", *(f"{row.kv_bytes_per_sequence:,}" for row in found.rows)],
     ]
@@ -231,10 +244,10 @@ def to_markdown(found: Sweep, picture: str | None = None, notes: Sequence[str] =
     lines += ["", *("| " + " | ".join(cells) + " |" for cells in (titles, ["---"] * len(titles), *rows)), ""]
     lines += [f"![Loss, time, memory, gain and cost of each number of loops]({picture})", ""] if picture else []
     lines += [
-        f"Loss on {first.tokens:,} tokens of {len(first.documents)} documents, with "
-        f"{100 * first.settings['confidence']:g} % bootstrap intervals; “lowest in” is the share of resamples of the "
-        "documents. Times are medians over decode steps of all rows in turns, so the ratios hold on this machine; the "
-        "refinement Δp and the offset cost Ω have no common unit. "
+        f"Loss on {first.tokens:,} tokens of {wording.documents_text(len(first.documents))}, in contexts of up to "
+        f"{first.settings['max_length']:,} tokens, with {100 * first.settings['confidence']:g} % bootstrap intervals; "
+        "“lowest in” is the share of resamples of the documents. Times are medians over decode steps of all rows in "
+        "turns, so the ratios hold on this machine; the refinement Δp and the offset cost Ω have no common unit. "
         + " ".join(notes)
         + (" " if notes else "")
         + ", ".join(f"{name} {value}" for name, value in found.environment.items())

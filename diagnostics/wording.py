@@ -53,6 +53,10 @@ def loops_text(count: int) -> str:
     return "1 loop" if count == 1 else f"{count} loops"
 
 
+def documents_text(count: int) -> str:
+    return "1 document" if count == 1 else f"{count:,} documents"
+
+
 def percent(share: float) -> str:
     text = f"{100 * share:.0f} %" if 0.095 <= share <= 0.905 or share in (0, 1) else f"{100 * share:.1f} %"
     return text if share in (0, 1) else text.replace("100.0 %", "over 99.9 %").replace("0.0 %", "under 0.1 %", 1)
@@ -80,6 +84,10 @@ def changes(result: GainCost, name: str, what: str, unit: str) -> list[str]:
     for loop in known_loops(curve):
         value, clear = curve.mean[loop - 1], direction(curve, loop)
         verb = "lowers" if value < 0 else "raises"
+        if value == 0 and not curve.low[loop - 1] and not curve.high[loop - 1]:
+            note = " One document, so no interval." if clear is None else ""
+            sentences.append(f"Loop {loop} does not change {what}.{note}")
+            continue
         if clear == 0:
             sentences.append(
                 f"Loop {loop} changes {what} by {estimate(curve, loop)}{unit}: the interval holds zero, so this may "
@@ -136,10 +144,12 @@ def recommendation(result: GainCost) -> list[str]:
             "effective rank is an indirect sign of whether the states still gain variety. For the quality of the text "
             "go by the loss."
         )
-    if advice.loops_by_loss == advice.limit and advice.limit > 1:
+    if advice.loops_by_loss == advice.limit > 1:
         sentences.append(
             f"The loss still falls at {loops_text(advice.limit)}, the most that was measured: measure more loops."
         )
+    if advice.limit == 1:
+        return sentences
     own = result.model["num_loops"]
     if advice.limit > own:
         sentences.append(
@@ -206,8 +216,9 @@ def motion(result: GainCost) -> list[str]:
 def attention(result: GainCost) -> list[str]:
     """Whether later loops look elsewhere."""
     metrics = result.metrics
+    both = ", both branches together," if result.model["loop_attention"] == "gated" else ""
     sentences = [
-        course(metrics["attention_change_mixture"], "The change of attention, both branches together,", " nats"),
+        course(metrics["attention_change_mixture"], f"The change of attention{both}", " nats"),
         course(metrics["attention_entropy_mixture"], "The entropy of attention", " nats"),
     ]
     if result.model["loop_attention"] != "gated":

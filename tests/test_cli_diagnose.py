@@ -271,6 +271,18 @@ def test_sweep_of_several_checkpoints(checkpoint, data, tmp_path):
     assert [(row["model"], row["loops"]) for row in document["rows"]] == [(str(checkpoint), 2), (str(other), 3)]
     assert len(document["results"]) == 2 and all(row["time_ratio"] > 0 for row in document["rows"])
     assert run(*arguments, "--max-loops", 2)[0] == 2
+    (row,) = (line for line in (tmp_path / "out" / "sweep.md").read_text().splitlines() if "time per token" in line)
+    assert row.startswith(f"| time per token over {checkpoint} with 1 loop |")
+
+
+def test_sweep_measures_all_with_the_least_context(checkpoint, data, tmp_path):
+    short = save(tmp_path / "short", tiny_model(vocab_size=257, num_hidden_layers=1, max_position_embeddings=40))
+    code, output, error = run(
+        "sweep", checkpoint, short, "--data", data, "--out", tmp_path / "out", "--new-tokens", 2, "--json"
+    )
+    assert code == 0, error
+    assert [result["settings"]["max_length"] for result in json.loads(output)["results"]] == [40, 40]
+    assert "contexts of up to 40 tokens" in (tmp_path / "out" / "sweep.md").read_text()
 
 
 def test_timing_goes_on_past_the_end_token(checkpoint):
@@ -286,13 +298,55 @@ def test_timing_goes_on_past_the_end_token(checkpoint):
 def test_a_folder_left_by_a_killed_run_does_no_harm(tmp_path):
     out, files = tmp_path / "out", frozenset({"a"})
     for content in (b"1", b"2"):
-        for name in (".out.new", ".out.old"):
+        for name in (".out.iquest-plt-new", ".out.iquest-plt-old"):
             (tmp_path / name).mkdir(exist_ok=True)
-            (tmp_path / name / "half").write_text("")
+            (tmp_path / name / "a").write_text("half")
         with outputs.report_folder(out, files, "a") as folder:
             folder.write("a", [content])
         assert (out / "a").read_bytes() == content
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+@pytest.mark.parametrize("name", [".out.iquest-plt-new", ".out.iquest-plt-old", ".out.new", ".out.old"])
+def test_what_is_not_a_reports_is_never_removed(tmp_path, name):
+    out, files = tmp_path / "out", frozenset({"a"})
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").write_text("mine")
+    for content in (b"1", b"2"):
+        try:
+            with outputs.report_folder(out, files, "a") as folder:
+                folder.write("a", [content])
+        except ValueError as error:
+            assert "iquest-plt" in name and "in the way" in str(error)
+    assert (tmp_path / name / "mine").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_is_found_before(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="cannot be written"):
+        outputs.check_folder(tmp_path / ("x" * 250), frozenset({"a"}), "a")  # no name is left for the partial folder
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    outputs.check_folder(mount, frozenset({"a"}), "a")
+    monkeypatch.setattr(outputs.os.path, "ismount", lambda path: path == mount)
+    with pytest.raises(ValueError, match="mount point"):
+        outputs.check_folder(mount, frozenset({"a"}), "a")
+    assert {path.name for path in tmp_path.iterdir()} == {"mount"}
+
+
+def test_a_replacement_that_fails_leaves_the_earlier_folder(tmp_path, monkeypatch):
+    out, rename = tmp_path / "out", outputs.os.rename
+
+    def fail(source, target):
+        if (Path(source).name, Path(target)) == (".out.iquest-plt-new", out):
+            raise OSError(16, "Device or resource busy")
+        rename(source, target)
+
+    monkeypatch.setattr(outputs.os, "rename", fail)
+    with outputs.report_folder(out, frozenset({"a"}), "a") as folder:
+        folder.write("a", [b"1"])
+    with pytest.raises(ValueError, match="busy"), outputs.report_folder(out, frozenset({"a"}), "a") as folder:
+        folder.write("a", [b"2"])
+    assert tree(tmp_path) == {"out/a": b"1"}
 
 
 # -- the small model's report ------------------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ def test_one_loop_has_what_needs_no_second():
         assert (result.metrics[name].mean == [None]) == (metric.first_loop > 1)
     assert result.gate_histogram is None
     assert (result.recommendation.loops, result.recommendation.share) == (1, [1.0])
-    assert "beyond the 1 loop" in result.reason
+    assert "allows no recommendation" in result.reason
 
 
 @pytest.mark.parametrize("kind", ["gated", "not normed", "own", "no shift"])
@@ -419,6 +419,46 @@ def test_a_damaged_result_is_refused(damage, message, result, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         GainCost.load(path)
     assert str(path) in str(error.value)
+
+
+def _set(document: dict, path: str, value=None) -> None:
+    """Puts `value` at the dotted `path`, or removes what is there if it is `...`."""
+    *parents, last = path.split(".")
+    for name in parents:
+        document = document[name]
+    if value is ...:
+        del document[last]
+    else:
+        document[last] = value
+
+
+@pytest.mark.parametrize(
+    "place, value, message",
+    [
+        ("metrics.loss_change.low", "abc", "low of loss_change"),
+        ("metrics.loss_change.low", [None, "-0.1", None], "low of loss_change"),
+        ("metrics.bits_per_byte.mean", [1.0], "mean of bits_per_byte has not 3 loops"),
+        ("metrics.loss.mean", [None, 1.0, 1.0], "mean of loss"),
+        ("metrics.loss.mean", [math.nan, 1.0, 1.0], "mean of loss"),
+        ("metrics.other", {"mean": [None] * 3, "low": [None] * 3, "high": [None] * 3}, "other is no metric"),
+        ("model", {}, "name"),
+        ("model.loop_attention", "both", "loop_attention"),
+        ("gate_histogram", {}, "edges"),
+        ("gate_histogram.counts", [None] * 3, "other loops"),
+        ("recommendation.loops", None, "None loops"),
+        ("recommendation.share", [1.0], "share has not 3 loops"),
+        ("layers.gate", ..., "gate"),
+        ("documents", [], "no documents"),
+    ],
+)
+def test_a_result_with_a_wrong_part_is_refused(place, value, message, result, tmp_path):
+    document = json.loads(json.dumps(result.to_dict()))
+    _set(document, place, value)
+    path = tmp_path / "gain_cost.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=f"damaged.*{message}") as error:
+        GainCost.load(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 # Texts.

@@ -40,6 +40,7 @@ from iquest_plt.diagnostics import (
     sweep,
     wording,
 )
+from iquest_plt.diagnostics.catalogue import LAYER_METRICS
 
 
 LOOPS, LAYERS = 4, 3
@@ -82,9 +83,7 @@ def make_result(
     metrics["offset_cost"] = curve(2, [20.0, 21.0, 22.0], spread)
     metrics["refinement_share"] = curve(2, [0.9, 0.07, 0.03], spread)
     gates = [None] + [[0.1 * loop + 0.2 * layer for layer in range(LAYERS)] for loop in range(1, LOOPS)]
-    layers = {
-        name: gates if name == "gate" else [[0.5] * LAYERS] * LOOPS for name in ("gate", "attention_entropy_global")
-    }
+    layers = {name: gates if name == "gate" else [[0.5] * LAYERS] * LOOPS for name in LAYER_METRICS}
     best = 1 + int(np.cumprod(np.diff(loss) < 0).sum())
     both = 1 + int(np.cumprod((np.diff(loss) < 0) & (np.diff(rank) > 0)).sum())
     certain = [[float(loop == advice) for loop in range(1, LOOPS + 1)] for advice in (both, best)]
@@ -350,6 +349,23 @@ def test_shares_for_people(share, text):
     assert wording.percent(share) == text
 
 
+def test_no_change_is_no_rise():
+    result = make_result(loss=(2.0, 1.5, 1.5, 1.6), spread=None, documents=1)
+    assert wording.loss(result)[1] == "Loop 3 does not change the held-out loss. One document, so no interval."
+
+
+@pytest.mark.parametrize("attention", ["gated", "shared", "own"])
+def test_branches_and_window_are_those_of_the_model(attention, no_pictures):
+    """Where there is one branch nothing speaks of two, of a window or of a gate."""
+    result, maps = make_result(loop_attention=attention), make_maps()
+    if attention != "gated":
+        result.gate_histogram, result.metrics["gate"] = None, Curve(*[[None] * LOOPS] * 3)
+        maps = dataclasses.replace(maps, gate=[[None, None]] * 3)
+    text = report.render(result, None, maps)
+    for words in ("both branches", "weighted by the gate", "window 8", METRICS["gate"].meaning.split(";")[0]):
+        assert (words in text.replace("&#39;", "'")) == (attention == "gated"), words
+
+
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
@@ -435,8 +451,11 @@ def test_one_loop_and_one_document(no_pictures):
         result, metrics=short, settings=settings, layers=layers, recommendation=advice, gate_histogram=None
     )
     html = report.render(one, make_lens(loops=1))
-    assert "One loop was measured" in html and "how sure this is cannot be told" in html
+    assert "One loop was measured" in html and "there is nothing to choose from" in html
     assert "lens-data" not in html and "loop 2</th>" not in html
+    many = dataclasses.replace(one, documents=make_result().documents, recommendation=Recommendation(1, 1, [1], 1, [1]))
+    html = report.render(many)
+    assert "allows no recommendation" in html and "may go on" not in html and "1 loop: 100 %" not in html
 
 
 def test_csv_holds_every_number():
@@ -488,12 +507,29 @@ def test_sweep_of_several_models():
     assert [row.model for row in found.rows] == ["one", "two|a"] and len(found.results) == 2
     page = sweep.to_markdown(found, "sweep.png")
     assert "two\\|a" in page and "2 loops (two|a)" in page
+    assert "| time per token over one with 1 loop |" in page and "contexts of up to 64 tokens" in page
+    later = sweep.sweep([(two, 2), (one, 3)], [timing(2), timing(3)], 10, {})
+    assert later.base == "two|a with 1 loop"
+    longer = dataclasses.replace(two, settings=two.settings | {"max_length": 128})
+    with pytest.raises(ValueError, match="contexts of 64 and 128 tokens"):
+        sweep.sweep([(one, 1), (longer, 2)], [timing(1), timing(2)], 10, {})
     two.documents[0] = two.documents[0] | {"name": "other.py"}
     with pytest.raises(ValueError, match="different documents"):
         sweep.sweep([(one, 1), (two, 2)], [timing(1), timing(2)], 10, {})
     one.documents[0]["bytes"] = None
     with pytest.raises(ValueError, match="bytes"):
         sweep.sweep([(one, 1)], [timing(1)], 10, {})
+
+
+def test_changes_between_rows_are_paired():
+    """The documents differ far more than the rows do, and yet the change, alike in all, is sure."""
+    result = make_result()
+    for index, document in enumerate(result.documents):
+        document |= {"tokens": 10, "bytes": 40, "loss": [1 + index - 0.1 * loop for loop in range(LOOPS)]}
+    before, row = make_sweep(result).rows[:2]
+    change = -0.1 * 10 / 40 / np.log(2)
+    assert before.bits_per_byte.high - before.bits_per_byte.low > 10 * abs(change)
+    assert (row.change.low, row.change.mean, row.change.high) == pytest.approx((change,) * 3)
 
 
 def test_sweep_table_picture_and_csv():
