@@ -14,16 +14,19 @@
 """
 What does one more loop cost in vLLM? Time per decode step of the plugin for R loops run together, of the same loops in
 sequence, and of vLLM's own Llama of the same shape; random weights, in turns, step by step. With `--throughput`, tokens
-per second of 16 requests instead, beside `generate()` of Transformers.
+per second of 16 requests instead, beside `generate()` of Transformers. With `--first-token`, the time of a prompt whose
+loops >= 1 run over all of it, or over its end.
 
     python -m iquest_plt.benchmarks.vllm_decode --hidden 2048 --layers 8 --batch 1 8
     python -m iquest_plt.benchmarks.vllm_decode --hidden 2048 --layers 8 --throughput
+    python -m iquest_plt.benchmarks.vllm_decode --hidden 1024 --layers 8 --first-token --prompt 4096
 """
 
 import argparse
 import contextlib
 import copy
 import os
+import statistics
 import tempfile
 import time
 
@@ -38,7 +41,7 @@ COLUMNS = ["batch", "model", "schedule", "ms per token", "over R = 1", "over Lla
 REQUESTS, WARM_UP = 16, 3
 
 
-def engine(config, arguments: argparse.Namespace):
+def engine(config, arguments: argparse.Namespace, **options):
     """vLLM's engine for a model of `config` with random weights, in this process."""
     from vllm import LLM
 
@@ -54,8 +57,9 @@ def engine(config, arguments: argparse.Namespace):
             block_size=128,
             max_model_len=max(2 * arguments.prompt, arguments.prompt + 2 * (arguments.tokens + WARM_UP + 2)),
             max_num_seqs=max(*arguments.batch, REQUESTS),
-            max_num_batched_tokens=4096,
+            max_num_batched_tokens=max(4096, arguments.prompt),
             enable_prefix_caching=False,
+            **options,
         )
     return llm.llm_engine
 
@@ -155,6 +159,36 @@ def throughput(arguments: argparse.Namespace) -> list[dict]:
     ]
 
 
+def first_token(arguments: argparse.Namespace) -> list[dict]:
+    """Times a prompt of `--prompt` tokens and its first answer, in turns."""
+    from ..serving.vllm.schedule import TAIL
+
+    config, engines = plt_config(arguments.hidden, arguments.layers), {}
+    for loops in arguments.loops:
+        config.plt_num_loops = loops
+        for ends in (False, True) if loops > 1 else (False,):
+            engines[loops, ends] = engine(config, arguments, additional_config={TAIL: ends})
+    times = {run: [] for run in engines}
+    for turn in range(4):
+        for run, plugin in engines.items():
+            add_requests(plugin, [arguments.prompt], 1)
+            start = time.perf_counter()
+            while plugin.has_unfinished_requests():
+                plugin.step()
+            if turn > 0:
+                times[run].append(time.perf_counter() - start)
+    base = times[1, False]
+    return [
+        {
+            "model": f"R = {loops}",
+            "loops >= 1 over": "-" if loops == 1 else "the end" if ends else "all of it",
+            "seconds": round(median_ms(seconds) / 1000, 3),
+            "over_one_loop": round(statistics.median(a / b for a, b in zip(seconds, base, strict=True)), 3),
+        }
+        for (loops, ends), seconds in times.items()
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape_arguments(parser, hidden=2048, layers=8)
@@ -163,6 +197,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=256, help="prompt length in tokens")
     parser.add_argument("--tokens", type=int, default=40, help="tokens timed per run")
     parser.add_argument("--throughput", action="store_true", help="vLLM and Transformers, 16 requests at a time")
+    parser.add_argument("--first-token", action="store_true", help="time of a prompt")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--device", default="cpu", choices=["cpu"])
     parser.add_argument("--save", metavar="NAME", help="also write benchmarks/results/DATE-NAME.md and .json")
@@ -174,6 +209,9 @@ def main() -> None:
     if arguments.throughput:
         results = throughput(arguments)
         columns, title = ["server", "tokens per s", "over Transformers"], "Does vLLM serve 16 requests faster?"
+    elif arguments.first_token:
+        results = first_token(arguments)
+        columns, title = ["model", "loops >= 1 over", "seconds", "over R = 1"], "What does a prompt cost, in vLLM?"
     else:
         plt = plt_config(arguments.hidden, arguments.layers)
         engines = {"Llama": engine(LlamaConfig(**shared_fields(plt, LlamaConfig)), arguments)}
