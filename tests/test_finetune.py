@@ -289,7 +289,7 @@ def test_a_killed_run_goes_on_to_the_bit(command, tmp_path, monkeypatch, capsys)
 
 
 def test_stops_when_diverged(command):
-    with pytest.raises(SystemExit, match=r"The held-out loss at step 2 is (nan|inf)\. Start again from an older checkpoint"):
+    with pytest.raises(SystemExit, match=r"The held-out loss at step 2 is nan\. Start again from an older"):
         finetune.main([*command, "--lr", "1e38"])
 
 
