@@ -238,6 +238,7 @@ class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
         each has keys of its own (`plt_loop_attention="own"`).
         """
         config = self.config
+        # CODEPATH: "gated" in LoopCoder-V2 and by default.
         num_loops = config.check_num_loops(num_loops) if config.plt_loop_attention == "own" else 1
         layers = num_loops * config.num_hidden_layers
         return 2 * layers * config.num_key_value_heads * config.head_dim * self.dtype.itemsize
