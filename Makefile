@@ -12,6 +12,7 @@ RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
 OLDEST := .venv-oldest
 VLLM := .venv-vllm
+VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check
 MODEL_FILES := configuration_plt.py modeling_plt.py
 
 .DEFAULT_GOAL := help
@@ -75,10 +76,10 @@ $(VENV)/mlinter-rules.toml: $(DEV) Makefile
 # finds the plugin by its entry point, which an older egg-info in this folder would hide.
 $(VLLM)/.installed: constraints-vllm.txt setup.cfg pyproject.toml
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip --disable-pip-version-check install -q -c $< torch
-	$(VLLM)/bin/python -m pip --disable-pip-version-check install -q --no-deps -r $<
+	$(VLLM_PIP) install -q -c $< torch
+	$(VLLM_PIP) install -q --no-deps -r $<
 	rm -rf iquest_plt.egg-info
-	$(VLLM)/bin/python -m pip --disable-pip-version-check install -q --no-deps --no-build-isolation -e .
+	$(VLLM_PIP) install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(OLDEST)/constraints.txt: constraints-oldest.txt constraints.txt

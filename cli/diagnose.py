@@ -101,7 +101,7 @@ def write(out: Path, result: GainCost, lens: LoopLens, maps: AttentionMaps, note
         plots.plot_attention(maps),
     )
     with report_folder(out, FILES, RESULT) as folder:
-        folder.write_text(RESULT, json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        folder.write_text(RESULT, result.to_json())
         folder.write_text("gain_cost.csv", report.to_csv(result))
         folder.write_text("lens.json", json.dumps(report.lens_data(lens), allow_nan=False) + "\n")
         for file, figure in zip(PICTURES, figures, strict=True):

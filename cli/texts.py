@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from typer.core import TyperCommand
 
 from ..diagnostics import encode_documents
+from ..training.data import visible_files
 
 
 Data = Annotated[
@@ -55,10 +56,9 @@ def read_texts(paths: list[Path]) -> dict[str, str]:
     found = {}
     for path in paths:
         if path.is_dir():
-            visible = (file for file in path.rglob("[!.]*") if "/." not in f"/{file.relative_to(path).as_posix()}")
-            for file in sorted(visible):
+            for file in visible_files(path):
                 try:
-                    found |= {key: text for key, text in _read(file) if text.strip()} if file.is_file() else {}
+                    found |= {key: text for key, text in _read(file) if text.strip()}
                 except ValueError:
                     if file.suffix == ".jsonl":
                         raise

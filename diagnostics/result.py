@@ -119,14 +119,14 @@ class GainCost:
         if advice.limit == 1:
             return "One loop was measured, which allows no recommendation: measure two at least."
         if loops == advice.limit:
-            return f"The rule did not stop: it may go on beyond the {_loops(loops)} that were measured."
+            return f"The rule did not stop: it may go on beyond the {loops_text(loops)} that were measured."
         rank, loss = self.metrics["effective_rank_change"], self.metrics["loss_change"]
         reason = (
             f"Loop {loops + 1} changes the effective rank by {_number(rank, loops, '.2f')} and the loss by "
-            f"{_number(loss, loops, '.4f')} nats per token, so the rule stops at {_loops(loops)}"
+            f"{_number(loss, loops, '.4f')} nats per token, so the rule stops at {loops_text(loops)}"
         )
         if advice.loops_by_loss != loops:
-            reason += f"; the loss alone falls up to {_loops(advice.loops_by_loss)}"
+            reason += f"; the loss alone falls up to {loops_text(advice.loops_by_loss)}"
         return reason + "."
 
     def plot(self):
@@ -163,10 +163,13 @@ class GainCost:
             raise ValueError(f"The result is damaged ({error}): measure again.") from error
         return result
 
+    def to_json(self) -> str:
+        """The text of the file that `save` writes."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
     def save(self, path: str | Path) -> None:
         """Writes JSON."""
-        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        Path(path).write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "GainCost":
@@ -258,7 +261,7 @@ def without_nan(values) -> list:
     return [without_nan(value) for value in values]
 
 
-def _loops(count: int) -> str:
+def loops_text(count: int) -> str:
     return "1 loop" if count == 1 else f"{count} loops"
 
 

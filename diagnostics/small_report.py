@@ -109,9 +109,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--family", action="store_true", help="the family's sweep instead")
     parser.add_argument("--out", help="folder of the report; default: that in docs")
     parser.add_argument("--max-loops", default="4")
-    parser.add_argument("--library", type=Path, default=sysconfig.get_path("stdlib"), help="a standard library")
+    stdlib = sysconfig.get_path("stdlib")
+    parser.add_argument("--library", dest="stdlib", type=Path, default=stdlib, help="a standard library")
     arguments = parser.parse_args(argv)
-    docs, library = ROOT / "docs", Path(arguments.library)
+    docs, library = ROOT / "docs", Path(arguments.stdlib)
     if not SMALL.is_dir():
         parser.error("The checkpoints are not installed with the package: run this in a checkout.")
     with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,7 @@ rises or falls where its intervals leave that open.
 import re
 
 from .lens import LoopLens
-from .result import Curve, GainCost
+from .result import Curve, GainCost, loops_text
 
 
 FEW_DOCUMENTS = 10
@@ -47,10 +47,6 @@ def estimate(curve: Curve, loop: int) -> str:
     """Mean and interval of one loop, from 1, in one."""
     mean, between = parts(curve, loop)
     return f"{mean} ({between})" if between else mean
-
-
-def loops_text(count: int) -> str:
-    return "1 loop" if count == 1 else f"{count} loops"
 
 
 def documents_text(count: int) -> str:

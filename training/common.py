@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from ..conversion.layout import read_plt_config
+from .data import visible_files
 from .guard import DivergedError, Guard
 from .progress import Progress
 from .small import last_checkpoint
@@ -118,8 +119,7 @@ def load_data(path: Path, field: str, cache: Path) -> Dataset:
     """
     files = [path]
     if path.is_dir():
-        visible = (file for file in path.rglob("[!.]*") if "/." not in f"/{file.relative_to(path).as_posix()}")
-        files = sorted(file for file in visible if file.is_file())
+        files = visible_files(path)
     kind = {"path": "text", "sample_by": "document"}
     if all(file.suffix == ".jsonl" for file in files):
         kind = {"path": "json"}
@@ -158,10 +158,10 @@ def freeze_unused_gates(model: PreTrainedModel) -> bool:
     return True
 
 
-def train(trainer: Trainer, args) -> None:
+def train(trainer: Trainer, args) -> dict[str, torch.Tensor] | None:
     """
-    Trains to the end, from the last checkpoint if there is one. Raises ValueError if that was of another run, and where
-    accelerate would not shard the model although its configuration says so.
+    Trains to the end, from the last checkpoint if there is one, and returns what `gather` does. Raises ValueError if
+    that was of another run, and where accelerate would not shard the model although its configuration says so.
     """
     for name, is_on in (("FSDP", trainer.is_fsdp_enabled), ("DEEPSPEED", trainer.is_deepspeed_enabled)):
         if os.environ.get(f"ACCELERATE_USE_{name}") == "true" and not is_on:
@@ -194,6 +194,7 @@ def train(trainer: Trainer, args) -> None:
     trainer.add_callback(Guard())
     trainer.pop_callback(PrinterCallback)  # Progress says it better
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return gather(trainer)
 
 
 def _bytes_per_token(data: Dataset, tokenizer) -> float:

@@ -29,7 +29,7 @@ from datasets import Dataset
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithFlattening, Trainer, TrainingArguments
 
 from ..tokenization import bpe
-from .common import gather, load_model, make_parser, run, save, split_data, train, training_arguments
+from .common import load_model, make_parser, run, save, split_data, train, training_arguments
 
 
 def cut(documents: Dataset, tokenizer, length: int) -> Dataset:
@@ -78,8 +78,7 @@ def finetune(args) -> Trainer:
     """Trains and saves."""
     model, tokenizer = load_model(args)
     trainer = make_trainer(args, model, tokenizer)
-    train(trainer, args)
-    weights = gather(trainer)
+    weights = train(trainer, args)
     if weights is not None:
         save(model, tokenizer, args, weights)
     return trainer

@@ -30,7 +30,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from transformers import BitsAndBytesConfig, Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from .common import count, gather, load_model, make_parser, run, save, train
+from .common import count, load_model, make_parser, run, save, train
 from .finetune import add_options as add_data_options
 from .finetune import make_trainer
 
@@ -91,8 +91,7 @@ def adapt(args) -> Trainer:
     """Trains and saves."""
     model, tokenizer = load_adapted(args)
     trainer = make_trainer(args, model, tokenizer)
-    train(trainer, args)
-    weights = gather(trainer)
+    weights = train(trainer, args)
     if weights is not None:
         model.save_pretrained(args.out / "adapter", state_dict=weights)
         if args.merge:

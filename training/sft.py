@@ -27,7 +27,7 @@ from jinja2 import TemplateError
 from trl import SFTConfig, SFTTrainer
 
 from ..tokenization.chat import training_chat_template
-from .common import gather, load_model, make_parser, run, save, split_data, train, training_arguments
+from .common import load_model, make_parser, run, save, split_data, train, training_arguments
 from .lora import add_options, lora_config
 
 
@@ -69,8 +69,7 @@ def tune(args) -> SFTTrainer:
     """Trains and saves."""
     model, tokenizer = load_model(args)
     trainer = make_trainer(args, model, tokenizer)
-    train(trainer, args)
-    weights = gather(trainer)
+    weights = train(trainer, args)
     if weights is not None and args.lora:
         trainer.model.save_pretrained(args.out / "adapter", state_dict=weights)
     elif weights is not None:
