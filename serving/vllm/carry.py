@@ -120,7 +120,7 @@ class Carry:
         further_loops = config.plt_num_loops - 1
         # With fewer window layers than 1.5 times the others, vLLM would pad the others, and every token's keys with it.
         enough = math.ceil(1.5 * config.num_hidden_layers) - len(windows)
-        first = config.num_hidden_layers + len(windows)
+        first = 2 * config.num_hidden_layers + len(windows)  # after the layers for all loops' queries
         cells = [
             CarryCell(f"{prefix}.{first + index}.carry", window, vllm_config)
             for index in range(max(further_loops * self.num_cells, enough))

@@ -14,9 +14,8 @@
 """
 PLT for vLLM: its Llama, whose layers run R times per token (`modeling_plt.py` of this package says what is computed).
 
-Rows are the new tokens of all requests, one after the other. A pass through the layers takes segments of rows, each of
-one loop: first loop 0 of all rows, and with it the other loops of the rows that may run them together; then, of the
-rest, one loop after the other.
+Rows are the new tokens of all requests, one after the other. The first pass through the layers takes all loops of the
+rows that may run them together, and loop 0 of the rest; then the other loops of the rest follow, one after the other.
 """
 
 from dataclasses import dataclass
@@ -28,12 +27,14 @@ from vllm.config import VllmConfig, get_current_vllm_config
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.forward_context import override_forward_context
 from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.attention.attention import unified_kv_cache_update
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import ColumnParallelLinear
 from vllm.model_executor.model_loader.weight_utils import sharded_weight_loader
 from vllm.model_executor.models.llama import LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from vllm.model_executor.models.utils import WeightsMapper, extract_layer_index, maybe_prefix
 from vllm.model_executor.utils import set_weight_attrs
+from vllm.platforms import current_platform
 
 from .carry import Carry
 from .checks import check
@@ -42,10 +43,13 @@ from .schedule import Part, in_parts, split, tail_lengths
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows that go through the layers in one loop: what the first layer takes, (rows, hidden_size), and where."""
+    """
+    Rows that go through the layers at once: those of a part, once for each of `loops`, loop after loop. `inputs` is
+    what the first layer takes, (rows, hidden_size).
+    """
 
-    loop: int
     part: Part
+    loops: range
     positions: torch.Tensor
     inputs: torch.Tensor
 
@@ -76,31 +80,48 @@ class QueryGate(nn.Module):
         return (query.unflatten(-1, self.weight.shape) * self.weight).sum(-1) + self.bias
 
 
+def loops_per_call(num_loops: int, group_size: int) -> int:
+    """How many loops' queries go to attention in one call; `group_size` query heads share a key/value head."""
+    # vLLM's CPU kernel takes eight such heads at a time; with more it is slower than call after call.
+    limit = 8 if current_platform.is_cpu() else num_loops * group_size
+    return max(
+        loops
+        for loops in range(1, num_loops + 1)
+        if num_loops % loops == 0 and (loops == 1 or loops * group_size <= limit)
+    )
+
+
 class IQuestPLTCoderAttention(LlamaAttention):
     """Llama's attention; in loops >= 1 it reads loop 0's keys, and is mixed with a window of the loop's own."""
 
     def __init__(self, *, config, cache_config, prefix: str, **kwargs):
         super().__init__(config=config, cache_config=cache_config, prefix=prefix, **kwargs)
-        layer = extract_layer_index(prefix)
-        before, after = prefix.split(f".{layer}.")
-        self.windows = nn.ModuleList(
-            Attention(
-                self.num_heads,
-                self.head_dim,
-                self.scaling,
-                num_kv_heads=self.num_kv_heads,
-                cache_config=cache_config,
-                per_layer_sliding_window=config.plt_window_size[0] + 1,
-                prefix=f"{before}.{loop * config.num_hidden_layers + layer}.{after}.attn",
-            )
-            for loop in range(1, config.plt_num_loops)
-        )
-        if self.windows:
-            lengths = tail_lengths(get_current_vllm_config())
-            for attention in (self.attn, *self.windows):
-                attention.attn_backend = in_parts(attention.attn_backend, lengths)
         gate = f"{prefix}.plt_gate"
         self.plt_gate = HiddenGate(config, gate) if config.plt_gate_use_hidden_states else QueryGate(config)
+        self.num_loops, self.group_size = config.plt_num_loops, self.num_heads // self.num_kv_heads
+        if self.num_loops == 1:
+            return
+        layer = extract_layer_index(prefix)
+        before, after = prefix.split(f".{layer}.")
+
+        def attention(num_heads: int, index: int, **options) -> Attention:
+            name = f"{before}.{index * config.num_hidden_layers + layer}.{after}.attn"
+            options.update(num_kv_heads=self.num_kv_heads, cache_config=cache_config, prefix=name)
+            return Attention(num_heads, self.head_dim, self.scaling, **options)
+
+        window = config.plt_window_size[0] + 1
+        self.windows = nn.ModuleList(
+            attention(self.num_heads, loop, per_layer_sliding_window=window) for loop in range(1, self.num_loops)
+        )
+        self.loops_per_call = loops_per_call(self.num_loops, self.group_size)
+        self.attn_together = self.attn
+        if self.loops_per_call > 1:
+            num_heads = self.loops_per_call * self.num_heads
+            options = {"kv_sharing_target_layer_name": self.attn.layer_name}
+            self.attn_together = attention(num_heads, self.num_loops, **options)
+        lengths = tail_lengths(get_current_vllm_config())
+        for branch in {self.attn, self.attn_together, *self.windows}:
+            branch.attn_backend = in_parts(branch.attn_backend, lengths)
 
     def forward(
         self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor, segments: list[Segment]
@@ -109,22 +130,45 @@ class IQuestPLTCoderAttention(LlamaAttention):
         query, key, value = self.qkv_proj(hidden_states)[0].split([self.q_size, self.kv_size, self.kv_size], dim=-1)
         query, key = self.rotary_emb(positions, query, key)
         sizes = [len(segment.inputs) for segment in segments]
-        outputs, own = [], []
-        for segment, q, k, v in zip(segments, query.split(sizes), key.split(sizes), value.split(sizes), strict=True):
+        outputs = []
+        for segment, *rows in zip(
+            segments, *(rows.split(sizes) for rows in (query, key, value, residual)), strict=True
+        ):
             with override_forward_context(segment.part.context):
-                if segment.loop == 0:
-                    outputs.append(self.attn(q, k, v))
-                else:
-                    outputs.append(self.attn(q, None, None))  # to loop 0's keys, which are written by now
-                    own.append(self.windows[segment.loop - 1](q, k, v))
-        output = torch.cat(outputs)
-        if own:  # loop 0 stands in front, if it is there
-            looped = sum(map(len, own))
-            gate = torch.sigmoid(self.plt_gate(residual[-looped:], query[-looped:]))[..., None]
-            heads = (self.num_heads, self.head_dim)
-            mixed = torch.lerp(torch.cat(own).unflatten(-1, heads), output[-looped:].unflatten(-1, heads), gate)
-            output[-looped:] = mixed.flatten(1)
-        return self.o_proj(output)[0]
+                outputs.append(self._attend(segment.loops, *rows))
+        return self.o_proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs))[0]
+
+    def _attend(self, loops: range, query, key, value, residual) -> torch.Tensor:
+        """The attention of one segment, (rows, heads * head_dim)."""
+        if loops == range(1):
+            return self.attn(query, key, value)
+        if len(loops) > 1:
+            return self._attend_together(query, key, value, residual)
+        shared = self.attn(query, None, None)  # to loop 0's keys, which an earlier pass has written
+        own = self.windows[loops[0] - 1](query, key, value)
+        return self._mix(shared.view(-1, self.num_heads, self.head_dim), own, query, residual).flatten(1)
+
+    def _attend_together(self, query, key, value, residual) -> torch.Tensor:
+        """
+        All loops at once. To the attention to loop 0's keys, the loops of a token are further heads: so the keys of a
+        text are read once for `loops_per_call` loops.
+        """
+        (first_key, *keys), (first_value, *values) = key.chunk(self.num_loops), value.chunk(self.num_loops)
+        tokens, kv_heads = len(first_key), (-1, self.num_kv_heads, self.head_dim)
+        unified_kv_cache_update(first_key.view(kv_heads), first_value.view(kv_heads), self.attn.layer_name)
+        calls = query.view(-1, self.loops_per_call, tokens, self.num_kv_heads, self.group_size, self.head_dim)
+        calls = calls.permute(0, 2, 3, 1, 4, 5)
+        shared = torch.stack([self.attn_together(heads, None, None) for heads in calls.flatten(2)])
+        shared = shared.view(calls.shape).permute(0, 3, 1, 2, 4, 5).flatten(0, 1)
+        query, residual = query[tokens:], residual[tokens:]
+        own = [window(*rows) for window, *rows in zip(self.windows, query.split(tokens), keys, values, strict=True)]
+        mixed = self._mix(shared[1:], torch.cat(own), query, residual)
+        return torch.cat([shared[:1], mixed]).flatten(2).flatten(0, 1)
+
+    def _mix(self, shared, own, query, residual) -> torch.Tensor:
+        """`g · shared + (1 - g) · own`, in the shape of `shared`, which ends in (..., heads, head_dim)."""
+        gate = torch.sigmoid(self.plt_gate(residual, query)).view(*shared.shape[:-1], 1)
+        return torch.lerp(own.view(shared.shape), shared, gate)
 
 
 class IQuestPLTCoderDecoderLayer(LlamaDecoderLayer):
@@ -159,25 +203,28 @@ class IQuestPLTCoderModel(LlamaModel):
         """`H^{R-1}` of every row, (rows, hidden_size); NaN for those of which no logits are asked (`schedule.TAIL`)."""
         embeds = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
         num_loops = self.config.plt_num_loops
-        whole, together, rest = split(self.carry.layer_name if num_loops > 1 else None, len(embeds))
-        segments = [Segment(0, whole, positions, embeds)]
+        together, rest = split(self.carry.layer_name if num_loops > 1 else None, len(embeds))
+        segments = []
         if together is not None:
-            at = together.of(positions)
+            inputs, at = [together.of(embeds)], together.of(positions)
             for loop in range(1, num_loops):
-                before = self.carry.read_before(loop - 1, at, together)
-                segments.append(Segment(loop, together, at, self._loop_input(together.of(embeds), before)))
+                inputs.append(self._loop_input(inputs[0], self.carry.read_before(loop - 1, at, together)))
+            segments.append(Segment(together, range(num_loops), at.repeat(num_loops), torch.cat(inputs)))
+        if rest is not None:
+            embeds, positions = rest.of(embeds), rest.of(positions)
+            segments.append(Segment(rest, range(1), positions, embeds))
         states = self._run_layers(segments)
-        done = [] if together is None else [states[-1]]
         if rest is None:
             return states[-1]
-        state, embeds, positions = (rest.of(rows) for rows in (states[0], embeds, positions))
+        *done, state = states
         for loop in range(1, num_loops):
             inputs = self._loop_input(embeds, self.carry.shift(loop - 1, state, positions, rest))
+            loops = range(loop, loop + 1)
             if not rest.tails:
-                (state,) = self._run_layers([Segment(loop, rest, positions, inputs)])
+                (state,) = self._run_layers([Segment(rest, loops, positions, inputs)])
                 continue
             tail = rest.tails[loop - 1]
-            (found,) = self._run_layers([Segment(loop, tail, tail.of(positions), tail.of(inputs))])
+            (found,) = self._run_layers([Segment(tail, loops, tail.of(positions), tail.of(inputs))])
             state = torch.full_like(state, torch.nan).index_copy_(0, tail.rows, found)
         return torch.cat([*done, state])
 
@@ -188,7 +235,7 @@ class IQuestPLTCoderModel(LlamaModel):
         return embeds + (before if hidden_scale is None else hidden_scale * before)
 
     def _run_layers(self, segments: list[Segment]) -> list[torch.Tensor]:
-        """`H^r` of each segment. All but the last loop's are handed on to the next token."""
+        """`H^r` of each segment's last loop. All but the last loop's are handed on to the next token."""
         positions = torch.cat([segment.positions for segment in segments])
         hidden_states = torch.cat([segment.inputs for segment in segments])  # a copy, which the norms may overwrite
         residual = None
@@ -198,11 +245,12 @@ class IQuestPLTCoderModel(LlamaModel):
         sizes = [len(segment.inputs) for segment in segments]
         last_loop = self.config.plt_num_loops - 1
         for segment, *block in zip(segments, hidden_states.split(sizes), residual.split(sizes), strict=True):
-            is_last = segment.loop == last_loop
-            is_normed = is_last or self.config.plt_normalize_per_loop
-            states.append(self.norm(*block)[0] if is_normed else sum(block))
-            if not is_last:
-                self.carry.write(segment.loop, states[-1], segment.part)
+            for loop, *rows in zip(segment.loops, *(rows.chunk(len(segment.loops)) for rows in block), strict=True):
+                is_normed = loop == last_loop or self.config.plt_normalize_per_loop
+                state = self.norm(*rows)[0] if is_normed else sum(rows)
+                if loop != last_loop:
+                    self.carry.write(loop, state, segment.part)
+            states.append(state)
         return states
 
 

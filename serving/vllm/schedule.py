@@ -136,21 +136,19 @@ def in_parts(backend: type[AttentionBackend], lengths: tuple[int, ...]) -> type[
     return subclass_attention_backend("PLT", backend, Builder)
 
 
-def split(layer_name: str | None, num_rows: int) -> tuple[Part, Part | None, Part | None]:
+def split(layer_name: str | None, num_rows: int) -> tuple[Part | None, Part | None]:
     """
-    The whole batch of `num_rows` rows, the part whose loops run together, and the part whose loops run in sequence, or
-    None. `layer_name` names a layer with `CarryMetadata`; None if there is one loop.
+    The part of the batch of `num_rows` rows whose loops run together, and the part whose loops run in sequence; None
+    where there is no such row. `layer_name` names a layer with `CarryMetadata`; None if there is one loop.
     """
     context = get_forward_context()
     whole = Part(slice(0, num_rows), context)
-    if layer_name is None:
-        return whole, None, None
-    if not context.attn_metadata:  # a trial run, to measure memory
-        return whole, None, whole
+    if layer_name is None or not context.attn_metadata:  # one loop, or a trial run to measure memory
+        return None, whole
     metadata = context.attn_metadata[layer_name]
     requests = len(metadata.block_table)
     if metadata.single == requests == num_rows:
-        return whole, whole, None
+        return whole, None
     together, first_row, rest = None, 0, whole
     if metadata.parts:
         first_row = metadata.single
@@ -162,7 +160,7 @@ def split(layer_name: str | None, num_rows: int) -> tuple[Part, Part | None, Par
         Part(rows, _narrow(context, rows + first_row, lambda of_layer, index=index: of_layer.tails[index][0]))
         for index, (_, rows) in enumerate(metadata.tails)
     )
-    return whole, together, replace(rest, tails=tails)
+    return together, replace(rest, tails=tails)
 
 
 def _narrow(context: ForwardContext, rows: slice | torch.Tensor, choose: Callable) -> ForwardContext:

@@ -34,19 +34,19 @@ VOCAB = 500
 
 def save_model(folder, num_loops: int, gate_on_hidden: bool, swapped: bool = False, **fields) -> str:
     """A random model in which carries, windows and gates matter; `swapped` has 1 - g in place of every gate g."""
-    model = tiny_model(
-        vocab_size=VOCAB,
-        hidden_size=128,  # a carry of 128 numbers takes one cell of 2 * 2 * 32, and under tensor parallelism two
-        intermediate_size=192,
-        num_attention_heads=4,
-        head_dim=32,
-        max_position_embeddings=4096,
-        rope_theta=1000.0,
-        plt_window_size=[64, 0],
-        plt_num_loops=num_loops,
-        plt_gate_use_hidden_states=gate_on_hidden,
-        **fields,
-    )
+    defaults = {
+        "vocab_size": VOCAB,
+        "hidden_size": 128,  # a carry of 128 numbers takes one cell of 2 * 2 * 32, and under tensor parallelism two
+        "intermediate_size": 192,
+        "num_attention_heads": 4,
+        "head_dim": 32,
+        "max_position_embeddings": 4096,
+        "rope_theta": 1000.0,
+        "plt_window_size": [64, 0],
+        "plt_num_loops": num_loops,
+        "plt_gate_use_hidden_states": gate_on_hidden,
+    }
+    model = tiny_model(**defaults | fields)
     if swapped:
         for layer in model.model.layers:
             layer.self_attn.plt_gate.weight.data.neg_()

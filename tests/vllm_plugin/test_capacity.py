@@ -89,7 +89,10 @@ def test_tokens_that_fit(released, block_size, one_process):
             with torch.device("meta"):
                 initialize_model(config)
         layers = config.compilation_config.static_forward_context
-        specs = {name: layer.get_kv_cache_spec(config) for name, layer in layers.items()}
+        own = {
+            name: layer for name, layer in layers.items() if not getattr(layer, "kv_sharing_target_layer_name", None)
+        }
+        specs = {name: layer.get_kv_cache_spec(config) for name, layer in own.items()}
         groups = get_kv_cache_groups(config, specs)
         found[loops] = tokens_per_gib(config, groups)
         print(loops, len(specs), [len(g.layer_names) for g in groups], found[loops])

@@ -21,7 +21,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from engines import Judge, engine, generate, said, save_model, some_prompts
+from engines import NEW_TOKENS, Judge, engine, generate, said, save_model, some_prompts
 from transformers import AutoTokenizer
 from vllm.v1.spec_decode.ngram_proposer import NgramProposer
 
@@ -65,15 +65,34 @@ def test_prompts_in_chunks_beside_others_that_decode(judge, prompts, monkeypatch
     kinds, split = Counter(), model.split
 
     def watched(*args):
-        whole, together, rest = split(*args)
+        together, rest = split(*args)
         kinds[together is not None, rest is not None] += 1
-        return whole, together, rest
+        return together, rest
 
     monkeypatch.setattr(model, "split", watched)
     with engine(judge.path, max_num_batched_tokens=96) as llm:
         judge.check(prompts, generate(llm, prompts))
         judge.check(prompts, generate(llm, prompts, every=0))
     assert min(kinds[True, True], kinds[True, False]) > 3 and kinds[False, True]
+
+
+@pytest.mark.parametrize(("num_loops", "heads", "calls"), [(2, 10, 2), (4, 8, 2), (4, 4, 1)])
+def test_calls_of_attention_for_all_loops(num_loops, heads, calls, prompts, tmp_path, monkeypatch):
+    """Two key/value heads: with more than eight query heads to each, vLLM's CPU kernel would be slow."""
+    path = save_model(tmp_path, num_loops, True, num_attention_heads=heads)
+    seen, attend = Counter(), model.Attention.forward
+
+    def watched(self, query, key, value):
+        seen[self.layer_name, key is None] += 1
+        return attend(self, query, key, value)
+
+    monkeypatch.setattr(model.Attention, "forward", watched)
+    with engine(path) as llm:
+        Judge(path).check(prompts[:12], generate(llm, prompts[:12]))
+        seen.clear()
+        generate(llm, [[1]])
+    together = max(count for (_, reads), count in seen.items() if reads)
+    assert together == calls * NEW_TOKENS  # the prompt of one token, and each that follows but the last
 
 
 def test_prompts_that_begin_like_an_earlier_one(judge, prompts):
@@ -101,7 +120,8 @@ def test_ends_of_prompts(judge, prompts, chunk, monkeypatch):
 
     def watched(self, segments):
         for segment in segments:
-            rows[segment.loop] += len(segment.inputs)
+            for loop in segment.loops:
+                rows[loop] += len(segment.inputs) // len(segment.loops)
         return run_layers(self, segments)
 
     monkeypatch.setattr(model.IQuestPLTCoderModel, "_run_layers", watched)
