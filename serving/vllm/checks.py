@@ -46,6 +46,10 @@ def check(vllm_config: VllmConfig) -> None:
             f"A KV cache of {cache.cache_dtype} is refused: it also holds the states handed from token to token, which "
             "are not to be rounded. Leave out `--kv-cache-dtype`."
         )
+    if cache.kv_sharing_fast_prefill:
+        raise ValueError(
+            "Fast prefill is refused: it would cut the prompt short. Leave out `--kv-sharing-fast-prefill`."
+        )
     if vllm_config.quant_config is not None:
         raise ValueError("Quantized weights are refused: not tested with PLT models. Leave out `--quantization`.")
     if vllm_config.lora_config is not None:

@@ -65,6 +65,7 @@ REFUSED = {
     "no window": ({"hf_overrides": {"plt_window_size": [0, 0]}}, "plt_window_size"),
     "no loops": ({"hf_overrides": {"plt_num_loops": 0}}, "plt_num_loops"),
     "quantized cache": ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype"),
+    "prompts cut short": ({"kv_sharing_fast_prefill": True}, "--kv-sharing-fast-prefill"),
     "quantized weights": ({"quantization": "fp8"}, "--quantization"),
     "adapters": ({"enable_lora": True}, "merge"),
     "ends of prompts that others share": (
