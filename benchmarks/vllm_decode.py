@@ -55,7 +55,7 @@ def engine(config, arguments: argparse.Namespace, **options):
             skip_tokenizer_init=True,
             enforce_eager=True,
             block_size=128,
-            max_model_len=max(2 * arguments.prompt, arguments.prompt + 2 * (arguments.tokens + WARM_UP + 2)),
+            max_model_len=arguments.prompt + max(arguments.prompt, 2 * (arguments.tokens + WARM_UP) + REQUESTS + 2),
             max_num_seqs=max(*arguments.batch, REQUESTS),
             max_num_batched_tokens=max(4096, arguments.prompt),
             enable_prefix_caching=False,
@@ -110,9 +110,10 @@ def measure(engines: dict, arguments: argparse.Namespace, batch: int) -> list[di
     runs += [(loops, schedule) for loops in arguments.loops if loops > 1 for schedule in schedules]
     times = {run: [] for run in runs}
     for engine in engines.values():
-        add_requests(engine, [arguments.prompt] * batch, 2 * (arguments.tokens + WARM_UP) + 2)
-        for _ in range(2):  # the prompts, and a step to begin with
-            engine.step()
+        add_requests(engine, [arguments.prompt] * batch, 2 * (arguments.tokens + WARM_UP) + batch + 2)
+        begun = set()
+        while len(begun) < batch:  # the last prompt's first token comes some steps after the first prompt's
+            begun |= {output.request_id for output in engine.step()}
     for step in range(WARM_UP + arguments.tokens):
         for name, schedule in runs:
             with schedules.get(schedule, contextlib.nullcontext)():
