@@ -45,6 +45,7 @@ def engine(config, arguments: argparse.Namespace, **options):
     """vLLM's engine for a model of `config` with random weights, in this process."""
     from vllm import LLM
 
+    requests = max(*arguments.batch, REQUESTS)
     config.architectures = ["LlamaForCausalLM" if isinstance(config, LlamaConfig) else "IQuestPLTCoderForCausalLM"]
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
@@ -55,8 +56,8 @@ def engine(config, arguments: argparse.Namespace, **options):
             skip_tokenizer_init=True,
             enforce_eager=True,
             block_size=128,
-            max_model_len=arguments.prompt + max(arguments.prompt, 2 * (arguments.tokens + WARM_UP) + REQUESTS + 2),
-            max_num_seqs=max(*arguments.batch, REQUESTS),
+            max_model_len=arguments.prompt + max(arguments.prompt, 2 * (arguments.tokens + WARM_UP) + requests + 2),
+            max_num_seqs=requests,
             max_num_batched_tokens=max(4096, arguments.prompt),
             enable_prefix_caching=False,
             **options,

@@ -62,7 +62,7 @@ class CarryMetadataBuilder(AttentionMetadataBuilder[CarryMetadata]):
 
     def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
         batch = common_attn_metadata
-        single = single_tokens(batch)
+        single = single_tokens(batch, self.vllm_config)
         return CarryMetadata(batch.block_table_tensor, batch.slot_mapping, batch.query_start_loc, single)
 
 

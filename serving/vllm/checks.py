@@ -36,6 +36,11 @@ def check(vllm_config: VllmConfig) -> None:
             )
         if config.plt_window_size[0] < 1:
             raise ValueError("vLLM serves PLT models whose window holds at least one key (`plt_window_size=[1, 0]`).")
+    if config.plt_num_loops > 1 and cache.kv_sharing_fast_prefill:
+        raise ValueError(
+            "Fast prefill is refused: the layers that share loop 0's cache would get other rows than the rest. Leave "
+            "out `--kv-sharing-fast-prefill`."
+        )
     if tail_lengths(vllm_config) and cache.enable_prefix_caching:
         raise ValueError(
             f"`{TAIL}` leaves out of the cache what another request with the same beginning would read: add "
@@ -45,10 +50,6 @@ def check(vllm_config: VllmConfig) -> None:
         raise ValueError(
             f"A KV cache of {cache.cache_dtype} is refused: it also holds the states handed from token to token, which "
             "are not to be rounded. Leave out `--kv-cache-dtype`."
-        )
-    if cache.kv_sharing_fast_prefill:
-        raise ValueError(
-            "Fast prefill is refused: it would cut the prompt short. Leave out `--kv-sharing-fast-prefill`."
         )
     if vllm_config.quant_config is not None:
         raise ValueError("Quantized weights are refused: not tested with PLT models. Leave out `--quantization`.")

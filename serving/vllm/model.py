@@ -63,8 +63,9 @@ class HiddenGate(ColumnParallelLinear):
         self.gate_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, residual: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-        normed = torch.empty_like(residual)
-        # Not `gate_norm.forward`: on a CPU that is eight calls, which a short step feels.
+        if not current_platform.is_cpu():
+            return super().forward(self.gate_norm(residual))
+        normed = torch.empty_like(residual)  # on a CPU the layer is eight calls, which a short step feels
         rms_norm(normed, residual, self.gate_norm.weight, self.gate_norm.variance_epsilon)
         return super().forward(normed)
 
@@ -89,10 +90,14 @@ def joined(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def loops_per_call(num_loops: int, group_size: int) -> int:
-    """How many loops' queries go to attention in one call; `group_size` query heads share a key/value head."""
-    # vLLM's CPU kernel takes eight such heads at a time; with more it is slower than call after call.
-    limit = 8 if current_platform.is_cpu() else num_loops * group_size
+def loops_per_call(num_loops: int, group_size: int, backend: str) -> int:
+    """
+    How many loops' queries go to attention in one call, a divisor of their number; `group_size` query heads share a
+    key/value head.
+    """
+    # The CPU's kernel takes eight such heads at a time, and with more is slower than call after call. FlexAttention's
+    # layers cannot share a cache.
+    limit = {"CPU_ATTN": 8, "FLEX_ATTENTION": 0}.get(backend, num_loops * group_size)
     return max(
         loops
         for loops in range(1, num_loops + 1)
@@ -122,14 +127,14 @@ class IQuestPLTCoderAttention(LlamaAttention):
         self.windows = nn.ModuleList(
             attention(self.num_heads, loop, per_layer_sliding_window=window) for loop in range(1, self.num_loops)
         )
-        self.loops_per_call = loops_per_call(self.num_loops, self.group_size)
-        self.attn_together = self.attn
+        branches = [self.attn, *self.windows]
+        self.loops_per_call = loops_per_call(self.num_loops, self.group_size, self.attn.attn_backend.get_name())
         if self.loops_per_call > 1:
-            num_heads = self.loops_per_call * self.num_heads
-            options = {"kv_sharing_target_layer_name": self.attn.layer_name}
-            self.attn_together = attention(num_heads, self.num_loops, **options)
+            heads, target = self.loops_per_call * self.num_heads, self.attn.layer_name
+            self.attn_together = attention(heads, self.num_loops, kv_sharing_target_layer_name=target)
+            branches.append(self.attn_together)
         lengths = tail_lengths(get_current_vllm_config())
-        for branch in {self.attn, self.attn_together, *self.windows}:
+        for branch in branches:
             branch.attn_backend = in_parts(branch.attn_backend, lengths)
 
     def forward(
@@ -165,9 +170,10 @@ class IQuestPLTCoderAttention(LlamaAttention):
         (first_key, *keys), (first_value, *values) = key.chunk(self.num_loops), value.chunk(self.num_loops)
         tokens, kv_heads = len(first_key), (-1, self.num_kv_heads, self.head_dim)
         unified_kv_cache_update(first_key.view(kv_heads), first_value.view(kv_heads), self.attn.layer_name)
-        calls = query.view(-1, self.loops_per_call, tokens, self.num_kv_heads, self.group_size, self.head_dim)
-        calls = calls.permute(0, 2, 3, 1, 4, 5)
-        shared = joined([self.attn_together(heads, None, None) for heads in calls.flatten(2)])
+        of_loops = query.view(-1, self.loops_per_call, tokens, self.num_kv_heads, self.group_size, self.head_dim)
+        calls = of_loops.permute(0, 2, 3, 1, 4, 5)  # (calls, tokens, kv_heads, loops, group_size, head_dim)
+        attention = self.attn_together if self.loops_per_call > 1 else self.attn
+        shared = joined([attention(heads, None, None) for heads in calls.flatten(2)])
         shared = shared.view(calls.shape).permute(0, 3, 1, 2, 4, 5).flatten(0, 1)
         query, residual = query[tokens:], residual[tokens:]
         own = [window(*rows) for window, *rows in zip(self.windows, query.split(tokens), keys, values, strict=True)]

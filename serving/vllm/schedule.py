@@ -69,12 +69,26 @@ class Part:
         return tensor[self.rows]
 
 
-def single_tokens(batch: CommonAttentionMetadata) -> int:
-    """How many requests at the front of the batch have one new token, no more. Looks at host memory only."""
-    if batch.max_query_len == 1:
-        return batch.num_reqs
-    is_longer = batch.query_start_loc_cpu.diff() != 1
-    return int(is_longer.int().argmax()) if is_longer.any() else batch.num_reqs
+def single_tokens(batch: CommonAttentionMetadata, vllm_config: VllmConfig) -> int:
+    """
+    How many requests at the front of the batch may run their loops together: they have one new token, no more, and the
+    state of the token before it is in the cache. Looks at host memory only.
+
+    Requests share the blocks of a beginning from when these are scheduled, not when they are computed. So of two with
+    the same beginning that come at once, the second may need what the first computes in this very step: if its token is
+    the first of a block, and the token before is among the new ones of another request.
+    """
+    cache = vllm_config.cache_config
+    counts = batch.query_start_loc_cpu.diff()
+    waits = counts > 1
+    if cache.enable_prefix_caching and batch.num_reqs > 1:
+        ends = batch.seq_lens_cpu_upper_bound
+        ends = (batch.seq_lens.cpu() if ends is None else ends).to(counts.dtype)
+        first_of_block = (counts == 1) & (ends > 1) & ((ends - 1) % cache.block_size == 0)
+        if first_of_block.any():
+            before = (ends - 2)[:, None]
+            waits |= first_of_block & ((ends - counts <= before) & (before < ends)).any(1)
+    return int(waits.int().argmax()) if waits.any() else batch.num_reqs
 
 
 def shorten(batch: CommonAttentionMetadata, length: int) -> tuple[CommonAttentionMetadata, torch.Tensor]:
@@ -117,7 +131,7 @@ def in_parts(backend: type[AttentionBackend], lengths: tuple[int, ...]) -> type[
         def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
             batch = common_attn_metadata
             metadata = super().build(common_prefix_len, batch, fast_build)
-            single, metadata.parts, metadata.tails = single_tokens(batch), (), ()
+            single, metadata.parts, metadata.tails = single_tokens(batch, self.vllm_config), (), ()
             *builders, first, second = self._builders(len(lengths) + 2)
             if 0 < single < batch.num_reqs:
                 slices = [

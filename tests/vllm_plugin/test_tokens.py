@@ -76,9 +76,12 @@ def test_prompts_in_chunks_beside_others_that_decode(judge, prompts, monkeypatch
     assert min(kinds[True, True], kinds[True, False]) > 3 and kinds[False, True]
 
 
-@pytest.mark.parametrize(("num_loops", "heads", "calls"), [(2, 10, 2), (4, 8, 2), (4, 4, 1)])
+@pytest.mark.parametrize(("num_loops", "heads", "calls"), [(2, 10, 2), (4, 8, 2), (3, 8, 3), (4, 4, 1), (2, 10, 1)])
 def test_calls_of_attention_for_all_loops(num_loops, heads, calls, prompts, tmp_path, monkeypatch):
-    """Two key/value heads: with more than eight query heads to each, vLLM's CPU kernel would be slow."""
+    """Two key/value heads: with more than eight query heads to each, the CPU's kernel is slow; others take all."""
+    if (heads, calls) == (10, 1):
+        choose = model.loops_per_call
+        monkeypatch.setattr(model, "loops_per_call", lambda *args: choose(*args[:2], "another"))
     # Four loops of larger weights turn float32's rounding into a thousandth of a logit, in the Transformers model too.
     path = save_model(tmp_path, num_loops, True, num_attention_heads=heads, initializer_range=0.1)
     seen, attend = Counter(), model.Attention.forward
@@ -105,6 +108,16 @@ def test_prompts_that_begin_like_an_earlier_one(judge, prompts):
             cached = [output.num_cached_tokens for output in outputs]
             assert sum(cached) > sum(map(len, prompts)) / 2
             judge.check(again, outputs)
+
+
+@pytest.mark.parametrize("length", [33, 65, 66])
+def test_prompts_that_begin_alike_and_come_at_once(judge, length):
+    """The second needs the cache's blocks in the step that computes them; of 33 and 65 tokens, one token is left."""
+    prompts = [list(range(seed, seed + length)) for seed in (3, 3, 3, 40, 40)]
+    prompts += [prompts[3] + [9] * 40, prompts[0]]
+    with engine(judge.path, enable_prefix_caching=True) as llm:
+        judge.check(prompts, generate(llm, prompts, every=0))
+        judge.check(prompts, generate(llm, prompts, every=0))
 
 
 def test_requests_that_are_preempted(judge, prompts):
