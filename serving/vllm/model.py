@@ -18,6 +18,7 @@ Rows are the new tokens of all requests, one after the other. The first pass thr
 rows that may run them together, and loop 0 of the rest; then the other loops of the rest follow, one after the other.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -95,9 +96,9 @@ def loops_per_call(num_loops: int, group_size: int, backend: str) -> int:
     How many loops' queries go to attention in one call, a divisor of their number; `group_size` query heads share a
     key/value head.
     """
-    # The CPU's kernel takes eight such heads at a time, and with more is slower than call after call. FlexAttention's
-    # layers cannot share a cache.
-    limit = {"CPU_ATTN": 8, "FLEX_ATTENTION": 0}.get(backend, num_loops * group_size)
+    # The CPU's kernel takes eight such heads at a time, and with more is slower than call after call. Backends not named
+    # refuse to share a cache (FlexAttention) or plan in buffers made for the model's own heads (FlashInfer).
+    limit = {"CPU_ATTN": 8, "FLASH_ATTN": math.inf, "TRITON_ATTN": math.inf}.get(backend, 0)
     return max(
         loops
         for loops in range(1, num_loops + 1)

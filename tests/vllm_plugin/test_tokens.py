@@ -81,7 +81,7 @@ def test_calls_of_attention_for_all_loops(num_loops, heads, calls, prompts, tmp_
     """Two key/value heads: with more than eight query heads to each, the CPU's kernel is slow; others take all."""
     if (heads, calls) == (10, 1):
         choose = model.loops_per_call
-        monkeypatch.setattr(model, "loops_per_call", lambda *args: choose(*args[:2], "another"))
+        monkeypatch.setattr(model, "loops_per_call", lambda *args: choose(*args[:2], "FLASH_ATTN"))
     # Four loops of larger weights turn float32's rounding into a thousandth of a logit, in the Transformers model too.
     path = save_model(tmp_path, num_loops, True, num_attention_heads=heads, initializer_range=0.1)
     seen, attend = Counter(), model.Attention.forward
