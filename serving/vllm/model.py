@@ -96,7 +96,7 @@ def loops_per_call(num_loops: int, group_size: int, backend: str) -> int:
     How many loops' queries go to attention in one call, a divisor of their number; `group_size` query heads share a
     key/value head.
     """
-    # The CPU's kernel takes eight such heads at a time, and with more is slower than call after call. Backends not named
+    # The CPU's kernel takes eight such heads at a time, and is slower with more than call after call. Others than these
     # refuse to share a cache (FlexAttention) or plan in buffers made for the model's own heads (FlashInfer).
     limit = {"CPU_ATTN": 8, "FLASH_ATTN": math.inf, "TRITON_ATTN": math.inf}.get(backend, 0)
     return max(
