@@ -15,11 +15,25 @@
 
 import math
 from dataclasses import field
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from transformers.configuration_utils import PreTrainedConfig
 
 
+if TYPE_CHECKING:  # Never runs, but the library copies and downloads with a file what it imports: here all model code.
+    from .heads_plt import IQuestPLTCoderForSequenceClassification  # noqa: F401
+
+
+# Where the library finds each class when a model folder is loaded as remote code.
+AUTO_MAP = {
+    "AutoConfig": "configuration_plt.IQuestPLTCoderConfig",
+    "AutoModel": "modeling_plt.IQuestPLTCoderModel",
+    "AutoModelForCausalLM": "modeling_plt.IQuestPLTCoderForCausalLM",
+    "AutoModelForQuestionAnswering": "heads_plt.IQuestPLTCoderForQuestionAnswering",
+    "AutoModelForSequenceClassification": "heads_plt.IQuestPLTCoderForSequenceClassification",
+    "AutoModelForTokenClassification": "heads_plt.IQuestPLTCoderForTokenClassification",
+}
 LOOP_ATTENTIONS = ("gated", "shared", "own")
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
@@ -124,6 +138,16 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
         kwargs.pop("layer_types", None)  # derived, see below
         super().__post_init__(**kwargs)
         self.validate()
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As the library's, with an `auto_map` by which every Auto class loads the folder as remote code."""
+        own = {  # a user's class, whose file the library has just put there; not one of where this was loaded from
+            name: path
+            for name, path in (getattr(self, "auto_map", None) or {}).items()
+            if isinstance(path, str) and Path(save_directory, f"{path.rpartition('.')[0]}.py").is_file()
+        }
+        self.auto_map = AUTO_MAP | own
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @property
     def layer_types(self) -> list[str]:

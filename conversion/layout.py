@@ -22,15 +22,17 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
+from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from ..configuration_plt import IQuestPLTCoderConfig
+from ..configuration_plt import AUTO_MAP, IQuestPLTCoderConfig
 from .checkpoint import dtype_name, inside, read_json
 
 
 ROOT = Path(__file__).resolve().parents[1]
-AUTO_MAP = json.loads((ROOT / "config.json").read_text())["auto_map"]
-CODE_FILES = ["configuration_plt.py", "cache_plt.py", "masks_plt.py", "attention_plt.py", "modeling_plt.py"]
+CONFIGURATION = ROOT / "configuration_plt.py"
+# All that remote code needs: this file and, as the library reads it, what that imports.
+CODE_FILES = sorted({Path(path).name for path in (CONFIGURATION, *get_relative_import_files(CONFIGURATION))})
 MANIFEST = "manifest.json"
 MAX_LAYERS, MAX_HEAD_DIM = 10_000, 65_536
 # Which fields of a source are read, beside those of the configuration class.

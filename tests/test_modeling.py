@@ -105,6 +105,7 @@ def test_save_and_load(tmp_path):
         "attention_plt.py",
         "cache_plt.py",
         "configuration_plt.py",
+        "heads_plt.py",
         "masks_plt.py",
         "modeling_plt.py",
     }

@@ -34,7 +34,14 @@ from iquest_plt import IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM
 
 
 ROOT = Path(__file__).resolve().parent.parent
-REMOTE_CODE = ("configuration_plt.py", "modeling_plt.py", "attention_plt.py", "masks_plt.py", "cache_plt.py")
+REMOTE_CODE = (
+    "configuration_plt.py",
+    "modeling_plt.py",
+    "attention_plt.py",
+    "masks_plt.py",
+    "cache_plt.py",
+    "heads_plt.py",
+)
 RELEASED = {  # config.json of Multilingual-Multimodal-NLP/LoopCoder-V2, without the names of its code
     "architectures": ["IQuestPLTCoderForCausalLM"],
     "attention_bias": False,
@@ -92,6 +99,9 @@ def test_root_config_is_the_released_one():
         "AutoConfig": "configuration_plt.IQuestPLTCoderConfig",
         "AutoModel": "modeling_plt.IQuestPLTCoderModel",
         "AutoModelForCausalLM": "modeling_plt.IQuestPLTCoderForCausalLM",
+        "AutoModelForQuestionAnswering": "heads_plt.IQuestPLTCoderForQuestionAnswering",
+        "AutoModelForSequenceClassification": "heads_plt.IQuestPLTCoderForSequenceClassification",
+        "AutoModelForTokenClassification": "heads_plt.IQuestPLTCoderForTokenClassification",
     }
 
 
