@@ -16,9 +16,11 @@ Classifiers on a Parallel Loop Transformer: of texts (reward models among them),
 
 Their heads are the library's own, on the last loop's states. `num_loops=` and the other arguments of
 [`IQuestPLTCoderModel.forward`] go through.
+
+The constructors are written out, since the library's ask `AutoModel` for the decoder, which does not know remote code.
 """
 
-from transformers import AutoModel
+from torch import nn
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -35,17 +37,36 @@ class IQuestPLTCoderForSequenceClassification(GenericForSequenceClassification, 
     what `AutoModelForSequenceClassification` loads.
     """
 
+    def __init__(self, config: IQuestPLTCoderConfig):
+        IQuestPLTCoderPreTrainedModel.__init__(self, config)
+        self.model = IQuestPLTCoderModel(config)
+        self.num_labels = config.num_labels
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
 
 class IQuestPLTCoderForTokenClassification(GenericForTokenClassification, IQuestPLTCoderPreTrainedModel):
     """Logits (batch, time, num_labels): what `AutoModelForTokenClassification` loads."""
+
+    def __init__(self, config: IQuestPLTCoderConfig):
+        IQuestPLTCoderPreTrainedModel.__init__(self, config)
+        self.model = IQuestPLTCoderModel(config)
+        self.num_labels = config.num_labels
+        dropout = getattr(config, "classifier_dropout", None)
+        self.dropout = nn.Dropout(0.1 if dropout is None else dropout)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
 
 
 class IQuestPLTCoderForQuestionAnswering(GenericForQuestionAnswering, IQuestPLTCoderPreTrainedModel):
     """Logits (batch, time) of where an answer starts and ends: what `AutoModelForQuestionAnswering` loads."""
 
+    def __init__(self, config: IQuestPLTCoderConfig):
+        IQuestPLTCoderPreTrainedModel.__init__(self, config)
+        self.model = IQuestPLTCoderModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
 
-# The library's heads ask AutoModel for the decoder, also where these files are remote code.
-AutoModel.register(IQuestPLTCoderConfig, IQuestPLTCoderModel, exist_ok=True)
 
 __all__ = [
     "IQuestPLTCoderForQuestionAnswering",

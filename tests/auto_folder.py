@@ -42,7 +42,7 @@ def load(folder: Path, **options) -> dict:
     if "config.json" in files:
         config = transformers.AutoConfig.from_pretrained(folder, **options)
         found["AutoConfig"] = type(config).__module__, config.plt_num_loops
-        for name in ("AutoModel", "AutoModelForCausalLM", *HEADS):
+        for name in (*HEADS, "AutoModelForCausalLM", "AutoModel"):  # a head that comes first finds its decoder
             auto_class = getattr(transformers, name)
             has_weights = any(file.endswith(".safetensors") for file in files)
             with torch.random.fork_rng(), torch.no_grad():
@@ -73,7 +73,7 @@ def load_as_remote_code(folders: dict[str, Path], scratch: Path) -> dict[str, di
 
 
 def save_again(folder: Path, out: Path, **options) -> None:
-    """What a user does who loads remote code and saves it: model and tokenizer, the decoder, the configuration."""
+    """What a user does who loads remote code and saves it: model and tokenizer, the decoder, the tokenizer."""
     files = {path.name for path in folder.iterdir()}
     if "model.safetensors" in files:
         transformers.AutoModelForCausalLM.from_pretrained(folder, **options).save_pretrained(out / "model")
@@ -82,16 +82,17 @@ def save_again(folder: Path, out: Path, **options) -> None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
         tokenizer.save_pretrained(out / "model")
         tokenizer.save_pretrained(out / "tokenizer")
-    if "config.json" in files:
-        transformers.AutoConfig.from_pretrained(folder, **options).save_pretrained(out / "configuration")
 
 
 def main(folders: dict[str, str], scratch: Path) -> None:
     found = {}
     for name, folder in folders.items():
         try:
-            save_again(Path(folder), scratch / name, trust_remote_code=True)  # first: nothing else has been loaded
+            if Path(folder, "config.json").exists():  # first, when no code of a model has been loaded
+                config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+                config.save_pretrained(scratch / name / "configuration")
             found[name] = load(folder, trust_remote_code=True)
+            save_again(Path(folder), scratch / name, trust_remote_code=True)
         except Exception as error:
             found[name] = f"{type(error).__name__}: {error}"
     assert "iquest_plt" not in sys.modules

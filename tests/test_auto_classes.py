@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 from auto_folder import HEADS, load, load_as_remote_code
-from tiny import llama_of, tiny_config, tiny_model
+from tiny import llama_of, tiny_config
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from tuning import write_model
 
@@ -31,7 +31,7 @@ from iquest_plt.conversion.layout import AUTO_MAP, CODE_FILES
 
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = ["AutoConfig", "AutoModel", "AutoModelForCausalLM", *HEADS]
+MODELS = ["AutoConfig", *HEADS, "AutoModelForCausalLM", "AutoModel"]
 SHIPPED = ["small", "family/r1", "family/r2", "family/r4"]
 # What each way to write a folder leaves: a model, a tokenizer, or both.
 WRITERS = {
