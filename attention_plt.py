@@ -156,7 +156,7 @@ class IQuestPLTCoderAttention(nn.Module):
         kind = self.config.plt_loop_attention
         weights = window_weights = gate_NTH = None
         output = query_global = query[:first] if kind == "own" else query
-        if len(query_global):
+        if query_global.shape[0]:
             output, weights = self._attend(query_global, key0_BKSC, value0_BKSC, global_mask, **kwargs)
         if loops.stop > 1 and kind != "shared":
             window = (key[first:], value[first:])

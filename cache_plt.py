@@ -295,7 +295,7 @@ class PLTStaticCacheLayer(LoopStates, StaticLayer):
 
     def set_num_loops(self, num_loops: int, window: int) -> None:
         is_first_pass = self.num_loops is None
-        if is_first_pass and self.is_initialized and num_loops > 1 and _is_exporting():
+        if is_first_pass and self.is_initialized and num_loops > 1 and is_exporting():
             raise ValueError(
                 "This exporter cannot keep a PLT cache: it has registered the shared keys and values, and would forget "
                 "windows and carries. Export with `use_cache=False`, with one loop, or with `transformers.exporters`."
@@ -379,7 +379,8 @@ if hasattr(cache_utils, "Fp8QuantizedLayer"):  # Transformers 5.22
     QUANTIZED_LAYERS["fp8"] = PLTFp8CacheLayer
 
 
-def _is_exporting() -> bool:
+def is_exporting() -> bool:
+    """Whether `torch.export` traces, which also the ONNX exporter does: no size may decide a branch."""
     return getattr(torch.compiler, "is_exporting", lambda: False)()  # since PyTorch 2.7
 
 

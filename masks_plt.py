@@ -26,7 +26,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from .cache_plt import last_tokens
+from .cache_plt import is_exporting, last_tokens
 
 
 MASKED = -1e3  # an additive mask is 0 where a key is seen, and far below this where not
@@ -147,12 +147,12 @@ def create_layout(
         tokens = layout.window_tokens = torch.cat([past, now], dim=1)
         # Padding after a token. The cache itself leaves it out, except while it records the past.
         may_have_gaps = new is not None or cache.layers[0].record_past
-        has_gaps = may_have_gaps and not _is_true((tokens[:, 1:] >= tokens[:, :-1]).all())
-        if has_gaps:
+        has_gaps = may_have_gaps and (is_exporting() or not _is_true((tokens[:, 1:] >= tokens[:, :-1]).all()))
+        if has_gaps and cache is not None:
             layout.window_keep = last_tokens(tokens, left)
 
     in_blocks = in_blocks and config._attn_implementation in ("eager", "sdpa")  # others have windows, or forms, of own
-    if in_blocks and not has_gaps and time > left + 1:
+    if in_blocks and not is_exporting() and not has_gaps and time > left + 1:
         segments = _segments(tokens, layout.previous, length, time, inputs_embeds.device)
         layout.window_block = max(left, SMALLEST_BLOCK)
         heads_per_key = config.num_attention_heads // config.num_key_value_heads
@@ -177,7 +177,7 @@ def create_layout(
         arguments["inputs_embeds"] = inputs_embeds.new_empty((looped_rows * batch, time, 0))
         arguments["attention_mask"] = tokens = None if tokens is None else tokens.repeat(looped_rows, 1)
         arguments["position_ids"] = None  # one token: no documents to tell apart
-    if length + time <= left + 1:  # the window holds no more than the last token sees
+    if not is_exporting() and length + time <= left + 1:  # the window holds no more than the last token sees
         layout.window_mask = create_causal_mask(**arguments)
     elif has_gaps:
         before = tokens.cumsum(-1) - tokens.long()  # how many tokens come before each column
@@ -235,7 +235,7 @@ def _layout_of_4d_mask(mask: torch.Tensor, left: int, looped_rows: int) -> Block
     time = seen.shape[-1]
     columns = torch.arange(1, time + 1, device=mask.device)
     previous = (seen.tril(-1) * columns).amax(dim=-1)
-    last = previous.new_full((len(previous), 1), time)
+    last = previous.new_full((previous.shape[0], 1), time)
     seen_after = seen.flip(-1).cumsum(-1).flip(-1) - seen.long()
     in_window = (seen_after <= left)[:, None]
     lowest = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
@@ -265,9 +265,11 @@ def _is_true(condition: torch.Tensor) -> bool:
 
 def _previous_tokens(is_token: torch.Tensor) -> torch.Tensor:
     """See `BlockLayout.previous`, for new columns of which those `is_token` (batch, time) hold tokens."""
-    columns = torch.arange(1, is_token.shape[1] + 1, device=is_token.device)
-    last = torch.where(is_token, columns, 0).cummax(dim=-1).values
-    return nn.functional.pad(last, (1, 0))
+    columns = torch.where(is_token, torch.arange(1, is_token.shape[1] + 1, device=is_token.device), 0)
+    count = is_token.cumsum(dim=-1)
+    # The column of a row's n-th token, and 0 for n = 0. (Exporters know no `cummax` of the columns.)
+    table = nn.functional.pad(torch.zeros_like(columns), (1, 0)).scatter(1, count * is_token, columns)
+    return nn.functional.pad(table.gather(1, count), (1, 0))
 
 
 def _previous_in_document(position_ids: torch.Tensor) -> torch.Tensor | None:
@@ -277,7 +279,7 @@ def _previous_in_document(position_ids: torch.Tensor) -> torch.Tensor | None:
         return None
     columns = torch.arange(1, position_ids.shape[1], device=position_ids.device)
     previous = torch.where(follows, columns, 0)
-    last = previous.new_full((len(previous), 1), position_ids.shape[1])
+    last = previous.new_full((previous.shape[0], 1), position_ids.shape[1])
     return torch.cat([torch.zeros_like(last), previous, last], dim=1)
 
 

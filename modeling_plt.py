@@ -451,7 +451,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         """
         cache, time = block["past_key_values"], embeds_BTD.shape[1]
         carries = self._carries(cache, num_loops, embeds_BTD[:, :1])
-        lengths = self._needed_lengths(time, num_loops, states_to_keep or time)
+        lengths = self._needed_lengths(time, num_loops, states_to_keep)
         fewer = [length for per_layer in lengths for length in per_layer[1:] if length < time]
         tail_mask = (
             create_tail_mask(self.config, embeds_BTD, block["global_mask"], cache, max(fewer)) if fewer else None
@@ -483,7 +483,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             cache.layers[0].update_carries(handed_on)
         return loop_states
 
-    def _needed_lengths(self, time: int, num_loops: int, states_to_keep: int) -> list[list[int]]:
+    def _needed_lengths(self, time: int, num_loops: int, states_to_keep: int | None) -> list[list[int]]:
         """
         How many of the last tokens each layer of each loop takes, and at last gives: (R, L + 1).
 
@@ -492,6 +492,8 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         of the loops are all that the end of the last one rests on. What the cache keeps lies within.
         """
         window, layers = self.config.loop_window, self.config.num_hidden_layers
+        if not states_to_keep:  # all
+            return [[time] * (layers + 1)] * num_loops
         lengths, needed = [], states_to_keep
         for _ in range(num_loops - 1):
             lengths.append([min(time, needed + window * (layers - layer)) for layer in range(layers + 1)])
@@ -502,8 +504,8 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         """`H^r` (B, T, D) of each loop in the block: normed if it is fed back so, and always after the last loop."""
         # CODEPATH: True in LoopCoder-V2 and by default.
         if self.config.plt_normalize_per_loop:
-            return list(self.norm(hidden_NTD).chunk(len(loops)))
-        states = list(hidden_NTD.chunk(len(loops)))
+            return list(self.norm(hidden_NTD).unflatten(0, (len(loops), -1)))
+        states = list(hidden_NTD.unflatten(0, (len(loops), -1)))
         if loops.stop == num_loops:
             states[-1] = self.norm(states[-1])
         return states
@@ -533,7 +535,7 @@ def _states_before(carry_B1D: torch.Tensor, states_BTD: torch.Tensor, previous_B
         return states_BTD
     missing = previous_BT.shape[1] - states_BTD.shape[1]
     index = (previous_BT[:, missing:] - missing).clamp(min=0)
-    index = index[..., None].expand(len(states_BTD), -1, states_BTD.shape[-1])
+    index = index[..., None].expand(states_BTD.shape[0], -1, states_BTD.shape[-1])
     return states_BTD.gather(1, index)
 
 
