@@ -17,6 +17,10 @@ import math
 from dataclasses import field
 from typing import ClassVar
 
+from .compat_plt import CACHE_NAMES
+
+# isort: split
+# After `compat_plt`, which says what is missing where this import would fail.
 from transformers.configuration_utils import PreTrainedConfig
 
 
@@ -68,7 +72,7 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
     """
 
     model_type = "iquestpltcoder"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [*CACHE_NAMES]
     default_theta = 500000.0
     base_model_tp_plan: ClassVar[dict[str, str]] = {
         "layers.*.self_attn.q_proj": "colwise",

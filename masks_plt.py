@@ -27,6 +27,7 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from .cache_plt import last_tokens
+from .compat_plt import CACHE_NAME
 
 
 MASKED = -1e3  # an additive mask is 0 where a key is seen, and far below this where not
@@ -170,7 +171,7 @@ def create_layout(
         "config": config,
         "inputs_embeds": inputs_embeds,
         "attention_mask": tokens,
-        "past_key_values": None if cache is None else _CacheView(length + time, length, cache.is_compileable),
+        CACHE_NAME: None if cache is None else _CacheView(length + time, length, cache.is_compileable),
         "position_ids": position_ids if attention_mask is None else None,
     }
     if looped_rows > 1:
