@@ -35,7 +35,7 @@ def _release(version: str) -> tuple[int, ...]:
 
 INSTALLED = _release(transformers.__version__)
 
-if INSTALLED < _release(OLDEST):
+if _release(OLDEST) > INSTALLED:
     raise ImportError(
         f"This model needs Transformers >= {OLDEST}, and {transformers.__version__} is installed: "
         f'run `pip install "transformers>={OLDEST}"`.'

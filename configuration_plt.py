@@ -20,6 +20,7 @@ from typing import ClassVar
 
 from .compat_plt import CACHE_NAMES
 
+
 # isort: split
 # After `compat_plt`, which says what is missing where this import would fail.
 from transformers.configuration_utils import PreTrainedConfig
@@ -76,6 +77,7 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
 
     model_type = "iquestpltcoder"
     keys_to_ignore_at_inference: ClassVar[list[str]] = [*CACHE_NAMES]
+    attribute_map: ClassVar[dict[str, str]] = {"num_loops": "plt_num_loops"}  # as the argument of a call is named
     default_theta = 500000.0
     base_model_tp_plan: ClassVar[dict[str, str]] = {
         "layers.*.self_attn.q_proj": "colwise",

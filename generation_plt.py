@@ -18,6 +18,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 
+import torch
 from transformers.generation import GenerationMixin
 
 from .cache_plt import PLTCache
@@ -25,8 +26,8 @@ from .compat_plt import CACHE_NAME, CACHE_NAMES, take_cache
 from .masks_plt import prepare_mask
 
 
-# The model whose `generate()` runs, and the number of loops asked for. Guidance and logits processors call the model
-# without `num_loops`; here they find it. A context variable: threads that share a model do not see each other's.
+# The model whose `generate()` runs, and the number of loops asked for. A context variable, so that threads that share a
+# model do not see each other's.
 _running: ContextVar[tuple[object, int] | None] = ContextVar("running", default=None)
 
 
@@ -55,12 +56,13 @@ class PLTGenerationMixin(GenerationMixin):
         finally:
             _running.reset(token)
 
-    def _num_loops(self, num_loops: int | None) -> int:
-        """The number of loops of a forward pass: as passed, else as `generate()` was asked for, else the model's."""
-        running = _running.get() if num_loops is None else None
-        if running is not None and running[0] is self:
-            num_loops = running[1]
-        return self.config.check_num_loops(num_loops)
+    def __call__(self, *args, **kwargs):
+        """Guidance and logits processors call the model without `num_loops`: they get the count `generate()` runs."""
+        if not torch.compiler.is_compiling() and kwargs.get("num_loops") is None:
+            running = _running.get()
+            if running is not None and running[0] is self:
+                kwargs["num_loops"] = running[1]
+        return super().__call__(*args, **kwargs)
 
     def create_masks_for_generate(
         self, config, inputs_embeds, attention_mask, cache=None, position_ids=None, past_key_values=None, **kwargs

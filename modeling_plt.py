@@ -322,8 +322,8 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             position_ids (`torch.LongTensor` of shape `(batch, time)`, *optional*): counted from a row's first real
                 token, as `generate()` does. Without a mask, any step other than +1 starts a new document: the loops'
                 shift, both branches of attention and the window start anew there, and no cache is made.
-            cache ([`~transformers.Cache`], *optional*): a [`PLTCache`] or `DynamicCache(config=config)`; also under its older
-                name `past_key_values`.
+            cache ([`~transformers.Cache`], *optional*): a [`PLTCache`] or `DynamicCache(config=config)`. The older name,
+                `past_key_values`, works too.
             num_loops (`int`, *optional*): loops to run, any `R >= 1`; by default `config.plt_num_loops`.
             loop_schedule (`str`): `"together"` runs all loops of a single new token in one pass over the weights,
                 `"sequence"` one after the other. The result is the same up to rounding. Several new tokens always go
@@ -551,7 +551,7 @@ def _states_before(carry_B1D: torch.Tensor, states_BTD: torch.Tensor, previous_B
     return states_BTD.gather(1, index)
 
 
-class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, PLTGenerationMixin):
+class IQuestPLTCoderForCausalLM(PLTGenerationMixin, IQuestPLTCoderPreTrainedModel):
     """The Parallel Loop Transformer with its language-model head: what `AutoModelForCausalLM` loads."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -600,7 +600,7 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, PLTGenerationMixi
             cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            num_loops=self._num_loops(num_loops),  # not the decoder's: see `with_num_loops`
+            num_loops=self.config.check_num_loops(num_loops),  # not the decoder's: see `with_num_loops`
             loop_schedule=loop_schedule,
             output_loop_states=output_loop_states,
             states_to_keep=logits_to_keep if isinstance(logits_to_keep, int) and labels is None else None,
