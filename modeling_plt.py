@@ -49,6 +49,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 from transformers.utils import can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
@@ -66,6 +67,7 @@ from .compat_plt import (
 from .configuration_plt import IQuestPLTCoderConfig
 from .generation_plt import PLTGenerationMixin
 from .inputs_plt import check_keywords
+from .loops_plt import Family, share_parts
 from .masks_plt import (
     check_mask,
     create_layout,
@@ -293,6 +295,15 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @property
+    def _output_capturing_hooks_installed(self) -> bool:
+        """The library's mark that the layers have their hooks. On the layers, since two models may share them."""
+        return vars(self.layers).get("_output_capturing_hooks_installed", False)
+
+    @_output_capturing_hooks_installed.setter
+    def _output_capturing_hooks_installed(self, installed: bool):
+        vars(self.layers)["_output_capturing_hooks_installed"] = installed
+
     @accepts_both_cache_names
     @merge_with_config_defaults
     @capture_outputs
@@ -340,7 +351,9 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         num_loops = self.config.check_num_loops(num_loops)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+        # The layers' flags: of two models that share them, `train()` and the like set the other's decoder.
+        layer = self.layers[0]
+        if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
             use_cache, cache = False, None  # the layers would not fill it
         if cache is not None:
             check_cache(cache, self.config, num_loops, len(inputs_embeds), attention_mask is not None)
@@ -561,6 +574,7 @@ class IQuestPLTCoderForCausalLM(PLTGenerationMixin, IQuestPLTCoderPreTrainedMode
         self.model = IQuestPLTCoderModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._family = Family()  # see `with_num_loops`
         self.add_model_tags(["plt", "looped-transformer"])  # for the card of a model that is pushed to the Hub
         self.post_init()
 
@@ -609,7 +623,7 @@ class IQuestPLTCoderForCausalLM(PLTGenerationMixin, IQuestPLTCoderPreTrainedMode
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
         return PLTCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -623,23 +637,42 @@ class IQuestPLTCoderForCausalLM(PLTGenerationMixin, IQuestPLTCoderPreTrainedMode
 
     def with_num_loops(self, num_loops: int) -> "IQuestPLTCoderForCausalLM":
         """
-        The same model with another number of loops by default. Weights and attention kernel are shared. One loop drafts
-        for several:
+        The same model with another number of loops by default, also where its decoder is called past the head, as
+        trainers do. All else is shared: weights, attention kernel, adapters, `train()`, resizing. One loop drafts for
+        several:
 
         ```python
         >>> model.generate(**inputs, assistant_model=model.with_num_loops(1))
         ```
         """
-        config = copy.deepcopy(self.config)
-        config.plt_num_loops = self.config.check_num_loops(num_loops)
-        with torch.device("meta"):
-            twin = type(self)(config)
-        twin.model, twin.lm_head = self.model, self.lm_head
+        config = self.config.copy_with_num_loops(num_loops)
+        twin = share_parts(self, config)
+        # An attribute is found before the submodule of that name, which is the original's decoder.
+        vars(twin)["model"] = share_parts(self.model, config)
         twin.generation_config = copy.deepcopy(self.generation_config)
-        twin.training = self.training
-        if hasattr(self, "hf_device_map"):
-            twin.hf_device_map = self.hf_device_map
+        vars(twin.generation_config).pop("num_loops", None)  # stored for the model, and would come before the twin's
+        twin._family = self._family
+        self._family.update((self, twin))
         return twin
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        for model in self._family:
+            model.config.vocab_size = model.vocab_size = self.config.vocab_size
+        return embeddings
+
+    def _replicate_for_data_parallel(self):
+        if "model" in vars(self):
+            raise ValueError(
+                "One process with several devices cannot copy a model made by `with_num_loops`: start one process for "
+                "each device, with `accelerate launch`, or load the model with `plt_num_loops`."
+            )
+        return super()._replicate_for_data_parallel()
+
+
+# By this list of class names Trainer tells whether the labels that it smooths still are to be shifted, and pipelines
+# whether a model can write text. The library's own lists of classes leave out names whose configuration they lack.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(IQuestPLTCoderConfig.model_type, IQuestPLTCoderForCausalLM.__name__)
 
 
 __all__ = ["IQuestPLTCoderForCausalLM", "IQuestPLTCoderModel", "IQuestPLTCoderPreTrainedModel"]

@@ -37,6 +37,7 @@ CODE_FILES = [
     "cache_plt.py",
     "masks_plt.py",
     "inputs_plt.py",
+    "loops_plt.py",
     "generation_plt.py",
     "compat_plt.py",
 ]

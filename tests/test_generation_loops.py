@@ -132,12 +132,11 @@ def test_a_failed_generation_leaves_the_model_as_it_was(model, monkeypatch):
 
 def test_a_stored_generation_config_has_the_number_of_loops(model, tmp_path):
     model.save_pretrained(tmp_path)
-    config = GenerationConfig.from_pretrained(tmp_path)
-    config.num_loops = 3
-    config.save_pretrained(tmp_path)
+    GenerationConfig(num_loops=3).save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(generate(loaded, "guidance"), generate(model, "guidance", num_loops=3))
     assert torch.equal(generate(loaded, "guidance", num_loops=1), generate(model, "guidance", num_loops=1))
+    assert torch.equal(generate(loaded.with_num_loops(1), "guidance"), generate(model, "guidance", num_loops=1))
 
 
 def test_num_loops_in_a_configuration_is_the_stored_field(model, tmp_path):
@@ -149,4 +148,4 @@ def test_num_loops_in_a_configuration_is_the_stored_field(model, tmp_path):
     assert loaded.config.plt_num_loops == 1 and "num_loops" not in loaded.config.to_dict()
     assert torch.equal(generate(loaded, "greedy"), generate(model, "greedy", num_loops=1))
     with pytest.raises(ValueError, match="plt_num_loops"):
-        AutoConfig.from_pretrained(tmp_path, num_loops=0)
+        AutoModelForCausalLM.from_pretrained(tmp_path, num_loops=0)
