@@ -208,6 +208,8 @@ class IQuestPLTCoderAttention(nn.Module):
             query_NHTC = query_NHTC.reshape(loops, batch, kv_heads, -1, time, head_dim).permute(1, 2, 0, 3, 4, 5)
             query_NHTC = query_NHTC.flatten(2, 4) if as_rows else query_NHTC.flatten(1, 3)
             module = _FoldedQueries(self, 1 if as_rows else query_NHTC.shape[1] // kv_heads)
+        if not _takes_views(kernel):
+            key_BKSC, value_BKSC = key_BKSC.contiguous(), value_BKSC.contiguous()
         if as_rows:
             kwargs["is_causal"] = False  # a caller's flag would take them for positions
         output, weights = attention(
@@ -245,6 +247,15 @@ class IQuestPLTCoderAttention(nn.Module):
         mask = mask[:, -blocks:].expand(rows, -1, -1, -1, -1).flatten(0, 1)
         output, _ = self._attend(query, key, value, mask, block_kernel=kernel, **kwargs)
         return output.reshape(rows, blocks * block, heads, head_dim)[:, front:]
+
+
+def _takes_views(kernel: str | None) -> bool:
+    """
+    Whether an attention function is one of the library's, which takes keys of any strides. A user's may call `.view` on
+    them, as it can with Llama's cache, whose tensors are contiguous. Ours are views of a larger one.
+    """
+    is_from_hub = "/" in (kernel or "")
+    return is_from_hub or kernel in (None, "eager", "sdpa") or kernel.startswith(("flash_attention", "flex_attention"))
 
 
 __all__ = ["IQuestPLTCoderAttention", "IQuestPLTCoderGate"]

@@ -77,6 +77,7 @@ from .masks_plt import (
     normalize_mask,
     packed_positions,
 )
+from .pickling_plt import PicklesRemoteCode
 
 
 logger = logging.get_logger(__name__)
@@ -150,7 +151,7 @@ class IQuestPLTCoderDecoderLayer(GradientCheckpointingLayer):
         return hidden_NTD, key0_BKSC, value0_BKSC, hidden_NTD if is_last_loop else None
 
 
-class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
+class IQuestPLTCoderPreTrainedModel(PicklesRemoteCode, PreTrainedModel):
     """Weight initialisation, the library's switches, and what a model of this shape costs to serve."""
 
     config_class = IQuestPLTCoderConfig
