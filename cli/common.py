@@ -25,8 +25,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from ..configuration_plt import MAX_LOOPS
 
-MAX_LOOPS = 1000
+
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")]

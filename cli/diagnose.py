@@ -24,9 +24,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ..configuration_plt import MAX_LOOPS
 from ..diagnostics import AttentionMaps, GainCost, LoopLens, attention_maps, encode_documents, loop_lens, measure
 from ..diagnostics.wording import documents_text
-from .common import MAX_LOOPS, Json, Revision, answer
+from .common import Json, Revision, answer
 from .outputs import check_folder, need, png, report_folder
 from .talk import Device, Model, OfDtype, load
 from .texts import Data, read_text, read_texts, sample

@@ -23,10 +23,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..configuration_plt import MAX_LOOPS
 from ..diagnostics import encode_documents, measure
 from ..diagnostics import sweep as sweeps
 from ..diagnostics.trace import MAX_LENGTH
-from .common import MAX_LOOPS, Json, Revision, answer
+from .common import Json, Revision, answer
 from .diagnose import MaxLength, MaxTokens, Seed, token_bar
 from .outputs import check_folder, need, png, report_folder
 from .talk import Device, OfDtype, load

@@ -24,7 +24,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from ..configuration_plt import IQuestPLTCoderConfig
+from ..configuration_plt import MAX_HEAD_DIM, MAX_LAYERS, IQuestPLTCoderConfig
 from .checkpoint import dtype_name, inside, read_json
 
 
@@ -32,7 +32,6 @@ ROOT = Path(__file__).resolve().parents[1]
 AUTO_MAP = json.loads((ROOT / "config.json").read_text())["auto_map"]
 CODE_FILES = ["configuration_plt.py", "cache_plt.py", "masks_plt.py", "attention_plt.py", "modeling_plt.py"]
 MANIFEST = "manifest.json"
-MAX_LAYERS, MAX_HEAD_DIM = 10_000, 65_536
 # Which fields of a source are read, beside those of the configuration class.
 OLD_FIELDS = {"dtype", "torch_dtype", "rope_theta", "rope_scaling", "original_max_position_embeddings"}
 UNUSED_FIELDS = {"architectures", "id2label", "label2id", "num_labels", "transformers_version", "layer_types"}
