@@ -39,6 +39,8 @@ END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 THINK, END_THINK = "<think>", "</think>"
 CALL, END_CALL = "<tool_call>", "</tool_call>"
 
+# Whitespace before a tag, looked for from its first character only: else a search through it takes quadratic time.
+_SPACES = r"(?:(?<!\s)\s+)?"
 # The same grammar for Transformers' own `tokenizer.parse_response`, to be stored in tokenizer_config.json. It gives the
 # same message for a well-formed reply, without `content` where that is empty. Else it is less patient: it raises
 # ValueError for a call whose JSON does not parse, a call ends at the first closing tag, also within a JSON string, and
@@ -50,14 +52,14 @@ RESPONSE_TEMPLATE = {
     "fields": {
         "reasoning_content": {"open_pattern": r"\A\s*<think>", "close": END_THINK, "content": "text"},
         "tool_calls": {
-            "open_pattern": r"\s*<tool_call>",
+            "open_pattern": rf"{_SPACES}<tool_call>",
             "close_pattern": r"</tool_call>\s*",
             "repeats": True,
             "content": "json",
             "transform": {"type": "function", "function": "{content}"},
         },
         "content": {
-            "close_pattern": r"\s*(?:<\|im_end\|>|<\|endoftext\|>)\s*",
+            "close_pattern": rf"{_SPACES}(?:<\|im_end\|>|<\|endoftext\|>)\s*",
             "repeats": True,
             "join": "\n",
             "content": "text",
