@@ -13,11 +13,14 @@
 # limitations under the License.
 """Text as it is generated."""
 
+import sys
 from collections.abc import Callable
 
 import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
+
+from .common import visible
 
 
 CONTEXT = 16  # tokens kept before what comes: more than any character or token needs to be decoded as in the whole text
@@ -79,5 +82,5 @@ class TextPrinter(BaseStreamer):
 
 
 def print_text(text: str) -> None:
-    """To standard output, at once."""
-    print(text, end="", flush=True)
+    """To standard output, at once. A terminal gets no control characters of the model's."""
+    print(visible(text, line_ends=True) if sys.stdout.isatty() else text, end="", flush=True)

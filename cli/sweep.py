@@ -27,7 +27,7 @@ from ..configuration_plt import MAX_LOOPS
 from ..diagnostics import encode_documents, measure
 from ..diagnostics import sweep as sweeps
 from ..diagnostics.trace import MAX_LENGTH
-from .common import Json, Revision, answer
+from .common import Json, Revision, answer, visible
 from .diagnose import MaxLength, MaxTokens, Seed, token_bar
 from .outputs import check_folder, need, png, report_folder
 from .talk import Device, OfDtype, load
@@ -92,7 +92,7 @@ def sweep(
     titles, *lines = sweeps.table(found)
     table = Table(*titles, box=None)
     for line in lines:
-        table.add_row(line[0], *(cell.replace(" (", "\n(") for cell in line[1:]))
+        table.add_row(visible(line[0]), *(visible(cell).replace(" (", "\n(") for cell in line[1:]))
     if as_json:
         answer(found.to_dict(), True, "")
     else:
