@@ -261,6 +261,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     index and headers disagree.
     """
     folder = Path(folder)
+    if not is_unicode(str(folder.resolve())):
+        raise ValueError(f"The name of the folder {str(folder)!a} is no UTF-8, as safetensors needs it: rename it.")
     index = folder / INDEX
     weight_map = None
     if index.exists() and (folder / SINGLE).exists():

@@ -288,9 +288,8 @@ def _unchanged(group: dict[str, Tensor], checkpoint: Checkpoint) -> Path | None:
 
 
 def _name(source: str, commit: str | None) -> str:
-    """The id on the Hub, or a folder's name without the path to it. Bytes that are no UTF-8 are escaped."""
-    name = source if commit else Path(source).resolve().name
-    return name.encode(errors="backslashreplace").decode()
+    """The id on the Hub, or a folder's name without the path to it."""
+    return source if commit else Path(source).resolve().name
 
 
 def _write_rest(out: Folder, plan: Plan, folder: Path, from_plt: bool, source: str, commit: str | None) -> None:

@@ -221,8 +221,9 @@ def _check_tokenizer(folder: Path, config: PreTrainedConfig, notes: list[str]) -
     if largest >= config.vocab_size:
         problems.append(f"The tokenizer's ids go to {largest}, the embedding has {config.vocab_size} rows.")
     if (folder / "generation_config.json").exists():
+        fields = read_json(inside(folder, "generation_config.json"))
         with layout.refusals("generation_config.json"):
-            generation = GenerationConfig(**read_json(inside(folder, "generation_config.json")))
+            generation = GenerationConfig(**fields)
         stops = set(map(str, as_list(generation.eos_token_id)))
     else:
         notes.append("There is no generation_config.json.")
