@@ -75,14 +75,13 @@ def seconds(call) -> float:
 
 # -- model cards -------------------------------------------------------------------------------------------------------
 
-LAUGHS = "\n".join(
-    ["a0: &a0 [lol]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)), "tags: *a11"]
-)
+LAUGHS = "\n".join(["a0: &a0 {b: c}", *(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in range(1, 9))])
 RESULTS = "\n".join(
     [
-        "x: &x {type: t, dataset: {name: d, type: d}, metrics: [{type: m, value: 1}], task: {type: t}}",
-        f"y: &y [{', '.join(['*x'] * 4000)}]",
-        f"model-index: [{', '.join(['{name: n, results: *y}'] * 400)}]",
+        f"x: &x {{task: {{type: t}}, dataset: {{name: d, type: d}}, metrics: [&m {{type: m, value: 1}}{', *m' * 1000}]}}",
+        f"y: &y [*x{', *x' * 1000}]",
+        "model-index:",
+        *["- {name: n, results: *y}"] * 100,
     ]
 )
 CARDS = {
@@ -92,20 +91,17 @@ CARDS = {
     "spaces": " " * 900_000 + "---\nlicense: mit\n",
     "nesting": "---\nlicense: mit\na: " + "[" * 900_000 + "\n---\n",
     "nested keys": "---\nlicense: mit\n" + "? " * 400_000 + "\n---\n",
-    "anchors": "---\nlicense: mit\n" + "".join(f"a{i}: &a{i} x\n" for i in range(60_000)) + "---\n",
+    "anchors": "---\nlicense: mit\n" + "".join(f"a{i}: &a{i} x\n" for i in range(50_000)) + "---\n",
     "a long licence": "---\nlicense: " + "x" * 900_000 + "\n---\n",
 }
+NO_LICENSE = {"newlines", "spaces", "nesting", "nested keys", "a long licence"}
 
 
 @pytest.mark.parametrize("card", CARDS)
 def test_a_card_takes_no_time(card, tmp_path):
     (tmp_path / "README.md").write_text(CARDS[card])
-    assert bounded(lambda: license_of(tmp_path), 15) in ({"license": "mit"}, {})
-
-
-def test_aliases_do_not_hide_the_licence(tmp_path):
-    (tmp_path / "README.md").write_text(CARDS["aliases"])
-    assert license_of(tmp_path) == {"license": "mit"}
+    found = bounded(lambda: license_of(tmp_path), 15)
+    assert found == ({} if card in NO_LICENSE else {"license": "mit"})
 
 
 @pytest.mark.parametrize(
