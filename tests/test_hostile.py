@@ -78,7 +78,8 @@ def seconds(call) -> float:
 LAUGHS = "\n".join(["a0: &a0 {b: c}", *(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in range(1, 9))])
 RESULTS = "\n".join(
     [
-        f"x: &x {{task: {{type: t}}, dataset: {{name: d, type: d}}, metrics: [&m {{type: m, value: 1}}{', *m' * 1000}]}}",
+        f"m: &m [&v {{type: m, value: 1}}{', *v' * 1000}]",
+        "x: &x {task: {type: t}, dataset: {name: d, type: d}, metrics: *m}",
         f"y: &y [*x{', *x' * 1000}]",
         "model-index:",
         *["- {name: n, results: *y}"] * 100,
