@@ -68,7 +68,15 @@ from .configuration_plt import IQuestPLTCoderConfig
 from .generation_plt import PLTGenerationMixin
 from .inputs_plt import check_keywords
 from .loops_plt import Family, share_parts
-from .masks_plt import check_mask, create_layout, create_tail_mask, is_packed, packed_positions
+from .masks_plt import (
+    check_mask,
+    create_layout,
+    create_tail_mask,
+    has_gaps,
+    is_packed,
+    normalize_mask,
+    packed_positions,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -322,8 +330,8 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             position_ids (`torch.LongTensor` of shape `(batch, time)`, *optional*): counted from a row's first real
                 token, as `generate()` does. Without a mask, any step other than +1 starts a new document: the loops'
                 shift, both branches of attention and the window start anew there, and no cache is made.
-            cache ([`~transformers.Cache`], *optional*): a [`PLTCache`] or `DynamicCache(config=config)`. The older name,
-                `past_key_values`, works too.
+            cache ([`~transformers.Cache`], *optional*): a [`PLTCache`] or `DynamicCache(config=config)`. The older
+                name `past_key_values` works too.
             num_loops (`int`, *optional*): loops to run, any `R >= 1`; by default `config.plt_num_loops`.
             loop_schedule (`str`): `"together"` runs all loops of a single new token in one pass over the weights,
                 `"sequence"` one after the other. The result is the same up to rounding. Several new tokens always go
@@ -356,13 +364,15 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         is_prepared = isinstance(attention_mask, dict) and "global_mask" in attention_mask
         if is_prepared and position_ids is None:
             raise ValueError("A prepared mask does not say where the tokens stand: pass `position_ids` with it.")
-        if num_loops > 1 and not is_prepared:
-            check_mask(attention_mask, past_length, time, cache is not None)
+        if not is_prepared:
+            attention_mask = normalize_mask(attention_mask, self.config._attn_implementation, inputs_embeds.dtype)
+            if num_loops > 1:
+                check_mask(attention_mask, past_length, time, cache is not None)
             if is_packed(position_ids, attention_mask, time, cache is not None):
                 if cache is not None:
                     raise ValueError("Packed documents have no common cache: leave out `cache`.")
                 use_cache = False  # with a cache the library's masks do not keep documents apart
-            if attention_mask is not None and attention_mask.ndim == 4:
+            if num_loops > 1 and attention_mask is not None and attention_mask.ndim == 4:
                 use_cache = False
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
@@ -390,8 +400,10 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         )
         if position_ids is None:
             position_ids = (torch.arange(time, device=inputs_embeds.device) + past_length).unsqueeze(0)
-            # Counted in tokens: the gate on the query knows absolute positions.
-            if num_loops > 1 and attention_mask is not None and attention_mask.ndim == 2:
+            # Counted in tokens: the gate on the query knows absolute positions. One loop counts columns, as Llama does,
+            # unless padding stands between tokens.
+            is_2d = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+            if is_2d and (num_loops > 1 or has_gaps(attention_mask)):
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -time:]
         block = {
             "position_embeddings": self.rotary_emb(inputs_embeds, position_ids),
@@ -593,6 +605,8 @@ class IQuestPLTCoderForCausalLM(PLTGenerationMixin, IQuestPLTCoderPreTrainedMode
         >>> model.generate(**inputs, loop_schedule="sequence")
         ```
         """
+        if isinstance(logits_to_keep, int) and logits_to_keep < 0:
+            raise ValueError(f"`logits_to_keep` must be 0 (all) or the number of last positions, got {logits_to_keep}.")
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -636,6 +650,7 @@ class IQuestPLTCoderForCausalLM(PLTGenerationMixin, IQuestPLTCoderPreTrainedMode
         # An attribute is found before the submodule of that name, which is the original's decoder.
         vars(twin)["model"] = share_parts(self.model, config)
         twin.generation_config = copy.deepcopy(self.generation_config)
+        vars(twin.generation_config).pop("num_loops", None)  # stored for the model, and would come before the twin's
         twin._family = self._family
         self._family.update((self, twin))
         return twin

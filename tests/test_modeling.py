@@ -27,6 +27,9 @@ from iquest_plt import IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM, PLTCache
 from iquest_plt.conversion.layout import CODE_FILES
 
 
+pytestmark = pytest.mark.core
+
+
 LAYER_TENSORS = [
     "input_layernorm.weight",
     "mlp.down_proj.weight",
