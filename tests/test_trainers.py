@@ -29,7 +29,7 @@ pytest.importorskip("peft", reason="adapters need it: pip install 'iquest-plt[tr
 pytest.importorskip("trl", reason="preference training needs it: pip install 'iquest-plt[training]'")
 
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from trl import (
     DPOConfig,
     DPOTrainer,
@@ -189,6 +189,16 @@ def test_the_reference_has_the_policys_loops(way, peft_config, model_folder):
         model = policy(model_folder, way)
         log = first_log(*classes, model, model_folder, [{"prompt": "def f"}] * 2, peft_config, **online)
         assert log["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_an_adapters_base_is_loaded_with_other_loops(model_folder, tmp_path):
+    """An adapter's file has the path alone."""
+    model = get_peft_model(policy(model_folder, "loaded so"), LORA)
+    model.save_pretrained(tmp_path)
+    for options, num_loops in (({}, 2), ({"plt_num_loops": 3}, 3)):
+        loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path, **options)
+        assert loaded.config.plt_num_loops == num_loops
+    assert torch.equal(loaded(IDS).logits, model.eval()(IDS).logits)
 
 
 REMOTE = """

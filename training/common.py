@@ -106,7 +106,7 @@ def load_model(args, **kwargs):
     config = read_plt_config(args.model)
     if not 2 <= args.length <= config.max_position_embeddings:
         raise ValueError(f"--length {args.length}: this model takes 2 to {config.max_position_embeddings} tokens.")
-    # In the configuration, not by `with_num_loops`: some trainers call the decoder past the head.
+    # In the configuration, which is stored with the trained weights.
     kwargs["plt_num_loops"] = config.check_num_loops(args.num_loops)
     model = AutoModelForCausalLM.from_pretrained(args.model, **{"dtype": torch.float32, **kwargs})
     return model, AutoTokenizer.from_pretrained(args.model)
