@@ -551,6 +551,20 @@ def test_a_stopped_run_goes_on(command, scripted, sandbox, tmp_path):
     assert not asked
 
 
+def test_damaged_files_of_a_run_are_named(command, scripted, tmp_path):
+    scripted(lambda problem: "    return 7\n")
+    command()
+    for name, content, message in (
+        ("completions.jsonl", '{"task_id": \n', "completions.jsonl is damaged in line 1"),
+        ("completions.jsonl", "[]\n", "completions.jsonl is damaged in line 1"),
+        ("settings.json", "", "settings.json cannot be read"),
+    ):
+        (tmp_path / "out" / name).write_text(content)
+        with pytest.raises(SystemExit, match=message) as refusal:
+            command()
+        assert "\n" not in str(refusal.value)
+
+
 def test_a_stopped_run_draws_what_one_run_draws(command, tmp_path):
     options = ("--temperature", "1", "--samples", "2", "--batch-size", "2", "--max-new-tokens", "6", "--num-loops", "1")
     command(*options)
