@@ -1,8 +1,10 @@
 # Needs only make and Python >= 3.11: every target builds what it lacks. `make help` lists the targets.
 
 PYTHON ?= python3
-VENV ?= .venv
-CONSTRAINTS ?= constraints.txt
+# Of Transformers: `make test VERSION=5.19.0` runs in an environment of its own. By default what constraints.txt pins.
+VERSION ?=
+VENV ?= .venv$(VERSION:%=-%)
+CONSTRAINTS ?= $(if $(VERSION),$(VENV)/constraints.txt,constraints.txt)
 ARGS ?=
 BENCH ?= decode
 
@@ -10,13 +12,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
-OLDEST := .venv-oldest
+OLDER := 5.16.1 5.19.0 5.23.0  # the oldest version that is supported, and two between it and the newest
 VLLM := .venv-vllm
 VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check
 MODEL_FILES := configuration_plt.py modeling_plt.py
 
 .DEFAULT_GOAL := help
-.PHONY: run test test-slow test-oldest test-vllm lint format bench train clean help
+.PHONY: run test test-slow test-core test-versions test-newest test-vllm lint format bench train clean help
 
 run: $(RUNTIME)  ## complete a piece of Python with the small model; ARGS='--prompt "def f(" --num-loops 1'
 	$(BIN)/python examples/complete.py $(ARGS)
@@ -27,8 +29,14 @@ test: $(DEV)  ## run the tests that are not slow
 test-slow: $(DEV)  ## run the slow tests
 	$(BIN)/pytest tests -m slow $(ARGS)
 
-test-oldest: $(OLDEST)/constraints.txt  ## run the tests with the oldest Transformers that is supported
-	$(MAKE) test VENV=$(OLDEST) CONSTRAINTS=$<
+test-core: $(DEV)  ## run the tests that have to hold on every version of Transformers
+	$(BIN)/pytest tests -m "core and not slow" $(ARGS)
+
+test-versions:  ## run these tests on the older versions, each in an environment of its own
+	set -e; for version in $(OLDER); do $(MAKE) test-core VERSION=$$version; done
+
+test-newest:  ## run the tests on the newest version of everything that setup.cfg admits, before a release
+	$(MAKE) test VERSION=newest
 
 test-vllm: $(VLLM)/.installed  ## run the tests of the vLLM plugin, in an environment of its own
 	$(VLLM)/bin/python -m pytest tests/vllm_plugin -m "not slow" $(ARGS)
@@ -53,7 +61,7 @@ clean:  ## remove build leftovers and caches (.venv stays)
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # torch comes first, pinned: left to a later requirement, its newest build could bring gigabytes that nothing here uses.
 $(RUNTIME): $(CONSTRAINTS) setup.cfg pyproject.toml
@@ -82,6 +90,12 @@ $(VLLM)/.installed: constraints-vllm.txt setup.cfg pyproject.toml
 	$(VLLM_PIP) install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(OLDEST)/constraints.txt: constraints-oldest.txt constraints.txt
+# An environment for another version of Transformers, and of huggingface-hub as that needs it. Nothing is pinned for
+# `newest` but torch, whose default build is gigabytes larger.
+.venv-newest/constraints.txt: constraints.txt
 	@mkdir -p $(@D)
-	awk -F== 'NR == FNR { pinned[$$1] } NR == FNR || !($$1 in pinned)' $^ > $@
+	grep '^torch==' $< > $@
+
+.venv-5.%/constraints.txt: constraints.txt
+	@mkdir -p $(@D)
+	sed -e 's/^transformers==.*/transformers==5.$*/' -e '/^huggingface-hub==/d' $< > $@

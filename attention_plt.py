@@ -118,7 +118,7 @@ class IQuestPLTCoderAttention(nn.Module):
         window_kernel: str | None,
         window_tokens: torch.Tensor | None,
         window_keep: torch.Tensor | None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         is_last_loop: bool = False,
         queries: int | None = None,
         **kwargs,
@@ -148,8 +148,8 @@ class IQuestPLTCoderAttention(nn.Module):
 
         if loops.start == 0:  # written before the block's other rows read it
             key0_BKSC, value0_BKSC = key[:batch], value[:batch]
-            if past_key_values is not None:
-                key0_BKSC, value0_BKSC = past_key_values.update(key0_BKSC, value0_BKSC, self.layer_idx)
+            if cache is not None:
+                key0_BKSC, value0_BKSC = cache.update(key0_BKSC, value0_BKSC, self.layer_idx)
 
         first = batch if loops.start == 0 else 0  # loop 0's rows, if here, have only the global branch
         # CODEPATH: "gated" in LoopCoder-V2 and by default, the others are controls for research.
@@ -160,9 +160,9 @@ class IQuestPLTCoderAttention(nn.Module):
             output, weights = self._attend(query_global, key0_BKSC, value0_BKSC, global_mask, **kwargs)
         if loops.stop > 1 and kind != "shared":
             window = (key[first:], value[first:])
-            if past_key_values is not None:
+            if cache is not None:
                 further = range(max(loops.start, 1), loops.stop)
-                layer = past_key_values.layers[self.layer_idx]
+                layer = cache.layers[self.layer_idx]
                 window = layer.update_window(further, *window, window_tokens, window_keep)
                 if given < time:  # the keys before these do not join on to those in the cache
                     window = tuple(states[..., -given:, :] for states in window)

@@ -24,8 +24,9 @@ Only the first line grows with the text, and it does not know how many loops the
 """
 
 import torch
-from transformers import cache_utils
 from transformers.cache_utils import Cache, DynamicLayer, HQQQuantizedLayer, QuantoQuantizedLayer, StaticLayer
+
+from .compat_plt import Fp8QuantizedLayer
 
 
 LAYER_TYPE = "parallel_loop_attention"
@@ -292,6 +293,13 @@ class PLTStaticCacheLayer(LoopStates, StaticLayer):
     """
 
     _layer_type = LAYER_TYPE
+    is_croppable = False  # the library's is, since 5.24; windows and carries of fixed size have nothing to go back to
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise ValueError(
+            "A static PLT cache cannot be cropped: windows and carries of the tokens to go back to are gone. Use the "
+            "default cache, which `activate_past_recording()` prepares for it."
+        )
 
     def set_num_loops(self, num_loops: int, window: int) -> None:
         is_first_pass = self.num_loops is None
@@ -354,6 +362,7 @@ class _QuantizedLoopStates(LoopStates):
             "are packed together. Use the default cache, or start a new one."
         )
 
+    is_croppable = False
     crop = activate_past_recording = batch_repeat_interleave = batch_select_indices = _refuse
 
     @property
@@ -371,9 +380,9 @@ class PLTHQQCacheLayer(_QuantizedLoopStates, HQQQuantizedLayer):
 
 QUANTIZED_LAYERS = {"quanto": PLTQuantoCacheLayer, "hqq": PLTHQQCacheLayer}
 
-if hasattr(cache_utils, "Fp8QuantizedLayer"):  # Transformers 5.22
+if Fp8QuantizedLayer is not None:
 
-    class PLTFp8CacheLayer(_QuantizedLoopStates, cache_utils.Fp8QuantizedLayer):
+    class PLTFp8CacheLayer(_QuantizedLoopStates, Fp8QuantizedLayer):
         """8-bit floats, without a further dependency."""
 
     QUANTIZED_LAYERS["fp8"] = PLTFp8CacheLayer
@@ -424,7 +433,7 @@ class PLTCache(Cache):
 
     ```python
     >>> cache = PLTCache(model.config, num_loops=3)
-    >>> output = model.generate(**inputs, past_key_values=cache, num_loops=3)
+    >>> output = model.generate(**inputs, cache=cache, num_loops=3)
     >>> cache.nbytes
     ```
     """

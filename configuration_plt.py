@@ -13,11 +13,19 @@
 # limitations under the License.
 """Configuration of the Parallel Loop Transformer (PLT) as released with LoopCoder-V2."""
 
+import copy
 import math
 from dataclasses import field
 from typing import ClassVar
 
+from .compat_plt import CACHE_NAMES
+
+
+# isort: split
+# After `compat_plt`, which says what is missing where this import would fail.
 from transformers.configuration_utils import PreTrainedConfig
+
+from .loops_plt import ModelPath
 
 
 LOOP_ATTENTIONS = ("gated", "shared", "own")
@@ -68,7 +76,8 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
     """
 
     model_type = "iquestpltcoder"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [*CACHE_NAMES]
+    attribute_map: ClassVar[dict[str, str]] = {"num_loops": "plt_num_loops"}  # as the argument of a call is named
     default_theta = 500000.0
     base_model_tp_plan: ClassVar[dict[str, str]] = {
         "layers.*.self_attn.q_proj": "colwise",
@@ -122,8 +131,42 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
                 )
             self.head_dim = self.hidden_size // self.num_attention_heads
         kwargs.pop("layer_types", None)  # derived, see below
+        num_loops = getattr(kwargs.get("name_or_path"), "plt_num_loops", None)  # from a `ModelPath`
+        if num_loops is not None:
+            self.plt_num_loops = num_loops
         super().__post_init__(**kwargs)
         self.validate()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As the library's; from the path of another model's configuration, with the number of loops of that model."""
+        if isinstance(pretrained_model_name_or_path, str):
+            kwargs.setdefault("name_or_path", pretrained_model_name_or_path)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @property
+    def _name_or_path(self) -> str:
+        path = vars(self).get("_name_or_path", "")
+        return ModelPath(path, self.plt_num_loops) if path else path
+
+    @_name_or_path.setter
+    def _name_or_path(self, path: str):
+        vars(self)["_name_or_path"] = str(path)
+
+    @property
+    def _attn_implementation_internal(self) -> str | None:
+        return vars(self).get("_attn_implementation_internal", [None])[0]
+
+    @_attn_implementation_internal.setter
+    def _attn_implementation_internal(self, name: str | None):
+        vars(self).setdefault("_attn_implementation_internal", [None])[0] = name
+
+    def copy_with_num_loops(self, num_loops: int) -> "IQuestPLTCoderConfig":
+        """A copy for a model on the same layers. They have one attention kernel, so the two configurations share it."""
+        config = copy.deepcopy(self)
+        config.plt_num_loops = self.check_num_loops(num_loops)
+        vars(config)["_attn_implementation_internal"] = vars(self)["_attn_implementation_internal"]
+        return config
 
     @property
     def layer_types(self) -> list[str]:

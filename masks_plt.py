@@ -27,6 +27,7 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from .cache_plt import last_tokens
+from .compat_plt import CACHE_NAME
 
 
 MASKED = -1e3  # an additive mask is 0 where a key is seen, and far below this where not
@@ -170,7 +171,7 @@ def create_layout(
         "config": config,
         "inputs_embeds": inputs_embeds,
         "attention_mask": tokens,
-        "past_key_values": None if cache is None else _CacheView(length + time, length, cache.is_compileable),
+        CACHE_NAME: None if cache is None else _CacheView(length + time, length, cache.is_compileable),
         "position_ids": position_ids if attention_mask is None else None,
     }
     if looped_rows > 1:
@@ -279,6 +280,34 @@ def _previous_in_document(position_ids: torch.Tensor) -> torch.Tensor | None:
     previous = torch.where(follows, columns, 0)
     last = previous.new_full((len(previous), 1), position_ids.shape[1])
     return torch.cat([torch.zeros_like(last), previous, last], dim=1)
+
+
+def normalize_mask(attention_mask, attention_kernel: str, dtype: torch.dtype):
+    """
+    A mask in the one form that the rest reads: 2D of 0 and 1, where the library takes any number but 0 for a token; 4D
+    as the attention kernel wants it, which adds a mask to its scores unless it is SDPA.
+
+    Raises:
+        ValueError: for a 4D mask with an attention kernel that takes none.
+    """
+    if not isinstance(attention_mask, torch.Tensor):
+        return attention_mask
+    if attention_mask.ndim == 2:
+        return attention_mask if attention_mask.dtype == torch.bool else attention_mask != 0
+    if attention_mask.ndim == 4 and "flash" in attention_kernel:
+        raise ValueError(
+            f"The attention kernel {attention_kernel!r} takes no 4D mask: pass a 2D one, or load the model with "
+            '`attn_implementation="sdpa"`.'
+        )
+    if attention_mask.ndim == 4 and attention_mask.dtype == torch.bool and attention_kernel != "sdpa":
+        return torch.where(attention_mask, 0.0, torch.finfo(dtype).min).to(dtype)
+    return attention_mask
+
+
+def has_gaps(attention_mask: torch.Tensor) -> bool:
+    """Whether padding stands between the tokens of a row of a 2D mask. While compiling, it may."""
+    starts = attention_mask[:, 1:] & ~attention_mask[:, :-1]
+    return not _is_true((attention_mask[:, 0].long() + starts.sum(-1) <= 1).all())
 
 
 def check_mask(attention_mask, past_length: int, time: int, has_cache: bool) -> None:

@@ -38,8 +38,6 @@ normed.
 """
 
 import copy
-import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,34 +46,44 @@ from huggingface_hub import ModelCard
 from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 from transformers.utils import can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_plt import IQuestPLTCoderAttention, IQuestPLTCoderGate
-from .cache_plt import PLTCache, check_cache, prepare_cache
+from .cache_plt import check_cache, prepare_cache
+from .compat_plt import (
+    CACHE_NAME,
+    CACHE_NAMES,
+    BothCacheNames,
+    accepts_both_cache_names,
+    slice_logits_to_keep,
+)
 from .configuration_plt import IQuestPLTCoderConfig
-from .masks_plt import check_mask, create_layout, create_tail_mask, is_packed, packed_positions, prepare_mask
-
-
-try:
-    from transformers.modeling_utils import slice_logits_to_keep
-except ImportError:  # older than 5.20
-
-    def slice_logits_to_keep(hidden_states, logits_to_keep):
-        return hidden_states[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
+from .generation_plt import PLTGenerationMixin
+from .inputs_plt import check_keywords
+from .loops_plt import Family, share_parts
+from .masks_plt import (
+    check_mask,
+    create_layout,
+    create_tail_mask,
+    has_gaps,
+    is_packed,
+    normalize_mask,
+    packed_positions,
+)
 
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass
-class PLTModelOutputWithPast(BaseModelOutputWithPast):
+class PLTModelOutputWithPast(BothCacheNames, BaseModelOutputWithPast):
     """
     `last_hidden_state` (batch, time, hidden_size) is `H^{R-1}`. The rest if asked for:
 
@@ -94,7 +102,7 @@ class PLTModelOutputWithPast(BaseModelOutputWithPast):
 
 
 @dataclass
-class PLTCausalLMOutputWithPast(CausalLMOutputWithPast):
+class PLTCausalLMOutputWithPast(BothCacheNames, CausalLMOutputWithPast):
     """As the library's, with the further fields of [`PLTModelOutputWithPast`]."""
 
     loop_states: tuple[torch.FloatTensor, ...] | None = None
@@ -150,7 +158,7 @@ class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["IQuestPLTCoderDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [*CACHE_NAMES]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -287,6 +295,16 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @property
+    def _output_capturing_hooks_installed(self) -> bool:
+        """The library's mark that the layers have their hooks. On the layers, since two models may share them."""
+        return vars(self.layers).get("_output_capturing_hooks_installed", False)
+
+    @_output_capturing_hooks_installed.setter
+    def _output_capturing_hooks_installed(self, installed: bool):
+        vars(self.layers)["_output_capturing_hooks_installed"] = installed
+
+    @accepts_both_cache_names
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -294,7 +312,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         num_loops: int | None = None,
@@ -312,7 +330,8 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             position_ids (`torch.LongTensor` of shape `(batch, time)`, *optional*): counted from a row's first real
                 token, as `generate()` does. Without a mask, any step other than +1 starts a new document: the loops'
                 shift, both branches of attention and the window start anew there, and no cache is made.
-            past_key_values ([`~transformers.Cache`], *optional*): a [`PLTCache`] or `DynamicCache(config=config)`.
+            cache ([`~transformers.Cache`], *optional*): a [`PLTCache`] or `DynamicCache(config=config)`. The older
+                name `past_key_values` works too.
             num_loops (`int`, *optional*): loops to run, any `R >= 1`; by default `config.plt_num_loops`.
             loop_schedule (`str`): `"together"` runs all loops of a single new token in one pass over the weights,
                 `"sequence"` one after the other. The result is the same up to rounding. Several new tokens always go
@@ -326,34 +345,39 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        check_keywords(kwargs, self.config._attn_implementation, tuple(self._can_record_outputs))
         if loop_schedule not in ("together", "sequence"):
             raise ValueError(f'`loop_schedule` must be "together" or "sequence", got {loop_schedule!r}.')
         num_loops = self.config.check_num_loops(num_loops)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if self.gradient_checkpointing and self.training:
-            use_cache, past_key_values = False, None  # the layers would not fill it
-        if past_key_values is not None:
-            check_cache(past_key_values, self.config, num_loops, len(inputs_embeds), attention_mask is not None)
+        # The layers' flags: of two models that share them, `train()` and the like set the other's decoder.
+        layer = self.layers[0]
+        if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
+            use_cache, cache = False, None  # the layers would not fill it
+        if cache is not None:
+            check_cache(cache, self.config, num_loops, len(inputs_embeds), attention_mask is not None)
         time = inputs_embeds.shape[1]
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        past_length = cache.get_seq_length() if cache is not None else 0
         if kwargs.get("cu_seq_lens_q") is not None:
             position_ids = packed_positions(kwargs["cu_seq_lens_q"], position_ids, time)
         is_prepared = isinstance(attention_mask, dict) and "global_mask" in attention_mask
         if is_prepared and position_ids is None:
             raise ValueError("A prepared mask does not say where the tokens stand: pass `position_ids` with it.")
-        if num_loops > 1 and not is_prepared:
-            check_mask(attention_mask, past_length, time, past_key_values is not None)
-            if is_packed(position_ids, attention_mask, time, past_key_values is not None):
-                if past_key_values is not None:
-                    raise ValueError("Packed documents have no common cache: leave out `past_key_values`.")
+        if not is_prepared:
+            attention_mask = normalize_mask(attention_mask, self.config._attn_implementation, inputs_embeds.dtype)
+            if num_loops > 1:
+                check_mask(attention_mask, past_length, time, cache is not None)
+            if is_packed(position_ids, attention_mask, time, cache is not None):
+                if cache is not None:
+                    raise ValueError("Packed documents have no common cache: leave out `cache`.")
                 use_cache = False  # with a cache the library's masks do not keep documents apart
-            if attention_mask is not None and attention_mask.ndim == 4:
+            if num_loops > 1 and attention_mask is not None and attention_mask.ndim == 4:
                 use_cache = False
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        if past_key_values is not None:
-            prepare_cache(past_key_values, self.config, num_loops)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        if cache is not None:
+            prepare_cache(cache, self.config, num_loops)
         records = self._records(kwargs)
         together = time == 1 and loop_schedule == "together" and not records
         # CODEPATH: always shifted in LoopCoder-V2 and by default.
@@ -369,15 +393,17 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             inputs_embeds,
             attention_mask,
             position_ids,
-            past_key_values,
+            cache,
             num_loops,
             looped_rows,
             in_blocks=not records,
         )
         if position_ids is None:
             position_ids = (torch.arange(time, device=inputs_embeds.device) + past_length).unsqueeze(0)
-            # Counted in tokens: the gate on the query knows absolute positions.
-            if num_loops > 1 and attention_mask is not None and attention_mask.ndim == 2:
+            # Counted in tokens: the gate on the query knows absolute positions. One loop counts columns, as Llama does,
+            # unless padding stands between tokens.
+            is_2d = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+            if is_2d and (num_loops > 1 or has_gaps(attention_mask)):
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -time:]
         block = {
             "position_embeddings": self.rotary_emb(inputs_embeds, position_ids),
@@ -387,23 +413,23 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             "window_kernel": layout.window_kernel,
             "window_tokens": layout.window_tokens,
             "window_keep": layout.window_keep,
-            "past_key_values": past_key_values,
+            "cache": cache,
             **kwargs,
         }
         if not together:
             block["position_ids"] = position_ids
-        if past_key_values is not None and layout.previous is not None:
-            past_key_values.layers[0].has_padding = True
+        if cache is not None and layout.previous is not None:
+            cache.layers[0].has_padding = True
         if together:
             loop_states = self._loops_together(inputs_embeds, layout.previous, num_loops, block)
         else:
             keeps_all = records or output_loop_states or layout.window_block is None
-            if keeps_all or (past_key_values is not None and past_key_values.layers[0].record_past):
+            if keeps_all or (cache is not None and cache.layers[0].record_past):
                 states_to_keep = None
             loop_states = self._loops_in_sequence(inputs_embeds, layout.previous, num_loops, block, states_to_keep)
         return PLTModelOutputWithPast(
             last_hidden_state=loop_states[-1],
-            past_key_values=past_key_values,
+            **{CACHE_NAME: cache},
             loop_states=tuple(loop_states) if output_loop_states else None,
         )
 
@@ -416,7 +442,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         self, embeds_B1D: torch.Tensor, previous_BT: torch.Tensor | None, num_loops: int, block: dict
     ) -> list[torch.Tensor]:
         """One token, all loops: one block of R·B rows, each layer called once. Returns `H^r` for every loop."""
-        cache, hidden_NTD = block["past_key_values"], embeds_B1D
+        cache, hidden_NTD = block["cache"], embeds_B1D
         if num_loops > 1:
             carries = self._carries(cache, num_loops, embeds_B1D)
             inputs = self._loop_input(embeds_B1D.repeat(num_loops - 1, 1, 1), carries.flatten(0, 1))
@@ -449,7 +475,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         Any number of tokens, one loop after the other: R blocks of B rows. Returns `H^r` for every loop, of the tokens
         that what follows needs.
         """
-        cache, time = block["past_key_values"], embeds_BTD.shape[1]
+        cache, time = block["cache"], embeds_BTD.shape[1]
         carries = self._carries(cache, num_loops, embeds_BTD[:, :1])
         lengths = self._needed_lengths(time, num_loops, states_to_keep or time)
         fewer = [length for per_layer in lengths for length in per_layer[1:] if length < time]
@@ -537,7 +563,7 @@ def _states_before(carry_B1D: torch.Tensor, states_BTD: torch.Tensor, previous_B
     return states_BTD.gather(1, index)
 
 
-class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
+class IQuestPLTCoderForCausalLM(PLTGenerationMixin, IQuestPLTCoderPreTrainedModel):
     """The Parallel Loop Transformer with its language-model head: what `AutoModelForCausalLM` loads."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -548,16 +574,18 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
         self.model = IQuestPLTCoderModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._family = Family()  # see `with_num_loops`
         self.add_model_tags(["plt", "looped-transformer"])  # for the card of a model that is pushed to the Hub
         self.post_init()
 
+    @accepts_both_cache_names
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -577,11 +605,13 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
         >>> model.generate(**inputs, loop_schedule="sequence")
         ```
         """
+        if isinstance(logits_to_keep, int) and logits_to_keep < 0:
+            raise ValueError(f"`logits_to_keep` must be 0 (all) or the number of last positions, got {logits_to_keep}.")
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             num_loops=self.config.check_num_loops(num_loops),  # not the decoder's: see `with_num_loops`
@@ -593,11 +623,11 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
         return PLTCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: outputs.cache},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             loop_states=outputs.loop_states,
@@ -605,80 +635,44 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
             gates=outputs.gates,
         )
 
-    def create_masks_for_generate(
-        self, config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs
-    ):
-        """
-        What `generate()` prepares ahead of a compiled step, see `prepare_mask`; `forward` takes it in place of a mask.
-        """
-        # The decoder's attention kernel counts: see `with_num_loops`.
-        return prepare_mask(self.model.config, inputs_embeds, attention_mask, position_ids, past_key_values)
-
     def with_num_loops(self, num_loops: int) -> "IQuestPLTCoderForCausalLM":
         """
-        The same model with another number of loops by default. Weights and attention kernel are shared. One loop drafts
-        for several:
+        The same model with another number of loops by default, also where its decoder is called past the head, as
+        trainers do. All else is shared: weights, attention kernel, adapters, `train()`, resizing. One loop drafts for
+        several:
 
         ```python
         >>> model.generate(**inputs, assistant_model=model.with_num_loops(1))
         ```
         """
-        config = copy.deepcopy(self.config)
-        config.plt_num_loops = self.config.check_num_loops(num_loops)
-        with torch.device("meta"):
-            twin = type(self)(config)
-        twin.model, twin.lm_head = self.model, self.lm_head
+        config = self.config.copy_with_num_loops(num_loops)
+        twin = share_parts(self, config)
+        # An attribute is found before the submodule of that name, which is the original's decoder.
+        vars(twin)["model"] = share_parts(self.model, config)
         twin.generation_config = copy.deepcopy(self.generation_config)
-        twin.training = self.training
-        if hasattr(self, "hf_device_map"):
-            twin.hf_device_map = self.hf_device_map
+        vars(twin.generation_config).pop("num_loops", None)  # stored for the model, and would come before the twin's
+        twin._family = self._family
+        self._family.update((self, twin))
         return twin
 
-    @functools.wraps(GenerationMixin.generate)
-    def generate(self, inputs=None, *args, **kwargs):
-        # What a tokenizer returned may also come whole: in Transformers 4, `apply_chat_template` returned `input_ids`.
-        if inputs is None and isinstance(kwargs.get("input_ids"), Mapping):
-            inputs = kwargs.pop("input_ids")
-        if isinstance(inputs, Mapping):
-            fields = dict(inputs)
-            inputs = fields.pop("input_ids", None)
-            if isinstance(inputs, list):
-                raise ValueError('`generate()` takes tensors: ask the tokenizer for them with `return_tensors="pt"`.')
-            kwargs = {**fields, **kwargs}
-        return super().generate(inputs, *args, **kwargs)
+    def resize_token_embeddings(self, *args, **kwargs):
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        for model in self._family:
+            model.config.vocab_size = model.vocab_size = self.config.vocab_size
+        return embeddings
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        """As the library's, which for `cache_implementation="quantized"` knows plain attention layers only."""
-        if "offloaded" in (generation_config.cache_implementation or "") and self.device.type == "cpu":
+    def _replicate_for_data_parallel(self):
+        if "model" in vars(self):
             raise ValueError(
-                "An offloaded cache moves keys and values between an accelerator and the CPU, and this model is on the "
-                "CPU: leave out `cache_implementation`."
+                "One process with several devices cannot copy a model made by `with_num_loops`: start one process for "
+                "each device, with `accelerate launch`, or load the model with `plt_num_loops`."
             )
-        is_quantized = generation_config.cache_implementation == "quantized" and generation_config.use_cache
-        if not is_quantized or model_kwargs.get("past_key_values") is not None:
-            return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        options = {**(generation_config.cache_config or {})}
-        options.pop("config", None)
-        model_kwargs["past_key_values"] = PLTCache(self.config, model_kwargs.get("num_loops"), quantization=options)
+        return super()._replicate_for_data_parallel()
 
-    def _get_candidate_generator(self, *, model_kwargs, **kwargs):
-        """As the library's, but a drafter does not inherit the loops asked for here: it has its own, or none."""
-        cache = model_kwargs.get("past_key_values")
-        if cache is not None and cache.get_seq_length() > 0:  # the library would feed the cached tokens once more
-            raise ValueError(
-                "Assisted generation must start from an empty cache: leave out `past_key_values`, or the drafter."
-            )
-        assistant = kwargs.get("assistant_model")
-        if assistant is not None and assistant is not self:
-            model_kwargs = {k: v for k, v in model_kwargs.items() if k not in ("num_loops", "loop_schedule")}
-        return super()._get_candidate_generator(model_kwargs=model_kwargs, **kwargs)
 
-    def init_continuous_batching(self, *args, **kwargs):
-        """Not available: raises ValueError."""
-        raise ValueError(
-            "Continuous batching is not available for PLT models: its paged cache has no room for the loops' windows "
-            "and carries. Use `generate()` with a left-padded batch."
-        )
+# By this list of class names Trainer tells whether the labels that it smooths still are to be shifted, and pipelines
+# whether a model can write text. The library's own lists of classes leave out names whose configuration they lack.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(IQuestPLTCoderConfig.model_type, IQuestPLTCoderForCausalLM.__name__)
 
 
 __all__ = ["IQuestPLTCoderForCausalLM", "IQuestPLTCoderModel", "IQuestPLTCoderPreTrainedModel"]

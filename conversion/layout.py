@@ -30,7 +30,17 @@ from .checkpoint import dtype_name, inside, read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 AUTO_MAP = json.loads((ROOT / "config.json").read_text())["auto_map"]
-CODE_FILES = ["configuration_plt.py", "cache_plt.py", "masks_plt.py", "attention_plt.py", "modeling_plt.py"]
+CODE_FILES = [
+    "configuration_plt.py",
+    "modeling_plt.py",
+    "attention_plt.py",
+    "cache_plt.py",
+    "masks_plt.py",
+    "inputs_plt.py",
+    "loops_plt.py",
+    "generation_plt.py",
+    "compat_plt.py",
+]
 MANIFEST = "manifest.json"
 MAX_LAYERS, MAX_HEAD_DIM = 10_000, 65_536
 # Which fields of a source are read, beside those of the configuration class.

@@ -24,6 +24,9 @@ from transformers import DynamicCache, EncoderDecoderCache, LlamaConfig, Quantiz
 from iquest_plt import PLTCache, PLTCacheLayer
 
 
+pytestmark = pytest.mark.core
+
+
 WINDOW = 4
 TIME = 12  # the windows have wrapped
 

@@ -21,6 +21,9 @@ from transformers import AutoConfig
 from iquest_plt import IQuestPLTCoderConfig
 
 
+pytestmark = pytest.mark.core
+
+
 def test_defaults_are_those_a_checkpoint_may_rely_on():
     config = IQuestPLTCoderConfig()
     assert config.vocab_size == 75904

@@ -26,6 +26,9 @@ from iquest_plt import PLTCache
 from iquest_plt.cache_plt import QUANTIZED_LAYERS
 
 
+pytestmark = pytest.mark.core
+
+
 GREEDY = {"do_sample": False, "pad_token_id": 0}
 LLAMA = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1} | {
     "num_attention_heads": 4,

@@ -40,7 +40,7 @@ from iquest_plt.tokenization.chat import TOKENIZER_FILE, tokenizer_config_fields
 
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = {"configuration_plt.py", "modeling_plt.py", "attention_plt.py", "masks_plt.py", "cache_plt.py"}
+CODE = {path.name for path in ROOT.glob("*_plt.py")}
 AUTO_MAP = json.loads((ROOT / "config.json").read_text())["auto_map"]
 NAME = "someone/tiny"
 CONFIG = {"config.json": b'{"model_type": "iquestpltcoder"}'}

@@ -24,6 +24,10 @@ from transformers import AutoModelForCausalLM
 from transformers.trainer_pt_utils import get_model_param_count
 
 from iquest_plt import IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM, PLTCache
+from iquest_plt.conversion.layout import CODE_FILES
+
+
+pytestmark = pytest.mark.core
 
 
 LAYER_TENSORS = [
@@ -101,13 +105,7 @@ def test_save_and_load(tmp_path):
     assert torch.equal(loaded(ids).logits, model(ids).logits)
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
     assert auto_map["AutoModelForCausalLM"] == "modeling_plt.IQuestPLTCoderForCausalLM"
-    assert {p.name for p in tmp_path.glob("*_plt.py")} == {
-        "attention_plt.py",
-        "cache_plt.py",
-        "configuration_plt.py",
-        "masks_plt.py",
-        "modeling_plt.py",
-    }
+    assert {path.name for path in tmp_path.glob("*_plt.py")} == set(CODE_FILES)
     for fields in ({"plt_num_loops": 0}, {"plt_window_size": [3, 1]}):
         with pytest.raises(ValueError, match="plt_"):
             AutoModelForCausalLM.from_pretrained(tmp_path, **fields)

@@ -25,6 +25,9 @@ from transformers import StaticCache
 from iquest_plt import PLTCache, modeling_plt
 
 
+pytestmark = pytest.mark.core
+
+
 TIME = 24
 
 

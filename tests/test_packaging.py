@@ -34,7 +34,7 @@ from iquest_plt import IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM
 
 
 ROOT = Path(__file__).resolve().parent.parent
-REMOTE_CODE = ("configuration_plt.py", "modeling_plt.py", "attention_plt.py", "masks_plt.py", "cache_plt.py")
+REMOTE_CODE = sorted(path.name for path in ROOT.glob("*_plt.py"))
 RELEASED = {  # config.json of Multilingual-Multimodal-NLP/LoopCoder-V2, without the names of its code
     "architectures": ["IQuestPLTCoderForCausalLM"],
     "attention_bias": False,

@@ -24,6 +24,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, pipeline
 from iquest_plt import IQuestPLTCoderForCausalLM, PLTCache
 
 
+pytestmark = pytest.mark.core
+
+
 BACKEND = "aot_eager"  # captures the graph as the default does, and leaves out the C++ compiler
 GREEDY = {"do_sample": False, "pad_token_id": 0, "max_new_tokens": 20}
 

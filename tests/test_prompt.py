@@ -24,6 +24,9 @@ from transformers import StaticCache
 from iquest_plt import PLTCache, masks_plt
 
 
+pytestmark = pytest.mark.core
+
+
 TIME = 70
 GREEDY = {"do_sample": False, "pad_token_id": 0}
 TENSORS = ("keys", "values", "window_keys", "window_values", "carries")

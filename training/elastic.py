@@ -134,7 +134,7 @@ class ElasticLoops:
         """The language-model loss of one loop, on its logits or, where none were made, its normed states."""
         logits = model.lm_head(states) if logits is None else logits
         options = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
-        return model.loss_function(logits=logits, labels=labels, vocab_size=model.config.vocab_size, **options)
+        return model.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **options)
 
 
 class ElasticTrainer(ElasticLoops, Trainer):

@@ -1,0 +1,1 @@
+../../loops_plt.py
