@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from ..configuration_plt import AUTO_MAP, IQuestPLTCoderConfig
+from ..configuration_plt import AUTO_MAP, MAX_HEAD_DIM, MAX_LAYERS, IQuestPLTCoderConfig
 from .checkpoint import dtype_name, inside, read_json
 
 
@@ -34,7 +34,6 @@ CONFIGURATION = ROOT / "configuration_plt.py"
 # All that remote code needs: this file and, as the library reads it, what that imports.
 CODE_FILES = sorted({Path(path).name for path in (CONFIGURATION, *get_relative_import_files(CONFIGURATION))})
 MANIFEST = "manifest.json"
-MAX_LAYERS, MAX_HEAD_DIM = 10_000, 65_536
 # Which fields of a source are read, beside those of the configuration class.
 OLD_FIELDS = {"dtype", "torch_dtype", "rope_theta", "rope_scaling", "original_max_position_embeddings"}
 UNUSED_FIELDS = {"architectures", "id2label", "label2id", "num_labels", "transformers_version", "layer_types"}
