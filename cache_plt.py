@@ -173,11 +173,15 @@ class LoopStates:
             )
             self._unfinished, self.is_token = [], is_token
 
-    def update_carries(self, states: list[torch.Tensor]) -> None:
+    def update_carries(self, states: list[torch.Tensor], has_padding: bool = False) -> None:
         """
         Stores what each loop but the last hands to the next token. `states[r]` (batch, time, hidden_size) is `H^r` of
-        the last token up to each column: the last column counts, or all while recording the past.
+        the last token up to each column: the last column counts, or all while recording the past. `has_padding`: a
+        later pass must bring a mask.
         """
+        self.has_padding |= has_padding
+        if not states:
+            return
         new = torch.stack(states if self.record_past else [state[:, -1:] for state in states])
         keeps_past = self.record_past and self.carries is not None
         self.carries = torch.cat([self.carries, new], dim=2) if keeps_past else new
@@ -303,7 +307,7 @@ class PLTStaticCacheLayer(LoopStates, StaticLayer):
 
     def set_num_loops(self, num_loops: int, window: int) -> None:
         is_first_pass = self.num_loops is None
-        if is_first_pass and self.is_initialized and num_loops > 1 and _is_exporting():
+        if is_first_pass and self.is_initialized and num_loops > 1 and is_exporting():
             raise ValueError(
                 "This exporter cannot keep a PLT cache: it has registered the shared keys and values, and would forget "
                 "windows and carries. Export with `use_cache=False`, with one loop, or with `transformers.exporters`."
@@ -335,7 +339,10 @@ class PLTStaticCacheLayer(LoopStates, StaticLayer):
         if loops.stop == self.num_loops:
             self.is_token.copy_(is_token)
 
-    def update_carries(self, states):
+    def update_carries(self, states, has_padding=False):
+        self.has_padding |= has_padding
+        if not states:
+            return
         states = torch.stack([state[:, -1:] for state in states])
         if self.carries is None:
             self._allocate("carries", torch.zeros_like(states))
@@ -388,7 +395,8 @@ if Fp8QuantizedLayer is not None:
     QUANTIZED_LAYERS["fp8"] = PLTFp8CacheLayer
 
 
-def _is_exporting() -> bool:
+def is_exporting() -> bool:
+    """Whether `torch.export` traces, which the ONNX exporter does too: no size may decide a branch."""
     return getattr(torch.compiler, "is_exporting", lambda: False)()  # since PyTorch 2.7
 
 
