@@ -97,7 +97,9 @@ class Cells:
             return self
         num_tokens = self.num_inputs
         num_inputs, num_outputs = (num_tokens - self.starts[i] for i in (layer, layer + 1))
-        mask = self.global_mask if num_outputs == num_tokens else self.tail_mask[..., -num_outputs:, :]
+        mask = self.global_mask
+        if num_outputs < num_tokens:  # no mask: a single query sees all keys
+            mask = self.tail_mask if self.tail_mask is None else self.tail_mask[..., -num_outputs:, :]
         cos, sin = (states[:, -num_inputs:] for states in self.position_embeddings)
         return Cells(
             self.loops, (cos, sin), mask, self.window, num_outputs, self.is_recorded, is_tail=num_inputs < num_tokens

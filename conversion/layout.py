@@ -33,12 +33,17 @@ AUTO_MAP = json.loads((ROOT / "config.json").read_text())["auto_map"]
 CODE_FILES = [
     "configuration_plt.py",
     "modeling_plt.py",
+    "grid_plt.py",
     "attention_plt.py",
-    "cache_plt.py",
+    "kernels_plt.py",
     "masks_plt.py",
+    "cache_plt.py",
     "inputs_plt.py",
-    "loops_plt.py",
     "generation_plt.py",
+    "hub_plt.py",
+    "loops_plt.py",
+    "controls_plt.py",
+    "costs_plt.py",
     "compat_plt.py",
 ]
 MANIFEST = "manifest.json"
