@@ -15,14 +15,19 @@
 
 import copy
 import math
+import reprlib
+from collections.abc import Callable
 from dataclasses import field
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
+
+import torch
 
 from .compat_plt import CACHE_NAMES
 
 
 # isort: split
 # After `compat_plt`, which says what is missing where this import would fail.
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
 from .loops_plt import ModelPath
@@ -30,6 +35,138 @@ from .loops_plt import ModelPath
 
 LOOP_ATTENTIONS = ("gated", "shared", "own")
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+MAX_LOOPS = 1000  # each has a window of keys and values in every layer; no PLT was published with more than four
+MAX_LAYERS, MAX_HEAD_DIM, MAX_LABELS = 10_000, 65_536, 1_000_000  # lists of these lengths are made at once
+MAX_INT = 2**63 - 1  # of a tensor
+
+
+class Kind(NamedTuple):
+    """What a field may hold: in words, and as a test."""
+
+    words: str
+    allows: Callable[[Any], bool]
+
+    def or_none(self) -> "Kind":
+        return Kind(f"{self.words}, or None", lambda value: value is None or self.allows(value))
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises `ValueError` naming the field and what it may hold."""
+        if not self.allows(value):
+            raise ValueError(f"`{name}` must be {self.words}, got {reprlib.repr(value)}.")
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value) -> bool:
+    # A larger integer is no float.
+    return (_is_int(value) and abs(value) <= MAX_INT) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_window(value) -> bool:
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_int, value))
+    return is_pair and 0 <= value[0] <= MAX_INT and value[1] == 0
+
+
+def _is_token_id(value) -> bool:
+    return _is_int(value) and 0 <= value <= MAX_INT
+
+
+def _integer(least: int, most: int = MAX_INT) -> Kind:
+    limit = "" if most == MAX_INT else f" and <= {most}"
+    return Kind(f"an integer >= {least}{limit}", lambda value: _is_int(value) and least <= value <= most)
+
+
+def _one_of(names: tuple[str, ...]) -> Kind:
+    return Kind(f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names)
+
+
+POSITIVE_INTEGER = _integer(1)
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+POSITIVE = Kind("a positive number", lambda value: _is_finite(value) and value > 0)
+NOT_NEGATIVE = Kind("a finite number >= 0", lambda value: _is_finite(value) and value >= 0)
+SCALE = Kind("a finite number or None (which means 1.0)", lambda value: value is None or _is_finite(value))
+FACTORS = Kind("a list of positive numbers", lambda value: isinstance(value, list) and all(map(POSITIVE.allows, value)))
+MAPPING = Kind("an object (a dict)", lambda value: isinstance(value, dict))
+TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value))
+TOKEN_ID = Kind("a token id, an integer >= 0", _is_token_id)
+TOKEN_IDS = Kind(
+    "a token id, an integer >= 0, or a list of them",
+    lambda value: _is_token_id(value) or (isinstance(value, list) and all(map(_is_token_id, value))),
+)
+DTYPE = Kind(
+    'a dtype of PyTorch by its name, such as "bfloat16"',
+    lambda value: isinstance(getattr(torch, value, None) if isinstance(value, str) else value, torch.dtype),
+)
+
+FIELDS = {
+    "vocab_size": POSITIVE_INTEGER,
+    "hidden_size": POSITIVE_INTEGER,
+    "intermediate_size": POSITIVE_INTEGER,
+    "num_hidden_layers": _integer(1, MAX_LAYERS),
+    "num_attention_heads": POSITIVE_INTEGER,
+    "num_key_value_heads": POSITIVE_INTEGER,
+    "head_dim": _integer(1, MAX_HEAD_DIM),
+    "hidden_act": Kind(
+        'the name of an activation function of Transformers, such as "silu"',
+        lambda value: isinstance(value, str) and value in ACT2FN,
+    ),
+    "max_position_embeddings": POSITIVE_INTEGER,
+    "initializer_range": NOT_NEGATIVE,
+    "rms_norm_eps": POSITIVE,
+    "use_cache": FLAG,
+    "pad_token_id": TOKEN_ID.or_none(),
+    "bos_token_id": TOKEN_ID.or_none(),
+    "eos_token_id": TOKEN_IDS.or_none(),
+    "tie_word_embeddings": FLAG,
+    "rope_parameters": MAPPING.or_none(),
+    "attention_bias": FLAG,
+    "attention_dropout": Kind("a number >= 0 and < 1", lambda value: _is_finite(value) and 0 <= value < 1),
+    "mlp_bias": FLAG,
+    "plt_num_loops": _integer(1, MAX_LOOPS),
+    "plt_window_size": Kind("`[left, 0]` with an integer left >= 0 (the model is causal)", _is_window),
+    "plt_emb_scale": SCALE,
+    "plt_hidden_scale": SCALE,
+    "plt_normalize_per_loop": FLAG,
+    "plt_gate_use_hidden_states": FLAG,
+    "plt_cross_loop_shift": FLAG,
+    "plt_loop_attention": _one_of(LOOP_ATTENTIONS),
+    # Of every configuration of the library:
+    "dtype": DTYPE.or_none(),
+    "architectures": TEXTS.or_none(),
+    "id2label": MAPPING.or_none(),
+    "label2id": MAPPING.or_none(),
+    "output_hidden_states": FLAG.or_none(),
+    "return_dict": FLAG.or_none(),
+    "is_encoder_decoder": FLAG,
+    "chunk_size_feed_forward": _integer(0),
+}
+# Keys of a config.json that are read and stored under another name, or within `rope_parameters`.
+OTHER_KEYS = {
+    "torch_dtype": DTYPE.or_none(),
+    "num_labels": _integer(0, MAX_LABELS),
+    "rope_scaling": MAPPING.or_none(),
+    "rope_theta": POSITIVE,
+    "partial_rotary_factor": POSITIVE.or_none(),
+    "original_max_position_embeddings": POSITIVE_INTEGER.or_none(),
+}
+ROPE_FIELDS = {
+    "rope_theta": POSITIVE,
+    "factor": POSITIVE.or_none(),
+    "partial_rotary_factor": POSITIVE.or_none(),
+    "original_max_position_embeddings": POSITIVE_INTEGER.or_none(),
+    "attention_factor": NOT_NEGATIVE.or_none(),
+    "beta_fast": POSITIVE.or_none(),
+    "beta_slow": POSITIVE.or_none(),
+    "mscale": NOT_NEGATIVE.or_none(),
+    "mscale_all_dim": NOT_NEGATIVE.or_none(),
+    "truncate": FLAG.or_none(),
+    "low_freq_factor": POSITIVE.or_none(),
+    "high_freq_factor": POSITIVE.or_none(),
+    "short_factor": FACTORS.or_none(),
+    "long_factor": FACTORS.or_none(),
+}
 
 
 # Not @strict: its errors are no ValueErrors.  # trf-ignore: TRF010
@@ -43,7 +180,8 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
 
     Args:
         plt_num_loops (`int`, *optional*, defaults to 2):
-            Number of loops `R >= 1`. `R = 1` is exactly a Llama decoder. Can be overridden per call (`num_loops=`).
+            Number of loops `R`, from 1 to 1000. `R = 1` is exactly a Llama decoder. Can be overridden per call
+            (`num_loops=`).
         plt_window_size (`list[int]`, *optional*, defaults to `[64, 0]`):
             `[left, 0]`: in loops `r >= 1` the local branch of token `i` sees its own loop's keys `j` with
             `0 <= i - j <= left`, that is `left + 1` keys, itself included.
@@ -122,7 +260,13 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        self._require_positive_integers("hidden_size", "num_attention_heads", "num_key_value_heads")
+        if self.pad_token_id == -1:  # how some say that there is none
+            self.pad_token_id = None
+        # Before anything is computed from them. `head_dim` comes last, as it may be computed.
+        for name, kind in OTHER_KEYS.items():
+            if name in kwargs:
+                kind.check(name, kwargs[name])
+        self._check_fields(FIELDS.keys() - {"head_dim"})
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:
                 raise ValueError(
@@ -193,14 +337,8 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
 
     def validate_plt(self):
         """Checks every field the model is built from. Raises `ValueError` naming the field and what it may hold."""
-        self._require_positive_integers(
-            "vocab_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "head_dim",
-            "max_position_embeddings",
-            "plt_num_loops",
-        )
+        self._check_fields(FIELDS)
+        self.plt_window_size = list(self.plt_window_size)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"`num_attention_heads` ({self.num_attention_heads}) must be a multiple of `num_key_value_heads` "
@@ -208,59 +346,29 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
             )
         if self.head_dim % 2:
             raise ValueError(f"`head_dim` must be even for rotary embeddings, got {self.head_dim}.")
-        window = self.plt_window_size
-        if (
-            not isinstance(window, (list, tuple))
-            or len(window) != 2
-            or not all(_is_int(w) for w in window)
-            or window[0] < 0
-            or window[1] != 0
-        ):
+        self._check_rope()
+
+    def _check_fields(self, names):
+        for name, kind in FIELDS.items():
+            if name in names:
+                kind.check(name, getattr(self, name))
+
+    def _check_rope(self):
+        rope = self.rope_parameters or {}
+        rope_type = rope.get("rope_type", "default")
+        if not isinstance(rope_type, str) or rope_type not in ROPE_TYPES:
             raise ValueError(
-                "`plt_window_size` must be `[left, 0]` with an integer left >= 0 (the model is causal), got "
-                f"{window!r}."
+                f"Unknown rope type {reprlib.repr(rope_type)} in `rope_parameters`: use one of {', '.join(ROPE_TYPES)}."
             )
-        self.plt_window_size = list(window)
-        for name in ("plt_emb_scale", "plt_hidden_scale"):
-            value = getattr(self, name)
-            if value is not None and not _is_finite(value):
-                raise ValueError(f"`{name}` must be a finite number or None (which means 1.0), got {value!r}.")
-        for name in ("plt_normalize_per_loop", "plt_gate_use_hidden_states", "plt_cross_loop_shift"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"`{name}` must be true or false, got {getattr(self, name)!r}.")
-        if self.plt_loop_attention not in LOOP_ATTENTIONS:
-            raise ValueError(
-                f"`plt_loop_attention` must be one of {', '.join(LOOP_ATTENTIONS)}, got {self.plt_loop_attention!r}."
-            )
-        rope_theta = self.rope_parameters.get("rope_theta")
-        if not _is_finite(rope_theta) or rope_theta <= 0:
-            raise ValueError(f"`rope_theta` must be a positive number, got {rope_theta!r}.")
-        rope_type = self.rope_parameters.get("rope_type", "default")
-        if rope_type not in ROPE_TYPES:
-            raise ValueError(
-                f"Unknown rope type {rope_type!r} in `rope_parameters`: use one of {', '.join(ROPE_TYPES)}."
-            )
+        ROPE_FIELDS["rope_theta"].check("rope_theta", rope.get("rope_theta"))
+        for name in rope.keys() & ROPE_FIELDS.keys():
+            ROPE_FIELDS[name].check(f"rope_parameters[{name!r}]", rope[name])
 
     def check_num_loops(self, num_loops: int | None) -> int:
         """The number of loops to run: `num_loops`, or the configured one for None. Raises ValueError if not >= 1."""
         num_loops = self.plt_num_loops if num_loops is None else num_loops
-        if not _is_int(num_loops) or num_loops < 1:
-            raise ValueError(f"`num_loops` must be an integer >= 1, got {num_loops!r}.")
+        FIELDS["plt_num_loops"].check("num_loops", num_loops)
         return num_loops
-
-    def _require_positive_integers(self, *names: str):
-        for name in names:
-            value = getattr(self, name)
-            if not _is_int(value) or value < 1:
-                raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
-
-
-def _is_int(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_finite(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 __all__ = ["IQuestPLTCoderConfig"]

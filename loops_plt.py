@@ -17,6 +17,7 @@ import functools
 import weakref
 
 import torch
+import yaml
 from torch import nn
 
 
@@ -33,14 +34,9 @@ class ModelPath(str):
         return self
 
 
-try:
-    import yaml
-
-    for _dumper in ("Dumper", "SafeDumper", "CDumper", "CSafeDumper"):
-        if hasattr(yaml, _dumper):  # model cards write the path: as text, not as an object
-            getattr(yaml, _dumper).add_representer(ModelPath, lambda dumper, path: dumper.represent_str(str(path)))
-except ImportError:
-    pass
+for _dumper in ("Dumper", "SafeDumper", "CDumper", "CSafeDumper"):
+    if hasattr(yaml, _dumper):  # model cards write the path: as text, not as an object
+        getattr(yaml, _dumper).add_representer(ModelPath, lambda dumper, path: dumper.represent_str(str(path)))
 
 
 class Family(weakref.WeakSet):

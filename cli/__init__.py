@@ -22,11 +22,26 @@ import sys
 
 import typer
 from transformers.utils import logging
+from typer.core import TyperGroup
 
 from . import diagnose, serve, sweep, talk, texts, weights
+from .common import visible
+
+
+class Commands(TyperGroup):
+    """The commands, whose errors about arguments, such as names of files, are `visible` texts."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if isinstance(getattr(error, "message", None), str) and hasattr(error, "format_message"):
+                error.message = visible(error.message)
+            raise
 
 
 app = typer.Typer(
+    cls=Commands,
     name="iquest-plt",
     help="Parallel Loop Transformers (PLT, LoopCoder-V2): convert, check, describe and run checkpoints.",
     no_args_is_help=True,
@@ -55,4 +70,4 @@ def main() -> None:
         if os.environ.get("IQUEST_PLT_DEBUG"):
             raise
         name = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-        sys.exit(f"error: {name}{' '.join(str(error).split())}")
+        sys.exit(f"error: {name}{visible(' '.join(str(error).split()))}")

@@ -17,7 +17,7 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from ..cache_plt import PLTCache
-from ..conversion.tokenizer import as_list
+from ..conversion.tokenizer import as_list, render
 from ..tokenization.tool_calls import parse_response
 
 
@@ -64,7 +64,7 @@ class Conversation:
     def ask(self, content: str, streamer: BaseStreamer | None = None) -> dict:
         """The reply to `content` as a message; `streamer` gets its tokens as they come. Both join the messages."""
         messages = [*self.messages, {"role": "user", "content": content}]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = render(self.tokenizer, messages, add_generation_prompt=True)
         new = text.removeprefix(self.text)
         # No token reaches over an added one such as <|im_end|>: what comes can be encoded alone.
         if not (self.text and text.startswith(self.text) and new.startswith(tuple(self.tokenizer.get_added_vocab()))):

@@ -24,10 +24,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ..configuration_plt import MAX_LOOPS
 from ..diagnostics import AttentionMaps, GainCost, LoopLens, attention_maps, encode_documents, loop_lens, measure
 from ..diagnostics.wording import documents_text
-from .common import MAX_LOOPS, Json, Revision, answer
-from .outputs import check_folder, need, png, report_folder
+from .common import Json, Revision, answer
+from .outputs import check_folder, drawn, need, note_missing, png, report_folder
 from .talk import Device, Model, OfDtype, load
 from .texts import Data, read_text, read_texts, sample
 
@@ -41,7 +42,10 @@ MAP_TOKENS = 48
 MaxLength = Annotated[
     int | None, typer.Option(min=1, help="Cut longer texts into pieces. [default: 1024, or the model's most]")
 ]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Draw documents at random until they have so many tokens.")]
+MaxTokens = Annotated[
+    int,
+    typer.Option(min=1, help="Draw documents at random until they have so many tokens; cut one that alone has more."),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of that draw, and of the intervals.")]
 
 
@@ -73,13 +77,14 @@ def diagnose(
     model, tokenizer = load(path, revision, dtype, device)
     chosen, left_out = sample(tokenizer, texts, max_tokens, seed)
     documents = encode_documents(tokenizer, chosen)
+    part = beginning(shown, LENS_BYTES)
+    title = title if part == shown else f"{title}, its beginning"
+    # First what is quick: if it fails, no measurement is lost.
+    lens = loop_lens(model, tokenizer, part, max_loops, max_length, title)
+    maps = attention_maps(model, tokenizer, part, max_loops, MAP_TOKENS)
     with token_bar("Measuring") as progress:
         result = measure(model, documents, max_loops, max_length, seed, progress=progress)
     result.model["name"] = name or path
-    part = beginning(shown, LENS_BYTES)
-    title = title if part == shown else f"{title}, its beginning"
-    lens = loop_lens(model, tokenizer, part, max_loops, max_length, title)
-    maps = attention_maps(model, tokenizer, part, max_loops, MAP_TOKENS)
     write(out, result, lens, maps, [sentence for sentence in (left_out, note) if sentence])
     advice = result.recommendation
     rules = f"{advice.loops} of {advice.limit} loops by effective rank and loss, {advice.loops_by_loss} by the loss"
@@ -90,24 +95,39 @@ def diagnose(
 
 
 def write(out: Path, result: GainCost, lens: LoopLens, maps: AttentionMaps, notes: list[str]) -> None:
-    """All files of a report, or none. Raises ValueError if the folder holds something else, or the disk is full."""
+    """
+    All files of a report, or none; only pictures, and the page, may be missing, and standard error says which. Raises
+    ValueError if the folder holds something else, or the disk is full.
+    """
     from ..diagnostics import plots, report  # matplotlib takes a second to import
 
-    figures = (
-        plots.plot(result),
-        plots.plot_rule(result),
-        plots.plot_metrics(result),
-        plots.plot_gates(result),
-        plots.plot_attention(maps),
+    draws = (
+        lambda: plots.plot(result),
+        lambda: plots.plot_rule(result),
+        lambda: plots.plot_metrics(result),
+        lambda: plots.plot_gates(result),
+        lambda: plots.plot_attention(maps),
     )
     with report_folder(out, FILES, RESULT) as folder:
         folder.write_text(RESULT, result.to_json())
         folder.write_text("gain_cost.csv", report.to_csv(result))
         folder.write_text("lens.json", json.dumps(report.lens_data(lens), allow_nan=False) + "\n")
-        for file, figure in zip(PICTURES, figures, strict=True):
-            if figure is not None:
-                folder.write(file, [png(figure)])
-        folder.write_text(REPORT, report.render(result, lens, maps, notes))
+        for file, draw in zip(PICTURES, draws, strict=True):
+            picture = drawn(file, _png, draw)
+            if picture is not None:
+                folder.write(file, [picture])
+        try:
+            folder.write_text(REPORT, report.render(result, lens, maps, notes, on_error=note_missing))
+        except (ValueError, OSError):  # refused, as everywhere
+            raise
+        except Exception as error:
+            note_missing(REPORT, error)
+
+
+def _png(draw: Callable) -> bytes | None:
+    """None if there is nothing to draw."""
+    figure = draw()
+    return None if figure is None else png(figure)
 
 
 def beginning(text: str, size: int) -> str:

@@ -23,6 +23,7 @@ import typer
 
 from ..conversion import layout
 from ..conversion.download import fetch
+from ..serving.transformers_cli import note_missing_template
 from .common import NumLoops, Revision
 from .talk import Model, OfDtype
 
@@ -46,7 +47,9 @@ def serve(
 ) -> None:
     """Serve the model with OpenAI's API on /v1: by vLLM if it is installed, else by Transformers."""
     folder, _ = fetch(path, revision, check_hashes=False)
-    layout.read_plt_config(folder)
+    config = layout.read_plt_config(folder)
+    if max_length is not None and not 2 <= max_length <= config.max_position_embeddings:
+        raise ValueError(f"--max-length {max_length}: the model takes 2 to {config.max_position_embeddings} tokens.")
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"{path} has no tokenizer.json: see `iquest-plt convert`, which makes one of tokenizer.model.")
     common = ["--host", host, "--port", str(port), *(["--dtype", dtype.value] if dtype else [])]
@@ -57,6 +60,7 @@ def serve(
             server += ["--max-model-len", str(max_length)]
         if num_loops is not None:
             server += ["--hf-overrides", json.dumps({"plt_num_loops": num_loops})]
+        note_missing_template(str(folder))
         if parsers:
             server += ["--enable-auto-tool-choice", "--tool-call-parser", PARSER, "--reasoning-parser", PARSER]
     else:
@@ -64,8 +68,9 @@ def serve(
         for option in (name for name, is_asked in refused.items() if is_asked):
             raise ValueError(f"{option} needs vLLM, which is not installed; Transformers' server has no such option.")
         server = ["iquest_plt.serving.transformers_cli", "serve", str(folder), *common]
-        unused = {"--max-length": max_length is not None, "--no-parsers": not parsers}
-        for option in (name for name, is_asked in unused.items() if is_asked):
-            print(f"note: {option} has no effect on Transformers' server", file=sys.stderr)
+        if max_length is not None:
+            server += ["--max-length", str(max_length)]
+        if not parsers:
+            print("note: --no-parsers has no effect on Transformers' server", file=sys.stderr)
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", *server, *(extra or [])])

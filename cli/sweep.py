@@ -23,12 +23,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..configuration_plt import MAX_LOOPS
 from ..diagnostics import encode_documents, measure
 from ..diagnostics import sweep as sweeps
-from ..diagnostics.trace import MAX_LENGTH
-from .common import MAX_LOOPS, Json, Revision, answer
+from ..diagnostics.trace import MAX_LENGTH, check_model
+from .common import Json, Revision, answer, visible
 from .diagnose import MaxLength, MaxTokens, Seed, token_bar
-from .outputs import check_folder, need, png, report_folder
+from .outputs import check_folder, drawn, need, png, report_folder
 from .talk import Device, OfDtype, load
 from .texts import Data, read_texts, sample
 
@@ -73,25 +74,31 @@ def sweep(
         max_length = min(MAX_LENGTH, *(model.config.max_position_embeddings for model in models))
     chosen, note = sample(loaded[0][1], texts, max_tokens, seed)
     order = []
-    for (model, tokenizer), path in zip(loaded, paths, strict=True):
+    for model in models:
+        check_model(model)
         loops = (max_loops or 4) if len(paths) == 1 else model.config.plt_num_loops
-        documents = encode_documents(tokenizer, chosen)
-        with token_bar(f"Measuring {path}") as progress:
-            result = measure(model, documents, loops, max_length, seed, progress=progress)
-        result.model["name"] = path
-        order += [(loop, model, result) for loop in range(1 if len(paths) == 1 else loops, loops + 1)]
+        order += [(loop, model) for loop in range(1 if len(paths) == 1 else loops, loops + 1)]
     order.sort(key=lambda entry: entry[0])
     length = length or min(model.config.max_position_embeddings for model in models)
-    timings = time_rows([(model, loop) for loop, model, _ in order], length, new_tokens, min(PROMPT, room - new_tokens))
+    # First what is quick: if it fails, no measurement is lost.
+    timings = time_rows([(model, loop) for loop, model in order], length, new_tokens, min(PROMPT, room - new_tokens))
+    results = {}
+    for path, (model, tokenizer) in zip(paths, loaded, strict=True):
+        documents = encode_documents(tokenizer, chosen)
+        loops = max(loop for loop, other in order if other is model)
+        with token_bar(f"Measuring {path}") as progress:
+            results[id(model)] = measure(model, documents, loops, max_length, seed, progress=progress)
+        results[id(model)].model["name"] = path
     from ..benchmarks.common import environment
 
-    about = environment(str(models[0].device)) | {"dtype": order[0][2].model["dtype"], "new tokens": new_tokens}
-    found = sweeps.sweep([(result, loop) for loop, _, result in order], timings, length, about)
+    dtype_name = results[id(order[0][1])].model["dtype"]
+    about = environment(str(models[0].device)) | {"dtype": dtype_name, "new tokens": new_tokens}
+    found = sweeps.sweep([(results[id(model)], loop) for loop, model in order], timings, length, about)
     write(out, found, [note] if note else [])
     titles, *lines = sweeps.table(found)
     table = Table(*titles, box=None)
     for line in lines:
-        table.add_row(line[0], *(cell.replace(" (", "\n(") for cell in line[1:]))
+        table.add_row(visible(line[0]), *(visible(cell).replace(" (", "\n(") for cell in line[1:]))
     if as_json:
         answer(found.to_dict(), True, "")
     else:
@@ -128,12 +135,16 @@ def time_rows(rows: list[tuple], length: int, new_tokens: int, prompt: int) -> l
 
 
 def write(out: Path, found: sweeps.Sweep, notes: list[str]) -> None:
-    """All files of a sweep, or none. Raises ValueError if the folder holds something else, or the disk is full."""
+    """
+    All files of a sweep, or none; only the picture may be missing, and standard error says so. Raises ValueError if the
+    folder holds something else, or the disk is full.
+    """
     from ..diagnostics import plots  # matplotlib takes a second to import
 
-    picture = png(plots.plot_sweep(found))
+    picture = drawn(PICTURE, lambda: png(plots.plot_sweep(found)))
     with report_folder(out, FILES, RESULT) as folder:
         folder.write_text(RESULT, json.dumps(found.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         folder.write_text("sweep.csv", sweeps.to_csv(found))
-        folder.write_text(PAGE, sweeps.to_markdown(found, PICTURE, notes))
-        folder.write(PICTURE, [picture])
+        folder.write_text(PAGE, sweeps.to_markdown(found, PICTURE if picture else None, notes))
+        if picture:
+            folder.write(PICTURE, [picture])

@@ -29,7 +29,7 @@ from ..conversion.download import FILES, fetch
 from ..conversion.tokenizer import load_tokenizer
 from ..modeling_plt import IQuestPLTCoderForCausalLM
 from ..tokenization.fim import fim_inputs
-from .common import Json, NumLoops, Revision, answer
+from .common import Json, NumLoops, Revision, answer, require_text, visible
 from .conversation import Conversation
 from .streamer import TextPrinter, print_text
 from .weights import Dtype
@@ -63,8 +63,10 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Continue a text, or fill a gap in it."""
+    require_text(prompt, "--prompt")
+    require_text(suffix, "--suffix")
     model, tokenizer = load(path, revision, dtype, device)
-    prompt = sys.stdin.read() if prompt is None else prompt
+    prompt = read_standard_input() if prompt is None else prompt
     if suffix is None:
         inputs = tokenizer(prompt, return_tensors="pt")
     else:
@@ -113,6 +115,8 @@ def chat(
     """Talk with the model. Each turn reads only what is new; /help lists what can be typed besides messages."""
     if as_json and message is None:
         raise typer.BadParameter("--json needs --message.")
+    require_text(message, "--message")
+    require_text(system, "--system")
     model, tokenizer = load(path, revision, dtype, device)
     options = sampling(model, max_new_tokens, greedy, temperature)
     conversation = Conversation(model, tokenizer, system, num_loops, **options)
@@ -127,9 +131,10 @@ def chat(
     while True:
         try:
             line = input("> ").strip()
+            line.encode()  # under some locales, bytes that are no UTF-8 come as halves of surrogate pairs
         except (EOFError, KeyboardInterrupt):
             return
-        except UnicodeDecodeError:
+        except UnicodeError:
             console.print("That is no UTF-8 text.", style="dim")
             continue
         if line == "/exit":
@@ -156,11 +161,22 @@ def turn(conversation: Conversation, line: str, console: Console) -> None:
             console.print("\ninterrupted; this turn is forgotten", style="dim")
             return
         except Exception as error:  # such as a template that does not know a role
-            console.print(f"{type(error).__name__}: {error}; this turn is forgotten", style="dim", markup=False)
+            name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            console.print(f"{visible(f'{name}{error}')}; this turn is forgotten", style="dim", markup=False)
             return
         seconds = time.perf_counter() - start
         news = conversation.cached_tokens - read
         console.print(f"{conversation.num_loops} loops, {news} tokens more in {seconds:.1f} s", style="dim")
+
+
+def read_standard_input() -> str:
+    """All of it. Raises ValueError if it is no UTF-8 text."""
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError:
+        raise ValueError("Standard input is no UTF-8 text: convert it.") from None
+    require_text(text, "Standard input")
+    return text
 
 
 def load(path: str, revision: str | None, dtype: Dtype | None, device: str | None):

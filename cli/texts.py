@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from typer.core import TyperCommand
 
 from ..diagnostics import encode_documents
+from ..diagnostics.lens import tokenize
 from ..training.data import visible_files
 
 
@@ -105,16 +106,30 @@ def sample(
     tokenizer: PreTrainedTokenizerBase, texts: dict[str, str], max_tokens: int, seed: int
 ) -> tuple[dict[str, str], str]:
     """
-    Whole texts, drawn at random until they have `max_tokens` tokens, in their order; and a sentence about what was left
-    out, "" if nothing. Raises ValueError as `encode_documents` does.
+    Texts, drawn at random until they have `max_tokens` tokens, in their order; and sentences about what was left out,
+    "" if nothing. Texts are whole, but of one that alone has more than `max_tokens` tokens only the beginning is taken.
+    Raises ValueError as `encode_documents` does.
     """
     order = list(texts)
     random.Random(seed).shuffle(order)
-    chosen, tokens = set(), 0
+    chosen, cut, tokens = {}, [], 0
     while order and tokens < max_tokens:
         name = order.pop()
         (document,) = encode_documents(tokenizer, {name: texts[name]})
-        tokens += len(document.ids) - 1
-        chosen.add(name)
-    note = f"{len(chosen)} of {len(texts)} documents, drawn at random until they had {max_tokens:,} tokens."
-    return {name: text for name, text in texts.items() if name in chosen}, note if order else ""
+        chosen[name], count = texts[name], len(document.ids) - 1
+        if count > max_tokens and (part := _first_tokens(tokenizer, texts[name], max_tokens)):
+            chosen[name], count = part, max_tokens
+            cut.append(name)
+        tokens += count
+    notes = []
+    if order:
+        notes.append(f"{len(chosen)} of {len(texts)} documents, drawn at random until they had {max_tokens:,} tokens.")
+    if cut:
+        notes.append(f"Of {', '.join(cut)} the first {max_tokens:,} tokens.")
+    return {name: chosen[name] for name in texts if name in chosen}, " ".join(notes)
+
+
+def _first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> str:
+    """The part of a text that its first `count` tokens stand for, one less than asked, since an end token follows."""
+    _, parts = tokenize(tokenizer, text)
+    return "".join(parts[: count - 1]) or parts[0]

@@ -27,7 +27,7 @@ from ..conversion import verify as verification
 from ..conversion.checkpoint import dtype_name
 from ..conversion.download import fetch
 from ..modeling_plt import IQuestPLTCoderForCausalLM
-from .common import Json, NumLoops, Revision, answer, human, parse_size, progress_bar
+from .common import Json, NumLoops, Revision, answer, human, parse_size, progress_bar, visible
 
 
 Kind = Enum("Kind", {"plt": "plt", "dense": "dense"})
@@ -148,5 +148,5 @@ def info(
             for part, size in value.items():
                 table.add_row(part.replace("_", " "), f"{size:,} bytes ({human(size)})")
         else:
-            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else visible(value))
     answer(document, as_json, table)

@@ -17,12 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from .. import __version__
 from ..configuration_plt import IQuestPLTCoderConfig
 from .checkpoint import dtype_name, inside
+from .front_matter import top_level_texts
 from .layout import config_from
 
 
@@ -157,10 +159,10 @@ def license_of(folder: Path) -> dict[str, str]:
         path = inside(folder, "README.md")
         if path.stat().st_size > MAX_CARD_BYTES:
             return {}
-        data = ModelCard.load(path, ignore_metadata_errors=True).data
-    except Exception:  # no card, or none that can be read
+        data = top_level_texts(path.read_bytes().decode())
+    except (OSError, ValueError, yaml.YAMLError):  # no card, or none that can be read
         return {}
-    return {field: data.get(field) for field in LICENSE_FIELDS if isinstance(data.get(field), str)}
+    return {field: data[field] for field in LICENSE_FIELDS if field in data}
 
 
 def _shape(config: IQuestPLTCoderConfig | LlamaConfig, parameters: int) -> dict[str, str]:

@@ -18,6 +18,7 @@ Only headers are read here, and everything they claim is checked against the fil
 a checkpoint says can lead out of its folder.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -51,6 +52,7 @@ DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER_BYTES = 4_000_000  # the 171 tensors of LoopCoder-V2 take 20 thousand
 MAX_JSON_BYTES = 20_000_000
+MAX_JSON_DEPTH = 100
 MAX_DIMENSIONS = 8
 CHUNK_BYTES = 1 << 24
 
@@ -82,8 +84,15 @@ class Checkpoint:
     tensors: dict[str, StoredTensor]
     files: list[str]
 
+    @functools.cached_property
+    def _by_file(self) -> dict[str, dict[str, StoredTensor]]:
+        groups = {file: {} for file in self.files}
+        for name, tensor in self.tensors.items():
+            groups[tensor.path.name][name] = tensor
+        return groups
+
     def of_file(self, file: str) -> dict[str, StoredTensor]:
-        return {name: tensor for name, tensor in self.tensors.items() if tensor.path.name == file}
+        return dict(self._by_file[file])
 
 
 def dtype_name(dtype: torch.dtype | str) -> str:
@@ -119,7 +128,10 @@ def read_chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object. Raises ValueError naming the file if it is anything else, or names a key twice."""
+    """
+    A JSON object. Raises ValueError naming the file if it is anything else, names a key twice, is nested deeper than
+    `MAX_JSON_DEPTH`, or holds half of a surrogate pair, which no file can be written with.
+    """
 
     def unique(pairs):
         twice = first_repeated(key for key, _ in pairs)
@@ -131,6 +143,7 @@ def read_json(path: Path) -> dict:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"it has more than {MAX_JSON_BYTES:,} bytes")
         content = json.loads(path.read_bytes(), object_pairs_hook=unique)
+        _check_json(content, MAX_JSON_DEPTH)
     except FileNotFoundError:
         raise ValueError(f"{path.parent} has no {path.name}.") from None
     except (ValueError, RecursionError) as error:
@@ -138,6 +151,27 @@ def read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} must hold a JSON object.")
     return content
+
+
+def _check_json(value, depth: int) -> None:
+    """Raises ValueError if a JSON value is nested deeper than `depth`, or a text in it is no Unicode text."""
+    if isinstance(value, str):
+        if not is_unicode(value):
+            raise ValueError(f"{ascii(value)[:80]} has half of a surrogate pair")
+    elif isinstance(value, dict | list):
+        if not depth:
+            raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} levels deep")
+        for part in [*value, *value.values()] if isinstance(value, dict) else value:
+            _check_json(part, depth - 1)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: it has no half of a surrogate pair, as bytes that are no UTF-8 become."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def first_repeated(names: Iterable[str]) -> str | None:
@@ -227,6 +261,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     index and headers disagree.
     """
     folder = Path(folder)
+    if not is_unicode(str(folder.resolve())):
+        raise ValueError(f"The name of the folder {str(folder)!a} is no UTF-8, as safetensors needs it: rename it.")
     index = folder / INDEX
     weight_map = None
     if index.exists() and (folder / SINGLE).exists():

@@ -36,6 +36,7 @@ from .checkpoint import (
     dtype_name,
     first_repeated,
     inside,
+    is_unicode,
     manifest_entry,
     open_checkpoint,
     read_json,
@@ -301,6 +302,8 @@ def _write_rest(out: Folder, plan: Plan, folder: Path, from_plt: bool, source: s
         for name in layout.CODE_FILES:
             out.copy(layout.ROOT / name, name)
     for name in sorted(path.name for path in folder.glob("LICENSE*") if path.is_file()):
+        if not is_unicode(name):  # the manifest could not name it
+            raise ValueError(f"The name of the file {name!a} is no UTF-8: rename it.")
         out.copy(inside(folder, name))
     parameters = sum(torch.Size(tensor.shape).numel() for tensor in plan.tensors.values())
     notes = ["Its loops were added to a dense model: gates are zero, and loops after the first untrained."]

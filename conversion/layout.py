@@ -24,7 +24,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from ..configuration_plt import IQuestPLTCoderConfig
+from ..configuration_plt import MAX_HEAD_DIM, MAX_LAYERS, IQuestPLTCoderConfig
 from .checkpoint import dtype_name, inside, read_json
 
 
@@ -47,7 +47,6 @@ CODE_FILES = [
     "compat_plt.py",
 ]
 MANIFEST = "manifest.json"
-MAX_LAYERS, MAX_HEAD_DIM = 10_000, 65_536
 # Which fields of a source are read, beside those of the configuration class.
 OLD_FIELDS = {"dtype", "torch_dtype", "rope_theta", "rope_scaling", "original_max_position_embeddings"}
 UNUSED_FIELDS = {"architectures", "id2label", "label2id", "num_labels", "transformers_version", "layer_types"}

@@ -15,14 +15,17 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from ..configuration_plt import IQuestPLTCoderConfig
 from ..tokenization import bpe, chat, spm
 from ..tokenization.tokenization_plt import IQuestPLTCoderTokenizer
 from . import layout
+from .bounded import bounded
 from .checkpoint import inside, read_json
 from .writer import Folder
 
@@ -34,6 +37,10 @@ OTHERS = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.tiktoken")  # of t
 # Sizes of the released vocabulary, in its config.json and in its configuration class. Which ids end a turn the former
 # does not say: see `generation_config.json` in the root.
 RELEASED_SIZES = (76800, 75904)
+# A template and a tokenizer are programs of somebody else's: what they may take.
+TEMPLATE_SECONDS, TEMPLATE_BYTES = 10, 1 << 30
+LOAD_SECONDS, CONVERSION_SECONDS, TOKENIZER_BYTES = 60, 1200, 4 << 30
+PROBE = "".join(map(chr, range(32, 127))) + "\taaaaaaaa 1234\n    é ß 中文 🙂 ▁"
 
 
 def write_tokenizer(out: Folder, source: Path, config: PreTrainedConfig, is_plt_source: bool) -> dict:
@@ -50,16 +57,19 @@ def write_tokenizer(out: Folder, source: Path, config: PreTrainedConfig, is_plt_
     fields = _json_or_empty(source, "tokenizer_config.json")
     for name in (*COPIED, "tokenizer.json", TEMPLATE):  # before any of them is opened
         if os.path.lexists(source / name):
-            inside(source, name)
+            path = inside(source, name)
+            if name in COPIED and name.endswith(".json"):
+                read_json(path)
     if (source / "tokenizer.json").exists():
         out.copy(inside(source, "tokenizer.json"))
         with layout.refusals("tokenizer.json"):
-            vocabulary = PreTrainedTokenizerFast(tokenizer_file=str(out.path / "tokenizer.json")).get_vocab()
+            file = str(out.path / "tokenizer.json")
+            vocabulary = _tried(lambda: PreTrainedTokenizerFast(tokenizer_file=file)).get_vocab()
     elif (source / "tokenizer.model").exists():
         with layout.refusals("tokenizer.model"):
-            backend, fields = spm.convert_folder(source)
-        out.write_text("tokenizer.json", backend.to_str(pretty=True))
-        vocabulary = backend.get_vocab()
+            text, fields = bounded(lambda: _from_sentencepiece(source), CONVERSION_SECONDS, TOKENIZER_BYTES)
+        out.write_text("tokenizer.json", text)
+        vocabulary = Tokenizer.from_str(text).get_vocab()
     elif found := [name for name in OTHERS if (source / name).exists()]:
         raise ValueError(
             f"The source has {found[0]}, and neither tokenizer.json nor tokenizer.model: load its tokenizer with "
@@ -129,5 +139,38 @@ def load_tokenizer(folder: str | Path) -> IQuestPLTCoderTokenizer | None:
     """
     if not (Path(folder) / "tokenizer.json").exists():
         return None
+    for name in ("tokenizer_config.json", *(name for name in COPIED if name.endswith(".json"))):
+        if (Path(folder) / name).exists():
+            read_json(Path(folder) / name)  # for an error that names the file
     with layout.refusals("tokenizer.json"):
-        return IQuestPLTCoderTokenizer.from_pretrained(folder)
+        return _tried(lambda: IQuestPLTCoderTokenizer.from_pretrained(folder))
+
+
+def render(tokenizer: PreTrainedTokenizerFast, messages: list[dict], seconds: float | None = None, **options) -> str:
+    """
+    The messages by the tokenizer's chat template, within limits. Raises TimeoutError or MemoryError beyond them, and
+    ValueError if the template raises anything.
+    """
+
+    def call() -> str:
+        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+
+    return bounded(call, TEMPLATE_SECONDS if seconds is None else seconds, TEMPLATE_BYTES)
+
+
+def _tried(load: Callable[[], PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
+    """
+    The tokenizer, after loading it and encoding a text by it in a process with limits. Replacements that double a text
+    again and again, and expressions that backtrack, show there.
+    """
+
+    def attempt() -> None:
+        load()(PROBE)
+
+    bounded(attempt, LOAD_SECONDS, TOKENIZER_BYTES)
+    return load()
+
+
+def _from_sentencepiece(folder: Path) -> tuple[str, dict]:
+    backend, fields = spm.convert_folder(folder)
+    return backend.to_str(pretty=True), fields

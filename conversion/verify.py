@@ -13,11 +13,8 @@
 # limitations under the License.
 """Checks that a model folder is whole: that all its parts agree with each other and with its manifest."""
 
-import contextlib
 import hashlib
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -38,10 +35,9 @@ from .checkpoint import (
     read_json,
     sha256,
 )
-from .tokenizer import as_list, load_tokenizer
+from .tokenizer import TEMPLATE_SECONDS, as_list, load_tokenizer, render
 
 
-TEMPLATE_SECONDS = 10
 LOGITS_TOLERANCE = 1e-3  # relative to the largest logit, in float32
 
 
@@ -120,25 +116,6 @@ def _attempt(problems: list[str], check: Callable, *args):
     except Exception as error:
         problems.append(str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}")
         return None
-
-
-@contextlib.contextmanager
-def _time_limit(seconds: int) -> Iterator[None]:
-    """Raises TimeoutError when the block takes longer; where signals allow it, that is on the main thread."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def stop(*_):
-        raise TimeoutError(f"it takes longer than {seconds} seconds")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _manifest(folder: Path, notes: list[str]) -> dict | None:
@@ -244,8 +221,9 @@ def _check_tokenizer(folder: Path, config: PreTrainedConfig, notes: list[str]) -
     if largest >= config.vocab_size:
         problems.append(f"The tokenizer's ids go to {largest}, the embedding has {config.vocab_size} rows.")
     if (folder / "generation_config.json").exists():
+        fields = read_json(inside(folder, "generation_config.json"))
         with layout.refusals("generation_config.json"):
-            generation = GenerationConfig(**read_json(inside(folder, "generation_config.json")))
+            generation = GenerationConfig(**fields)
         stops = set(map(str, as_list(generation.eos_token_id)))
     else:
         notes.append("There is no generation_config.json.")
@@ -261,10 +239,10 @@ def _check_tokenizer(folder: Path, config: PreTrainedConfig, notes: list[str]) -
         notes.append("There is no chat template.")
         return problems
     try:
-        with _time_limit(TEMPLATE_SECONDS):
-            text = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
-    except Exception as error:  # a template is a program of somebody else's
-        return [*problems, f"The chat template does not render: {type(error).__name__} {error}"]
+        text = render(tokenizer, [{"role": "user", "content": "Hello"}], seconds=TEMPLATE_SECONDS)
+    except (TimeoutError, MemoryError, ValueError) as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "
+        return [*problems, f"The chat template does not render: {kind}{error}"]
     end = tokenizer.get_vocab().get("<|im_end|>")
     if stops and end is not None and "<|im_end|>" in text and str(end) not in stops:
         problems.append(f"A chat turn ends with <|im_end|> ({end}), where generation_config.json does not stop.")

@@ -21,7 +21,9 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +147,8 @@ def new_folder(path: Path, size: int, progress: Progress = lambda _: None) -> It
     """
     A [`Folder`] that appears as `path` when the block ends, complete and on disk, and not at all if it does not: what
     is written goes to a hidden folder beside it, which is renamed at the end. What an earlier run that was killed left
-    there is removed.
+    there is removed. SIGTERM and SIGHUP remove it as well, before they end the process; where the caller handles or
+    ignores them, that stays so.
 
     Raises ValueError if `path` is taken, if `size` bytes do not fit beside it, or if another process is writing it.
     """
@@ -154,7 +157,7 @@ def new_folder(path: Path, size: int, progress: Progress = lambda _: None) -> It
         raise ValueError(f"{path.parent} does not exist: make it first.")
     _check_free(path)
     partial = path.parent / f".{path.name}{PARTIAL}"
-    with _locked(partial):
+    with _termination_as_exception(), _locked(partial):
         _check_free(path)  # again: nobody else takes it now
         for leftover in partial.iterdir():
             shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
@@ -178,6 +181,41 @@ def new_folder(path: Path, size: int, progress: Progress = lambda _: None) -> It
 def _check_free(path: Path) -> None:
     if path.is_symlink() or (path.exists() and not path.is_dir()) or (path.is_dir() and any(path.iterdir())):
         raise ValueError(f"{path} exists already: choose another folder, or remove it.")
+
+
+class _TerminationError(BaseException):
+    """The process is to end."""
+
+
+@contextlib.contextmanager
+def _termination_as_exception() -> Iterator[None]:
+    """
+    Ends the block by an exception where SIGTERM or SIGHUP would end the process, and then ends it by that signal. Only
+    on the main thread, the one that can handle signals.
+    """
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    is_main = threading.current_thread() is threading.main_thread()
+    ours = [number for number in numbers if is_main and signal.getsignal(number) is signal.SIG_DFL]
+    received = None
+
+    def stop(number, _):
+        nonlocal received
+        received = number
+        for other in ours:  # a second one must not end the cleaning up
+            signal.signal(other, signal.SIG_IGN)
+        raise _TerminationError
+
+    try:
+        for number in ours:
+            signal.signal(number, stop)
+        yield
+    except _TerminationError:
+        pass
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+        if received is not None:
+            signal.raise_signal(received)
 
 
 @contextlib.contextmanager

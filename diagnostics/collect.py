@@ -36,6 +36,7 @@ from .trace import BRANCHES, Trace, check_model, check_settings, trace
 
 HISTOGRAM_BINS = 20
 CONFIDENCE = 0.95
+CPU_CHUNK_ELEMENTS = 2**18  # 1 MB in float32: tensors that stay in a CPU's cache are several times faster
 SUMMED = tuple(STATE_METRICS | ATTENTION_METRICS | GATE_METRICS | LENS_METRICS)
 
 
@@ -73,33 +74,47 @@ def tally_states(tally: Tally, trace: Trace, shift: bool) -> None:
             tally.add("offset_cost_per_sqrt_d", loop, cost / math.sqrt(before[loop].shape[-1]))
 
 
-def tally_attention(tally: Tally, trace: Trace, chunk_elements: int = CHUNK_ELEMENTS) -> None:
-    """Adds what attention says, a few queries of a layer at a time, of two loops."""
+def tally_attention(tally: Tally, trace: Trace, chunk_elements: int | None = None) -> None:
+    """
+    Adds what attention says, a few queries of a layer at a time, of two loops. Tensors of attention weights have up to
+    `chunk_elements` numbers; by default what stays in a CPU's cache, more on other devices.
+    """
     time = len(trace.embeddings)
+    if chunk_elements is None:
+        chunk_elements = CPU_CHUNK_ELEMENTS if trace.embeddings.device.type == "cpu" else CHUNK_ELEMENTS
     for layer, query in enumerate(trace.queries[0]):
         rows = max(1, chunk_elements // (len(query) * time))
         for start in range(0, time, rows):
             before = dict.fromkeys(BRANCHES)
             for loop in range(1, trace.num_loops + 1):
                 now = trace.log_attention(loop, layer, start, min(start + rows, time))
+                if now["window"] is not None:  # no query sees a key before the window of the first
+                    now["window"] = now["window"][..., max(0, start - trace.window) :]
+                known = {}  # one branch may be another's tensor
                 for branch, log_weights in now.items():
-                    if log_weights is None:
-                        continue
-                    weights = log_weights.exp()
-                    found = {
-                        "attention_entropy": metrics.entropy(log_weights),
-                        "head_similarity": metrics.head_similarity(weights),
-                        "head_rank": metrics.head_rank(weights),
-                    }
-                    if before[branch] is not None:
-                        found["attention_change"] = metrics.kl_divergence(log_weights, before[branch])
-                    for name, values in found.items():
+                    pair = (id(log_weights), id(before[branch]))
+                    if log_weights is not None and pair not in known:
+                        known[pair] = _of_attention(log_weights, before[branch])
+                    for name, values in known.get(pair, {}).items():
                         tally.add(f"{name}_{branch}", loop, values, layer)
                 before = now
     for loop, of_layers in enumerate(trace.gates, 1):
         for layer, gate in enumerate(of_layers or ()):
             tally.add("gate", loop, gate, layer)
             tally.histogram[loop - 1, layer] += metrics.gate_histogram(gate, HISTOGRAM_BINS).cpu().numpy()
+
+
+def _of_attention(log_weights: torch.Tensor, before: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """What the weights (H, Q, S) of one loop say, and how they differ from those of the loop before, if any."""
+    weights = log_weights.exp()
+    found = {
+        "attention_entropy": metrics.entropy(log_weights, weights),
+        "head_similarity": metrics.head_similarity(weights),
+        "head_rank": metrics.head_rank(weights),
+    }
+    if before is not None:
+        found["attention_change"] = metrics.kl_divergence(log_weights, before, weights)
+    return found
 
 
 def tally_predictions(tally: Tally, predictions: Predictions) -> None:

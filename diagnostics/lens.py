@@ -29,6 +29,7 @@ from .trace import check_model, check_settings, trace
 
 
 CHUNK_ELEMENTS = 2**22  # numbers in a tensor that grows with text × vocabulary, or text × text: 16 MB in float32
+CPU_ROWS = 128  # tokens whose predictions a CPU's cache holds
 VERSION = 1
 
 
@@ -62,7 +63,7 @@ def predict(
     head_inputs: list[torch.Tensor],
     targets: torch.Tensor,
     vocab_size: int,
-    chunk_elements: int = CHUNK_ELEMENTS,
+    chunk_elements: int | None = None,
 ) -> Predictions:
     """
     What `head`, (T, D) → (T, V), predicts from the states of each loop, R tensors (T, D), about `targets` (T,).
@@ -72,6 +73,9 @@ def predict(
     """
     loops, tokens = len(head_inputs), len(targets)
     targets = targets.to(head_inputs[0].device)
+    if chunk_elements is None:
+        on_cpu = targets.device.type == "cpu"
+        chunk_elements = min(CHUNK_ELEMENTS, CPU_ROWS * vocab_size) if on_cpu else CHUNK_ELEMENTS
     rows = max(1, chunk_elements // vocab_size)
     chunks = []
     for start in range(0, tokens, rows):
@@ -79,13 +83,13 @@ def predict(
         measured, before = [], None
         for states in head_inputs:
             log_p = metrics.log_softmax(head(states[part]))
-            goal = targets[part].to(log_p.device)
-            refinement = torch.zeros_like(goal) if before is None else metrics.kl_divergence(log_p, before)
+            p, goal = log_p.exp(), targets[part].to(log_p.device)
+            refinement = torch.zeros_like(goal) if before is None else metrics.kl_divergence(log_p, before, p)
             measured.append(
                 (
                     metrics.token_loss(log_p, goal),
                     metrics.true_rank(log_p, goal),
-                    metrics.entropy(log_p),
+                    metrics.entropy(log_p, p),
                     log_p.argmax(-1),
                     refinement,
                 )

@@ -75,19 +75,20 @@ def log_softmax(logits: torch.Tensor) -> torch.Tensor:
     return _float(logits).log_softmax(-1)
 
 
-def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor, p: torch.Tensor | None = None) -> torch.Tensor:
     """
-    `KL(p ‖ q)` in nats over the last dimension: attention change and refinement. Infinite where p > 0 = q.
+    `KL(p ‖ q)` in nats over the last dimension: attention change and refinement. Infinite where p > 0 = q. `p` is
+    `exp(log_p)`, where that is known already.
     """
     log_p, log_q = _float(log_p), _float(log_q)
-    p = log_p.exp()
+    p = log_p.exp() if p is None else p
     return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
 
 
-def entropy(log_p: torch.Tensor) -> torch.Tensor:
-    """`−Σ p log p` in nats over the last dimension."""
+def entropy(log_p: torch.Tensor, p: torch.Tensor | None = None) -> torch.Tensor:
+    """`−Σ p log p` in nats over the last dimension; `p` as of `kl_divergence`."""
     log_p = _float(log_p)
-    p = log_p.exp()
+    p = log_p.exp() if p is None else p
     return -torch.where(p > 0, p * log_p, 0.0).sum(-1)
 
 

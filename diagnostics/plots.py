@@ -83,7 +83,7 @@ CHARTS |= {
 def plot(result: GainCost) -> Figure:
     """Gain and cost of each loop: refinement Δp on the left axis, offset cost Ω on the right, with their intervals."""
     with matplotlib.rc_context(RC):
-        figure, axes = _figure(6.4, 3.8)
+        figure, (axes,) = _figure(6.4, 3.8)
         right = axes.twinx()
         right.spines["right"].set_visible(True)
         for side, name, color, style in ((axes, "refinement", GAIN, "o-"), (right, "offset_cost", COST, "s--")):
@@ -131,7 +131,7 @@ def plot_chart(result: GainCost, title: str) -> Figure | None:
     if not _chart_metrics(result, title):
         return None
     with matplotlib.rc_context(RC):
-        figure, axes = _figure(3.6, 2.5)
+        figure, (axes,) = _figure(3.6, 2.5)
         _draw_chart(axes, result, title)
     return figure
 
@@ -289,10 +289,10 @@ def _draw_chart(axes: Axes, result: GainCost, title: str) -> None:
     _loop_axis(axes, result.max_loops)
 
 
-def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, Axes | np.ndarray]:
+def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, np.ndarray]:
+    """A figure and its axes, row by row."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    return figure, grid[0] if rows * columns == 1 else grid
+    return figure, figure.subplots(rows, columns, squeeze=False).flatten()
 
 
 def _loop_axis(axes: Axes, loops: int) -> None:

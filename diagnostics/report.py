@@ -20,6 +20,8 @@ The measurements as one HTML file that needs nothing else: no network, no other 
 import csv
 import io
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
@@ -32,6 +34,7 @@ from .maps import AttentionMaps
 from .result import GainCost
 
 
+NOT_DRAWN = Markup("<em>This picture could not be drawn.</em>")
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 TABLE = (
     "loss",
@@ -73,6 +76,7 @@ def render(
     lens: LoopLens | None = None,
     maps: AttentionMaps | None = None,
     notes: list[str] | tuple[str, ...] = (),
+    on_error: Callable[[str, Exception], None] | None = None,
 ) -> str:
     """
     The report. The same arguments give the same text.
@@ -82,7 +86,10 @@ def render(
         lens: a text token by token; without one, or with one loop only, that section is left out.
         maps: attention of a text; likewise.
         notes: sentences about the data, such as its licence.
+        on_error: is called with the name of a picture that cannot be drawn, and the error; the report then says so in
+            its place. Without it, the error is raised.
     """
+    svg = partial(_svg, on_error)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals |= {"percent": wording.percent, "loops_text": wording.loops_text, "quoted": quoted}
     show_lens = lens is not None and lens.max_loops > 1 and bool(lens.tokens)
@@ -93,10 +100,10 @@ def render(
         gated=_gated(result),
         both_branches=BOTH_BRANCHES,
         wording=wording,
-        gain_cost=_svg(plots.plot(result), "gain-cost", "Refinement and offset cost of each loop"),
-        rule=_svg(plots.plot_rule(result), "rule", "Change of loss and of effective rank in each loop"),
-        gates=_svg(plots.plot_gates(result), "gates", "Mean gate of each layer and loop, and a histogram of gates"),
-        charts=_charts(result),
+        gain_cost=svg("gain-cost", "Refinement and offset cost of each loop", plots.plot, result),
+        rule=svg("rule", "Change of loss and of effective rank in each loop", plots.plot_rule, result),
+        gates=svg("gates", "Mean gate of each layer and loop, and a histogram of gates", plots.plot_gates, result),
+        charts=_charts(result, svg),
         table=[
             [name, [wording.parts(result.metrics[name], loop) for loop in range(1, result.max_loops + 1)]]
             for name in TABLE
@@ -105,7 +112,7 @@ def render(
         lens=lens if show_lens else None,
         lens_data=lens_data(lens) if show_lens else None,
         maps=maps,
-        attention=_attention(maps),
+        attention=_attention(maps, svg),
         notes=notes,
     )
 
@@ -156,35 +163,42 @@ def _gated(result: GainCost) -> bool:
     return result.model["loop_attention"] == "gated"
 
 
-def _svg(figure, name: str, label: str) -> Markup | None:
-    return None if figure is None else Markup(plots.to_svg(figure, name, label))
+def _svg(on_error: Callable | None, name: str, label: str, draw: Callable, *arguments) -> Markup | None:
+    """The picture that `draw` makes, None if there is nothing to draw."""
+    try:
+        figure = draw(*arguments)
+        return None if figure is None else Markup(plots.to_svg(figure, name, label))
+    except Exception as error:
+        if on_error is None:
+            raise
+        on_error(name, error)
+        return NOT_DRAWN
 
 
-def _charts(result: GainCost) -> dict[str, list[dict]]:
+def _charts(result: GainCost, svg: Callable) -> dict[str, list[dict]]:
     """By group: each chart with what its metric means and how it goes."""
     titles = {names[0]: title for title, names in plots.CHARTS.items()}
     groups = {}
     for group, names in GROUPS.items():
         groups[group] = []
         for name in names:
-            figure = plots.plot_chart(result, titles[name])
-            if figure is not None:
-                svg = _svg(figure, f"chart-{name.replace('_', '-')}", f"{titles[name]} over loops")
+            title = titles[name]
+            chart = svg(f"chart-{name.replace('_', '-')}", f"{title} over loops", plots.plot_chart, result, title)
+            if chart is not None:
                 meaning = METRICS[name].meaning if _gated(result) else METRICS[name].meaning.replace(BOTH_BRANCHES, "")
-                groups[group].append({"title": titles[name], "svg": svg, "meaning": meaning})
+                groups[group].append({"title": title, "svg": chart, "meaning": meaning})
     return groups
 
 
-def _attention(maps: AttentionMaps | None) -> dict[str, Markup]:
+def _attention(maps: AttentionMaps | None, svg: Callable) -> dict[str, Markup]:
     if maps is None:
         return {}
     branches = plots.BRANCHES if any(gate is not None for gate in (maps.gate[-1] or [None])) else ("mixture",)
-    figures = {branch: plots.plot_attention(maps, branch) for branch in branches}
-    return {
-        branch: _svg(figure, f"attention-{branch}", f"Attention maps of the {branch}, a row for each loop")
-        for branch, figure in figures.items()
-        if figure is not None
-    }
+    pictures = {}
+    for branch in branches:
+        label = f"Attention maps of the {branch}, a row for each loop"
+        pictures[branch] = svg(f"attention-{branch}", label, plots.plot_attention, maps, branch)
+    return {branch: picture for branch, picture in pictures.items() if picture is not None}
 
 
 def _short(value: float | int | None) -> float | int | None:

@@ -66,20 +66,21 @@ class Trace:
 
     def log_attention(self, loop: int, layer: int, start: int, stop: int) -> dict[str, torch.Tensor | None]:
         """
-        Logarithms of the attention weights of queries start … stop − 1, for each of `BRANCHES` (H, stop − start, T).
+        Logarithms of the attention weights of queries start … stop − 1 on keys 0 … stop − 1, for each of `BRANCHES`
+        (H, stop − start, stop).
 
         Loop 1 has no window: there, and where `plt_loop_attention` is "shared", the mixture is the global branch, on
         loop 1's keys. Where it is "own", later loops have the window alone. A branch that is not there is None.
         """
         query = self.queries[loop - 1][layer][:, start:stop]
-        own_keys = self.keys[loop - 1][layer]
+        own_keys, first_keys = (self.keys[index][layer][:, :stop] for index in (loop - 1, 0))
         if loop == 1 or self.loop_attention == "shared":
-            log_global = log_attention(query, self.keys[0][layer], self.scaling, start)
+            log_global = log_attention(query, first_keys, self.scaling, start)
             return {"global": log_global, "window": None, "mixture": log_global}
         log_window = log_attention(query, own_keys, self.scaling, start, self.window)
         if self.loop_attention == "own":
             return {"global": None, "window": log_window, "mixture": log_window}
-        log_global = log_attention(query, self.keys[0][layer], self.scaling, start)
+        log_global = log_attention(query, first_keys, self.scaling, start)
         gate = self.gates[loop - 1][layer][:, start:stop]
         mixed = metrics.mixture(log_global, log_window, gate)
         return {"global": log_global, "window": log_window, "mixture": mixed}

@@ -34,6 +34,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from iquest_plt.cli import diagnose, outputs, sweep, texts
 from iquest_plt.diagnostics import GainCost, report, small_report, wording
+from iquest_plt.diagnostics import plots as diagnostic_plots
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,6 +128,58 @@ def test_a_run_that_fails_at_the_end_leaves_all_as_it_was(reported, checkpoint, 
     before = tree(tmp_path)
     assert run(*arguments)[::2] == (1, "no page")
     assert tree(tmp_path) == before
+
+
+def test_a_model_of_one_layer(data, tmp_path):
+    """Its window has one map alone: one picture, not a row of them."""
+    path = save(tmp_path / "model", tiny_model(vocab_size=257, num_hidden_layers=1))
+    code, _, error = run("diagnose", path, "--data", data / "c.txt", "--out", tmp_path / "out", *FAST)
+    assert code == 0 and "was not drawn" not in error, error
+    assert {file.name for file in (tmp_path / "out").iterdir()} == diagnose.FILES
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [("plot_rule", "rule.png"), ("plot_attention", "attention.png"), ("plot_metrics", "metrics.png")],
+)
+def test_a_picture_that_fails_costs_no_numbers(name, missing, reported, checkpoint, data, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise TypeError("no picture")
+
+    monkeypatch.setattr(diagnostic_plots, name, fail)
+    out = tmp_path / "report"
+    code, output, error = run("diagnose", checkpoint, "--data", data, "--out", out, "--json", *FAST)
+    assert code == 0 and f"{missing} was not drawn (TypeError: no picture)" in error
+    assert {path.name for path in out.iterdir()} == diagnose.FILES - {missing}
+    result = GainCost.load(out / "gain_cost.json")
+    assert json.loads(output) == result.to_dict()
+    assert result.metrics == GainCost.load(reported[0] / "gain_cost.json").metrics
+    page = (out / "report.html").read_text()
+    assert (name == "plot_metrics") != ("This picture could not be drawn" in page)
+
+
+def test_a_page_that_fails_costs_no_numbers(checkpoint, data, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise TypeError("no page")
+
+    monkeypatch.setattr(report, "render", fail)
+    out = tmp_path / "report"
+    code, _, error = run("diagnose", checkpoint, "--data", data / "c.txt", "--out", out, *FAST)
+    assert code == 0 and "report.html was not drawn (TypeError: no page)" in error
+    assert {path.name for path in out.iterdir()} == diagnose.FILES - {"report.html"}
+
+
+def test_what_is_quick_and_may_fail_comes_before_the_measurement(checkpoint, data, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError("no picture")
+
+    measured = []
+    for command, module, name in (("diagnose", diagnose, "attention_maps"), ("sweep", sweep, "time_rows")):
+        monkeypatch.setattr(module, "measure", lambda *args, **kwargs: measured.append(args))
+        monkeypatch.setattr(module, name, fail)
+        code, _, error = run(command, checkpoint, "--data", data, "--out", tmp_path / "out")
+        assert (code, error) == (1, "no picture")
+    assert not measured
 
 
 def broken(folder: Path) -> Path:
@@ -230,6 +283,21 @@ def test_a_sample_is_drawn_by_seed_and_keeps_the_order(checkpoint):
     assert texts.sample(tokenizer, many, 10**6, 0) == (many, "")
 
 
+def test_a_long_text_is_cut_at_so_many_tokens(checkpoint, tmp_path):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
+    chosen, note = texts.sample(tokenizer, {"long": "ab" * 500, "short": "c" * 5}, 100, 0)
+    assert chosen["long"] == "ab" * 49 + "a"  # and an end token
+    assert note.endswith("Of long the first 100 tokens.")
+    assert texts.sample(tokenizer, {"a": "x" * 99}, 100, 0) == ({"a": "x" * 99}, "")
+    assert texts.sample(tokenizer, {"a": "xyz"}, 1, 0)[0] == {"a": "x"}
+    (tmp_path / "long.txt").write_text("word " * 1000)
+    flags = ["--max-tokens", 50, *FAST]
+    code, output, error = run("diagnose", checkpoint, "--data", tmp_path, "--out", tmp_path / "out", "--json", *flags)
+    assert code == 0, error
+    assert [document["tokens"] for document in json.loads(output)["documents"]] == [50]
+    assert "Of long.txt the first 50 tokens." in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_the_beginning_of_a_text():
     assert diagnose.beginning("abc\ndef\nghi", 9) == "abc\ndef\n"
     assert diagnose.beginning("äöü", 3) == "ä" and diagnose.beginning("abc", 3) == "abc"
@@ -273,6 +341,18 @@ def test_sweep_of_several_checkpoints(checkpoint, data, tmp_path):
     assert run(*arguments, "--max-loops", 2)[0] == 2
     (row,) = (line for line in (tmp_path / "out" / "sweep.md").read_text().splitlines() if "time per token" in line)
     assert row.startswith(f"| time per token over {checkpoint} with 1 loop |")
+
+
+def test_a_sweep_whose_picture_fails_keeps_its_numbers(checkpoint, data, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise TypeError("no picture")
+
+    monkeypatch.setattr(diagnostic_plots, "plot_sweep", fail)
+    arguments = ["sweep", checkpoint, "--data", data / "c.txt", "--out", tmp_path / "out", "--new-tokens", 2]
+    code, _, error = run(*arguments, "--max-loops", 2, "--max-length", 32)
+    assert code == 0 and "sweep.png was not drawn (TypeError: no picture)" in error
+    assert {path.name for path in (tmp_path / "out").iterdir()} == sweep.FILES - {"sweep.png"}
+    assert "![" not in (tmp_path / "out" / "sweep.md").read_text()
 
 
 def test_sweep_measures_all_with_the_least_context(checkpoint, data, tmp_path):

@@ -274,17 +274,35 @@ def test_a_cut_document_is_its_pieces_alone():
     same(cut, alone)
 
 
+class Largest(TorchDispatchMode):
+    """The numbers in the largest tensor that is made, and in all of them."""
+
+    size = total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(output):
+            if isinstance(tensor, torch.Tensor):
+                self.size = max(self.size, tensor.numel())
+                self.total += tensor.numel()
+        return output
+
+
+def test_on_a_cpu_attention_is_reduced_within_its_cache():
+    """Weights of a whole piece at a time took several times as long: they went to memory and back in every step."""
+    model, time = tiny_model(num_hidden_layers=1, max_position_embeddings=1024), 1024
+    seen = trace(model, tokens(time), 2)
+    with Largest() as largest:
+        collecting.tally_attention(collecting.Tally(2, 1), seen)
+    assert largest.size <= collecting.CPU_CHUNK_ELEMENTS <= 2**18
+    predictions = torch.zeros(time, 16)
+    head = torch.zeros(16, 20_000)
+    with Largest() as largest:
+        predict(lambda x: x @ head, [predictions, predictions], tokens(time), 20_000)
+    assert largest.size <= 128 * 20_000
+
+
 def test_no_tensor_grows_with_the_square_of_the_text_or_with_text_times_vocabulary():
-    class Largest(TorchDispatchMode):
-        size = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            output = function(*args, **(kwargs or {}))
-            for tensor in torch.utils._pytree.tree_leaves(output):
-                if isinstance(tensor, torch.Tensor):
-                    self.size = max(self.size, tensor.numel())
-            return output
-
     model, time, limit = tiny_model(), 120, 4000
     seen = trace(model, tokens(time), 2)
     tally = collecting.Tally(2, model.config.num_hidden_layers)

@@ -104,6 +104,18 @@ def test_a_family_is_trained_once(library, tmp_path, capsys, monkeypatch):
     family.main(arguments, library)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("r*/**/*")} == before
 
+    def fail(*args):
+        raise TypeError("no picture")
+
+    monkeypatch.setattr(family, "draw", fail)
+    family.main(arguments, library)
+    captured = capsys.readouterr()
+    assert json.loads(captured.out.splitlines()[-1])["runs"] == 5
+    assert "family.png was not drawn (TypeError: no picture)" in captured.err
+    (tmp_path / "r1-seed0" / "metrics.json").write_text('{"texts": 1, "bits')
+    with pytest.raises(SystemExit, match=r"metrics\.json cannot be read"):
+        family.main(arguments, library)
+
 
 def test_arguments_are_checked(tmp_path, capsys):
     for wrong in ("--hidden 100", "--seeds 0", "--seeds 11", "--loops 0", "--loops 5", "--texts 0", "--tokens 9"):

@@ -15,8 +15,10 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,7 +34,7 @@ from tuning import ROOT, one_thread, write_model, write_texts  # noqa: F401 (a f
 
 from iquest_plt.conversion.convert import convert
 from iquest_plt.conversion.verify import verify
-from iquest_plt.training import common, finetune, guard
+from iquest_plt.training import common, finetune, guard, records, small
 
 
 ROWS = [{"input_ids": tokens(length, seed=length).tolist()} for length in (3, 17, 9, 2, 12, 5, 7, 11)]
@@ -318,6 +320,12 @@ def test_guard():
         (["--data", "{tmp}/numbers.jsonl"], "The field 'text' must hold a text in every line"),
         (["--data", "{tmp}/gap.jsonl"], "The field 'text' must hold a text in every line"),
         (["--data", "{tmp}/blank.jsonl", "--heldout-share", "0"], "The data hold no text"),
+        (["--data", "{tmp}/blank.jsonl", "--heldout-share", "0"], "blank.jsonl: The data hold no text"),
+        (["--heldout", "{tmp}/blank.jsonl"], "blank.jsonl: The data hold no text"),
+        (["--data", "{tmp}/empty.jsonl"], "empty.jsonl cannot be read: it is empty"),
+        (["--data", "{tmp}/lines.jsonl"], "lines.jsonl cannot be read: it is empty"),
+        (["--data", "{tmp}/objects.jsonl"], "objects.jsonl cannot be read: its lines hold no fields"),
+        (["--data", "{tmp}"], "data cannot be read: it holds no files"),
         (["--data", "{tmp}/one.txt"], "Holding out takes two documents"),
         (["--heldout-share", "1"], "a share in"),
         (["--length", "1025"], "--length 1025: this model takes 2 to 1024 tokens"),
@@ -334,11 +342,60 @@ def test_refusals(options, message, command, tmp_path, monkeypatch):
         (data / "numbers.jsonl").write_text('{"text": 1}\n{"text": 2}\n')
         (data / "gap.jsonl").write_text('{"text": "a"}\n{"other": "b"}\n')
         (data / "blank.jsonl").write_text('{"text": ""}\n')
+        for name, content in (("empty", ""), ("lines", "\n \n"), ("objects", "{}\n")):
+            (data / f"{name}.jsonl").write_text(content)
         (data / "one.txt").write_text("one document")
     with pytest.raises(SystemExit, match=re.escape(message)) as refusal:
         finetune.main([*command, *(option.format(tmp=data) for option in options)])
     assert "\n" not in str(refusal.value)
     assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_an_empty_file_among_others_is_left_out(tmp_path):
+    (tmp_path / "0.jsonl").write_text("")
+    (tmp_path / "1.jsonl").write_text('{"text": "a"}\n')
+    assert common.load_data(tmp_path, "text", tmp_path / ".cache")["text"] == ["a"]
+
+
+@pytest.mark.parametrize("content", ["", '{"lr": ', "[]", "\udcff", None])
+def test_damaged_settings_are_named(content, command, tmp_path, capsys):
+    finetune.main([*command, "--steps", "2"])
+    settings = tmp_path / "run" / "settings.json"
+    settings.unlink()
+    if content is not None:
+        settings.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(SystemExit, match=r"settings\.json cannot be read \(.+\): restore it, or") as refusal:
+        finetune.main([*command, "--steps", "2"])
+    assert "\n" not in str(refusal.value)
+    assert (tmp_path / "run" / "checkpoint-2").is_dir()
+
+
+def test_a_record_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    records.write_json(tmp_path / "a.json", {"x": 1})
+    for content in (object(), {"y": object()}):
+        with pytest.raises(TypeError):
+            records.write_json(tmp_path / "a.json", content)
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match="No space"):
+        records.write_json(tmp_path / "a.json", {"x": 2})
+    assert records.read_json(tmp_path / "a.json") == {"x": 1}
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "model.safetensors", "optimizer.pt", "scheduler.pt"])
+def test_a_checkpoint_that_was_cut_off_is_not_gone_on_from(name, command, tmp_path, capsys):
+    finetune.main([*command, "--steps", "4"])
+    out = tmp_path / "run"
+    shutil.rmtree(out / "model")
+    (out / "checkpoint-of-mine").mkdir()
+    file = out / "checkpoint-4" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert small.last_checkpoint(out) == out / "checkpoint-2"
+    finetune.main([*command, "--steps", "4"])
+    assert "Resuming from checkpoint-2" in capsys.readouterr().out and (out / "model").is_dir()
 
 
 @pytest.mark.parametrize("option", ["--batch", "--accumulate", "--steps", "--epochs", "--num-loops", "--save-steps"])

@@ -22,6 +22,7 @@ import socket
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -167,22 +168,57 @@ def test_a_program_has_no_more_than_its_limits(sandbox):
     assert failure("print('x' * (1 << 20))") == "printed too much"
 
 
-def run_alone(sandbox, *args):
-    """
-    The verdict once no other program's processes are in the way: the limit counts all that a user has, and those of a
-    program that was stopped a moment ago may not be gone.
-    """
-    deadline = time.monotonic() + 20
-    while True:
-        verdict = sandbox.run(*args)
-        if time.monotonic() > deadline or not any(word in verdict.detail for word in ("new thread", "unavailable")):
-            return verdict
-        time.sleep(0.2)
+HOARD = """
+import os, time
+started = 0
+try:
+    while started < {most}:
+        if not os.fork():
+            time.sleep(99)
+        started += 1
+except OSError:
+    pass
+"""
+
+
+def processes_with(text):
+    return sum(text in command for command in commands())
+
+
+def test_a_neighbour_that_starts_all_it_may_fails_no_other(sandbox):
+    """Linux counts the processes of a user; each program must have a count of its own."""
+    greedy = Sandbox(Limits(seconds=20.125))  # told by this number from other processes
+    program = HOARD.format(most=1000) + "def f():\n    time.sleep(4)\n    return 1 if 8 < started < 17 else started\n"
+    with ThreadPoolExecutor() as pool:
+        neighbour = pool.submit(greedy.run, program, TESTS, "f")
+        deadline = time.monotonic() + 10
+        while processes_with("20.125") < 12 and not neighbour.done():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        others = [pool.submit(sandbox.run, HOARD.format(most=10) + RIGHT, TESTS, "f") for _ in range(3)]
+        others.append(pool.submit(sandbox.run, HOARD.format(most=10) + f"assert started == 10\n{RIGHT}", TESTS, "f"))
+        assert [other.result().detail for other in others] == ["passed"] * 4
+        assert not neighbour.done()  # they ran beside it
+        assert neighbour.result().detail == "passed"
+
+
+def test_where_programs_share_a_count_they_run_one_at_a_time():
+    """A user who may make no namespaces: what that user runs already does not count, and bombs are contained."""
+    if sys.platform != "linux":
+        pytest.skip("the sandbox needs Linux")
+    as_one = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all,+dac_read_search"]
+    as_one += ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
+    shared = Sandbox(wrappers=[[] if os.geteuid() else as_one])
+    with ThreadPoolExecutor() as pool:
+        greedy = [HOARD.format(most=1000) + f"assert 8 < started < 40, started\ntime.sleep(1)\n{RIGHT}"] * 2
+        modest = [HOARD.format(most=10) + f"assert started == 10, started\n{RIGHT}"] * 2
+        verdicts = list(pool.map(lambda program: shared.run(program, TESTS, "f"), greedy + modest))
+    assert [verdict.detail for verdict in verdicts] == ["passed"] * 4
 
 
 def test_what_a_program_leaves_behind_does_not_delay_its_verdict(sandbox):
     program = "import atexit, threading, time\nthreading.Thread(target=time.sleep, args=(99,)).start()\n"
-    verdict = run_alone(sandbox, program + "atexit.register(time.sleep, 99)\n" + RIGHT, TESTS, "f")
+    verdict = sandbox.run(program + "atexit.register(time.sleep, 99)\n" + RIGHT, TESTS, "f")
     assert verdict.passed and verdict.seconds < 9
 
 
@@ -236,7 +272,7 @@ def test_nothing_stays_behind(sandbox):
         pytest.skip("this system does not keep what leaves the session together")
     seconds = f"{1000 + time.time() % 1000:.6f}"  # what it can be told by
     program = f"import subprocess\nsubprocess.Popen(['sleep', '{seconds}'], start_new_session=True)\n{RIGHT}"
-    assert run_alone(sandbox, program, TESTS, "f").passed
+    assert sandbox.run(program, TESTS, "f").passed
     deadline = time.monotonic() + 5
     while any(seconds in command for command in commands()):
         assert time.monotonic() < deadline
@@ -513,6 +549,20 @@ def test_a_stopped_run_goes_on(command, scripted, sandbox, tmp_path):
     asked.clear()
     command(*options)
     assert not asked
+
+
+def test_damaged_files_of_a_run_are_named(command, scripted, tmp_path):
+    scripted(lambda problem: "    return 7\n")
+    command()
+    for name, content, message in (
+        ("completions.jsonl", '{"task_id": \n', "completions.jsonl is damaged in line 1"),
+        ("completions.jsonl", "[]\n", "completions.jsonl is damaged in line 1"),
+        ("settings.json", "", "settings.json cannot be read"),
+    ):
+        (tmp_path / "out" / name).write_text(content)
+        with pytest.raises(SystemExit, match=message) as refusal:
+            command()
+        assert "\n" not in str(refusal.value)
 
 
 def test_a_stopped_run_draws_what_one_run_draws(command, tmp_path):

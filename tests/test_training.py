@@ -181,6 +181,14 @@ def test_resume_is_exact(library, tmp_path):
         assert torch.equal(one, other), name
 
 
+@pytest.mark.parametrize("name", ["data_manifest.json", "train.npy", "heldout.npy"])
+def test_damaged_data_are_named(name, library, tmp_path):
+    small.prepare(tmp_path, TINY, library)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:9])
+    with pytest.raises(ValueError, match=f"{name} cannot be read"):
+        small.prepare(tmp_path, TINY, library)
+
+
 def test_stops_when_diverged(library, tmp_path):
     recipe = dataclasses.replace(TINY, adamw_lr=float("nan"), muon_lr=float("nan"))
     with pytest.raises(small.DivergedError, match="The loss at step"):

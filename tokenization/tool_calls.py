@@ -24,6 +24,8 @@ call, a tag in the middle of a sentence, a `</think>` that nothing opened. So no
 only whitespace around the parts is dropped, and the end-of-turn tokens at the very end. A tag within a JSON string
 belongs to the string. A last call whose closing tag is missing counts if its JSON is complete.
 
+Reading takes time proportional to the length of the reply, however it is cut and whatever it holds.
+
 This module needs the standard library only.
 """
 
@@ -37,6 +39,8 @@ END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 THINK, END_THINK = "<think>", "</think>"
 CALL, END_CALL = "<tool_call>", "</tool_call>"
 
+# Whitespace before a tag, looked for from its first character only: else a search through it takes quadratic time.
+_SPACES = r"(?:(?<!\s)\s+)?"
 # The same grammar for Transformers' own `tokenizer.parse_response`, to be stored in tokenizer_config.json. It gives the
 # same message for a well-formed reply, without `content` where that is empty. Else it is less patient: it raises
 # ValueError for a call whose JSON does not parse, a call ends at the first closing tag, also within a JSON string, and
@@ -48,14 +52,14 @@ RESPONSE_TEMPLATE = {
     "fields": {
         "reasoning_content": {"open_pattern": r"\A\s*<think>", "close": END_THINK, "content": "text"},
         "tool_calls": {
-            "open_pattern": r"\s*<tool_call>",
+            "open_pattern": rf"{_SPACES}<tool_call>",
             "close_pattern": r"</tool_call>\s*",
             "repeats": True,
             "content": "json",
             "transform": {"type": "function", "function": "{content}"},
         },
         "content": {
-            "close_pattern": r"\s*(?:<\|im_end\|>|<\|endoftext\|>)\s*",
+            "close_pattern": rf"{_SPACES}(?:<\|im_end\|>|<\|endoftext\|>)\s*",
             "repeats": True,
             "join": "\n",
             "content": "text",
@@ -63,11 +67,11 @@ RESPONSE_TEMPLATE = {
     },
 }
 
-_JSON_SPACE = " \t\r\n"
-_OBJECT_START = re.compile(r"<tool_call>[ \t\r\n]*\{")
+_JSON_SPACE = re.compile(rb"[ \t\r\n]*+")
+_OBJECT_START = re.compile(rb"<tool_call>[ \t\r\n]*\{")
 # What JSON has outside of its strings; a stray letter or backslash shows at once that a call is none.
-_BETWEEN_STRINGS = re.compile(r"[ \t\r\n{}\[\]:,+\-.0-9Etruefalsn]*")
-_WITHIN_STRING = re.compile(r'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
+_BETWEEN_STRINGS = re.compile(rb"[ \t\r\n{}\[\]:,+\-.0-9Etruefalsn]*+")
+_WITHIN_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 
 
 def parse_response(text: str, prefix: str = "") -> dict[str, Any]:
@@ -95,12 +99,16 @@ class ToolCallStream:
     message is in `message`, but not in the deltas.
     """
 
+    # Texts are kept in pieces and joined when asked for; what is not decided is bytes, which can be added to at the end
+    # and taken from at the beginning without a copy of the rest.
+
     def __init__(self, prefix: str = ""):
-        self.message: dict[str, Any] = {"role": "assistant", "content": ""}
+        self._texts: dict[str, list[str]] = {"content": []}
+        self._calls: list[dict[str, Any]] = []
         self._read = self._read_start  # the state: reads from `_rest`, and says whether it got any further
-        self._end = ""  # whitespace and end tokens, dropped if nothing follows
+        self._end: list[str] = []  # whitespace and end tokens, dropped if nothing follows
         self._cut = ""  # what may become one more end token
-        self._rest = ""  # not yet decided
+        self._rest = bytearray()  # not yet decided
         self._space = ""  # whitespace that is dropped if nothing of the same part follows
         self._part_is_empty = True
         self._position, self._in_string = 0, False  # within the JSON of a call
@@ -109,6 +117,12 @@ class ToolCallStream:
         _, start, opened = prefix.rpartition(ASSISTANT_START)
         self.feed(opened if start else "")
 
+    @property
+    def message(self) -> dict[str, Any]:
+        """The message so far."""
+        message = {"role": "assistant", **{field: "".join(pieces) for field, pieces in self._texts.items()}}
+        return message | ({"tool_calls": list(self._calls)} if self._calls else {})
+
     def feed(self, text: str) -> list[dict[str, Any]]:
         """Takes the next piece of the reply. Raises ValueError after `finish()`."""
         if self._is_finished:
@@ -116,32 +130,38 @@ class ToolCallStream:
         text = self._cut + text
         cut = len(text) - max(_overlap(text, token) for token in END_TOKENS)
         end = _start_of_end(text[:cut])
-        before = self._end + text[:end] if end > 0 else ""
-        self._end = text[end:cut] if end > 0 else self._end + text[:cut]
+        before = ""
+        if end > 0:
+            before, self._end = "".join(self._end) + text[:end], []
+        self._end.append(text[end:cut])
         self._cut = text[cut:]
         return self._advance(before)
 
     def finish(self) -> list[dict[str, Any]]:
         """Says that nothing follows. May be called again, with no effect."""
-        text = self._end + self._cut if self._cut else ""  # a token that is not whole is text
-        self._end, self._cut, self._is_finished = "", "", True
+        text = "".join(self._end) + self._cut if self._cut else ""  # a token that is not whole is text
+        self._end, self._cut, self._is_finished = [], "", True
         return self._advance(text)
 
     def _advance(self, text: str) -> list[dict[str, Any]]:
-        self._rest += text
+        self._rest += _bytes(text)
         while self._read():
             pass
         deltas, self._deltas = self._deltas, []
-        return deltas
+        return [
+            {field: value if field == "tool_calls" else "".join(value) for field, value in delta.items()}
+            for delta in deltas
+        ]
 
     # -- states ------------------------------------------------------------------------------------------------------
 
     def _read_start(self) -> bool:
-        self._rest = self._rest.lstrip()
-        if self._rest.startswith(THINK):
-            self._rest, self._read = self._rest[len(THINK) :], self._read_reasoning
+        self._rest = _bytes(_text(self._rest).lstrip())
+        if self._rest.startswith(_bytes(THINK)):
+            del self._rest[: len(THINK)]
+            self._read = self._read_reasoning
             return True
-        if THINK.startswith(self._rest) and not self._is_finished:
+        if _bytes(THINK).startswith(self._rest) and not self._is_finished:
             return False
         self._read = self._read_text
         return True
@@ -149,7 +169,8 @@ class ToolCallStream:
     def _read_reasoning(self) -> bool:
         found = self._say_until(END_THINK, "reasoning_content")
         if found:
-            self._rest, self._read = self._rest[len(END_THINK) :], self._read_text
+            del self._rest[: len(END_THINK)]
+            self._read = self._read_text
             self._space, self._part_is_empty = "", True
         return found
 
@@ -166,17 +187,16 @@ class ToolCallStream:
             return False
         if end is None:  # the closing tag is missing, or cut off
             end = len(self._rest) - _overlap(self._rest, END_CALL)
-        call = _parse_call(self._rest[len(CALL) : end])
+        call = _parse_call(_text(self._rest[len(CALL) : end]))
         self._read = self._read_text
         if call is None:
-            self._rest = self._rest[len(CALL) :]
+            del self._rest[: len(CALL)]
             self._say(CALL, "content")
             return True
-        self._rest = self._rest[end + len(END_CALL) :]
+        del self._rest[: end + len(END_CALL)]
         self._space, self._part_is_empty = "", True
-        calls = self.message.setdefault("tool_calls", [])
-        self._deltas.append({"tool_calls": [{"index": len(calls), **call}]})
-        calls.append(call)
+        self._deltas.append({"tool_calls": [{"index": len(self._calls), **call}]})
+        self._calls.append(call)
         return True
 
     def _end_of_json(self) -> int | None:
@@ -185,32 +205,32 @@ class ToolCallStream:
         if self._position == begin:
             start = _OBJECT_START.match(rest)
             if start is None:
-                return begin if rest[begin:].strip(_JSON_SPACE) else None
+                return begin if _JSON_SPACE.match(rest, begin).end() < len(rest) else None
             self._position = start.end()
         while True:
             part = _WITHIN_STRING if self._in_string else _BETWEEN_STRINGS
             self._position = part.match(rest, self._position).end()
             ahead = rest[self._position : self._position + len(END_CALL)]
-            if ahead.startswith('"'):
+            if ahead.startswith(b'"'):
                 self._in_string = not self._in_string
                 self._position += 1
             elif self._in_string or not ahead:  # the string goes on, or its last character is a backslash
                 return None
-            elif ahead == END_CALL:
+            elif ahead == _bytes(END_CALL):
                 return self._position
             else:
-                return None if END_CALL.startswith(ahead) else begin
+                return None if _bytes(END_CALL).startswith(ahead) else begin
 
     # -- text --------------------------------------------------------------------------------------------------------
 
     def _say_until(self, tag: str, field: str) -> bool:
         """Passes on the text before `tag`, and says whether the tag has come."""
-        found = self._rest.find(tag)
+        found = self._rest.find(_bytes(tag))
         end = found
         if found < 0:
             end = len(self._rest) - (0 if self._is_finished else _overlap(self._rest, tag))
-        self._say(self._rest[:end], field)
-        self._rest = self._rest[end:]
+        self._say(_text(self._rest[:end]), field)
+        del self._rest[:end]
         return found >= 0
 
     def _say(self, text: str, field: str) -> None:
@@ -222,15 +242,15 @@ class ToolCallStream:
         self._space = text[len(words) :]
         if not words:
             return
-        before = self.message.get(field, "")
-        if self._part_is_empty and before:
+        said = self._texts.setdefault(field, [])
+        if self._part_is_empty and said:
             words = "\n" + words
         self._part_is_empty = False
-        self.message[field] = before + words
+        said.append(words)
         if self._deltas and field in self._deltas[-1]:
-            self._deltas[-1][field] += words
+            self._deltas[-1][field].append(words)
         else:
-            self._deltas.append({field: words})
+            self._deltas.append({field: [words]})
 
 
 def _parse_call(text: str) -> dict[str, Any] | None:
@@ -249,8 +269,17 @@ def _parse_call(text: str) -> dict[str, Any] | None:
     return {"type": "function", "function": function} if isinstance(function["arguments"], dict) else None
 
 
-def _overlap(text: str, tag: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `tag`."""
+def _bytes(text: str) -> bytearray:
+    return bytearray(text, "utf-8", "surrogatepass")
+
+
+def _text(part: bytearray) -> str:
+    return part.decode("utf-8", "surrogatepass")
+
+
+def _overlap(text: str | bytearray, tag: str) -> int:
+    """How many characters at the end of `text` may be the beginning of `tag`, which is ASCII."""
+    tag = tag if isinstance(text, str) else _bytes(tag)
     return next((size for size in range(len(tag) - 1, 0, -1) if text.endswith(tag[:size])), 0)
 
 

@@ -14,7 +14,6 @@
 """What the training scripts share: options, model, data, and a run that goes on where it was stopped."""
 
 import argparse
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +35,7 @@ from ..conversion.layout import read_plt_config
 from .data import visible_files
 from .guard import DivergedError, Guard
 from .progress import Progress
+from .records import read_json, write_json
 from .small import last_checkpoint
 
 
@@ -106,7 +106,7 @@ def load_model(args, **kwargs):
     config = read_plt_config(args.model)
     if not 2 <= args.length <= config.max_position_embeddings:
         raise ValueError(f"--length {args.length}: this model takes 2 to {config.max_position_embeddings} tokens.")
-    # In the configuration, not by `with_num_loops`: some trainers call the decoder past the head.
+    # In the configuration, which is stored with the trained weights.
     kwargs["plt_num_loops"] = config.check_num_loops(args.num_loops)
     model = AutoModelForCausalLM.from_pretrained(args.model, **{"dtype": torch.float32, **kwargs})
     return model, AutoTokenizer.from_pretrained(args.model)
@@ -117,19 +117,32 @@ def load_data(path: Path, field: str, cache: Path) -> Dataset:
     The `field` of JSON lines, or of text files, each of them a document. A folder is searched for files that are not
     hidden. Raises ValueError if they cannot be read, or have no such field.
     """
-    files = [path]
-    if path.is_dir():
-        files = visible_files(path)
+    files = visible_files(path) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"{path} cannot be read: it holds no files.")
     kind = {"path": "text", "sample_by": "document"}
     if all(file.suffix == ".jsonl" for file in files):
         kind = {"path": "json"}
+        files = [file for file in files if not _is_blank(file)]
+        if not files:
+            raise ValueError(f"{path} cannot be read: it is empty.")
     try:
         data = load_dataset(**kind, data_files=[str(file) for file in files], split="train", cache_dir=str(cache))
     except Exception as error:  # the library's own say little without their cause
-        raise ValueError(f"{path} cannot be read: {error.__cause__ or error}") from error
+        reason = error.__cause__ or error
+        reason = "its lines hold no fields." if "corresponds to no data" in str(reason) else reason
+        raise ValueError(f"{path} cannot be read: {reason}") from error
     if field not in data.column_names:
         raise ValueError(f"{path} has no field {field!r}, but {', '.join(data.column_names)}.")
     return data
+
+
+def _is_blank(file: Path) -> bool:
+    """Whether a file has no line with anything in it. Also False if it is not there."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as lines:
+        return not any(line.strip() for line in lines)
 
 
 def split_data(args, field: str) -> tuple[Dataset, Dataset | None]:
@@ -172,7 +185,7 @@ def train(trainer: Trainer, args) -> dict[str, torch.Tensor] | None:
     with trainer.args.main_process_first(desc="settings"):
         file, checkpoint = args.out / "settings.json", last_checkpoint(args.out)
         if checkpoint is not None:
-            before = {"num_processes": "1", **json.loads(file.read_text())}
+            before = {"num_processes": "1", **read_json(file)}
             changed = [f"--{name.replace('_', '-')}" for name in settings if settings[name] != before.get(name)]
             if changed:
                 raise ValueError(f"{args.out} holds a run with another {', '.join(changed)}: choose a new folder.")
@@ -180,7 +193,7 @@ def train(trainer: Trainer, args) -> dict[str, torch.Tensor] | None:
             if args.steps and results and int(checkpoint.name.split("-")[1]) >= args.steps:
                 raise ValueError(f"This run is complete, and {results[0]} is its result: choose a new folder.")
         if is_first:
-            file.write_text(json.dumps(settings, indent=1) + "\n")
+            write_json(file, settings)
     frozen = freeze_unused_gates(trainer.model)
     if is_first:
         if checkpoint is not None:
@@ -190,6 +203,8 @@ def train(trainer: Trainer, args) -> dict[str, torch.Tensor] | None:
         rows = trainer.train_dataset["input_ids"]
         tokens_per_step = sum(map(len, rows)) / len(rows) * args.batch * args.accumulate * processes
         bytes_per_token = _bytes_per_token(trainer.eval_dataset or trainer.train_dataset, trainer.processing_class)
+        if bytes_per_token is None:
+            raise ValueError(f"{args.heldout or args.data} holds nothing that counts in the loss.")
         trainer.add_callback(Progress(tokens_per_step, bytes_per_token))
     trainer.add_callback(Guard())
     trainer.pop_callback(PrinterCallback)  # Progress says it better
@@ -197,11 +212,12 @@ def train(trainer: Trainer, args) -> dict[str, torch.Tensor] | None:
     return gather(trainer)
 
 
-def _bytes_per_token(data: Dataset, tokenizer) -> float:
-    """UTF-8 bytes of a token that counts in the loss."""
+def _bytes_per_token(data: Dataset, tokenizer) -> float | None:
+    """UTF-8 bytes of a token that counts in the loss; None if none does."""
     field = "labels" if "labels" in data.column_names else "input_ids"
     rows = [[token for token in row if token != -100] for row in data[field]]
-    return sum(len(text.encode()) for text in tokenizer.batch_decode(rows)) / sum(map(len, rows))
+    tokens = sum(map(len, rows))
+    return sum(len(text.encode()) for text in tokenizer.batch_decode(rows)) / tokens if tokens else None
 
 
 def gather(trainer: Trainer) -> dict[str, torch.Tensor] | None:

@@ -25,11 +25,13 @@ from transformers import AutoTokenizer, GenerationConfig
 import iquest_plt
 from iquest_plt import IQuestPLTCoderForCausalLM
 
+from ..cli.outputs import drawn
 from ..conversion.layout import AUTO_MAP, CODE_FILES
 from ..tokenization import bpe
 from . import evaluate
 from .card import SAMPLE_PROMPT, plot_curve, render_card
 from .kernels import register_attention
+from .records import read_json, write_json
 
 
 LOOPS = (1, 2, 3)  # loop counts that are measured; the model is trained with 2
@@ -45,9 +47,9 @@ def export(out: str | Path, folder: str | Path, stdlib: Path | None = None) -> d
     if checkpoint is None:
         raise FileNotFoundError(f"{out} holds no checkpoint: train first")
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = json.loads((out / "data_manifest.json").read_text())
-    recipe = json.loads((out / "recipe.json").read_text())
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    manifest = read_json(out / "data_manifest.json")
+    recipe = read_json(out / "recipe.json")
+    state = read_json(checkpoint / "trainer_state.json")
     tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
 
     write_model(checkpoint, folder, tokenizer)
@@ -64,15 +66,11 @@ def export(out: str | Path, folder: str | Path, stdlib: Path | None = None) -> d
     }
     metrics["python_version"] = manifest["python_version"]
     write_json(folder / "metrics.json", metrics)
-    plot_curve(folder / "training_curve.png", log, manifest, metrics)
+    drawn("training_curve.png", plot_curve, folder / "training_curve.png", log, manifest, metrics)
     sample = complete(folder, tokenizer, SAMPLE_PROMPT)
     (folder / "README.md").write_text(render_card(metrics, manifest, recipe, sample))
     print(json.dumps(metrics["bits_per_byte"]), flush=True)
     return metrics
-
-
-def write_json(path: Path, content: dict | list) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def write_model(checkpoint: Path, folder: Path, tokenizer) -> None:

@@ -38,9 +38,11 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
+from ..cli.outputs import drawn
 from ..tokenization import bpe
 from . import data, evaluate, small
 from .elastic import ElasticLoops
+from .records import read_json, write_json
 
 
 LOOPS = (1, 2, 3, 4)
@@ -128,8 +130,8 @@ def run(out: Path, variant: Variant, recipe: small.Recipe, texts: int, stdlib: P
     """
     done, before = out / "metrics.json", out / "recipe.json"
     wanted = json.loads(json.dumps(asdict(recipe)))
-    known = json.loads(done.read_text()) if done.exists() else {"texts": texts}
-    if (before.exists() and json.loads(before.read_text()) != wanted) or known.get("texts", texts) != texts:
+    known = read_json(done) if done.exists() else {"texts": texts}
+    if (before.exists() and read_json(before) != wanted) or known.get("texts", texts) != texts:
         raise ValueError(f"{out} holds a run with other options: choose a new --out.")
     if done.exists():
         return known
@@ -157,10 +159,10 @@ def run(out: Path, variant: Variant, recipe: small.Recipe, texts: int, stdlib: P
         "bits_per_byte": {r: round(bits_per_byte(model, tokenizer, documents, r), 4) for r in LOOPS},
         "losses": losses,
     }
-    done.write_text(json.dumps(metrics) + "\n")
+    write_json(done, metrics, indent=None)
     for checkpoint in out.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    return json.loads(done.read_text())
+    return read_json(done)
 
 
 def bits_per_byte(model, tokenizer, documents: list[data.Document], num_loops: int) -> float:
@@ -290,8 +292,8 @@ def main(argv: list[str] | None = None, stdlib: Path | None = None) -> None:
         parser.error(f"--tokens must be at least {4 * ROW}, --vocab at least 300.")
     try:
         train_all(args, stdlib)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    except (ValueError, OSError) as error:
+        raise SystemExit(" ".join(str(error).split())) from error
 
 
 def train_all(args, stdlib: Path | None) -> None:
@@ -304,9 +306,9 @@ def train_all(args, stdlib: Path | None) -> None:
             recipe = recipe_of(variant, seed, args.tokens, args.hidden, args.vocab)
             metrics.append(run(args.out / name, variant, recipe, args.texts, stdlib))
         # After every seed: a family that is not complete is one with fewer seeds.
-        (args.out / "metrics.json").write_text(json.dumps(metrics) + "\n")
+        write_json(args.out / "metrics.json", metrics, indent=None)
         (args.out / "family.md").write_text(f"{table(metrics)}\n\n{gaps(metrics)}\n")
-        draw(args.out / "family.png", metrics)
+        drawn("family.png", draw, args.out / "family.png", metrics)
     print(table(metrics))
     print(json.dumps({"runs": len(metrics), "torch": torch.__version__}))
 

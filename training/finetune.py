@@ -24,6 +24,7 @@ same. OUT/model is the result. Losses: `tensorboard --logdir OUT/logs`.
 
 import argparse
 import copy
+from pathlib import Path
 
 from datasets import Dataset
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithFlattening, Trainer, TrainingArguments
@@ -51,6 +52,14 @@ def cut(documents: Dataset, tokenizer, length: int) -> Dataset:
     return pieces
 
 
+def _cut_file(path: Path, documents: Dataset, tokenizer, length: int) -> Dataset:
+    """`cut`, whose error names the file."""
+    try:
+        return cut(documents, tokenizer, length)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def make_trainer(args, model, tokenizer) -> Trainer:
     """The trainer of `model` on the data. Raises ValueError if these do not serve."""
     if args.padded and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
@@ -58,7 +67,8 @@ def make_trainer(args, model, tokenizer) -> Trainer:
     arguments = TrainingArguments(**training_arguments(args))
     with arguments.main_process_first(desc="data"):  # the other processes read its cache
         data, heldout = split_data(args, "text")
-        data, heldout = cut(data, tokenizer, args.length), heldout and cut(heldout, tokenizer, args.length)
+        data = _cut_file(args.data, data, tokenizer, args.length)
+        heldout = heldout and _cut_file(args.heldout or args.data, heldout, tokenizer, args.length)
     collator = DataCollatorWithFlattening()
     if args.padded:  # on the right: left of the first token, padding would have to predict it
         right = copy.deepcopy(tokenizer)

@@ -52,6 +52,7 @@ from transformers.utils import logging
 from ..cli.talk import load
 from ..cli.weights import Dtype
 from ..tokenization.tool_calls import parse_response
+from .records import read_json, write_json
 from .sandbox import Limits, Sandbox, Verdict
 
 
@@ -199,11 +200,14 @@ class Log:
         self.entries = {}
         whole = 0
         if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
+            for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
                 if not line.endswith(b"\n"):  # cut off while it was written
                     break
-                entry = json.loads(line)
-                self.entries[entry["task_id"], entry["sample"]] = entry
+                try:
+                    entry = json.loads(line)
+                    self.entries[entry["task_id"], entry["sample"]] = entry
+                except (ValueError, KeyError, TypeError) as error:
+                    raise ValueError(f"{path} is damaged in line {number}: remove that line to go on.") from error
                 whole += len(line)
             os.truncate(path, whole)
 
@@ -277,8 +281,9 @@ def run(args: argparse.Namespace) -> dict:
     args.out.mkdir(parents=True, exist_ok=True)
     recorded = args.out / "settings.json"
     if not recorded.exists():
-        recorded.write_text(json.dumps(settings, indent=1) + "\n")
-    different = sorted(name for name, value in json.loads(recorded.read_text()).items() if settings[name] != value)
+        write_json(recorded, settings)
+    before = read_json(recorded)
+    different = sorted(name for name in settings if before.get(name) != settings[name])
     if different:
         raise ValueError(f"{args.out} has a run with another {', '.join(different)}: name another folder with --out.")
 
@@ -301,7 +306,7 @@ def run(args: argparse.Namespace) -> dict:
             summary[f"pass@{k}"] = sum(chances) / len(chances)
         details = Counter(":".join(entry["detail"].split(":")[:2]) for entry in entries)
         summary |= {"verdicts": dict(details.most_common()), "protections": sandbox.protections}
-    (args.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_json(args.out / "summary.json", summary)
     return summary
 
 

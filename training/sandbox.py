@@ -17,7 +17,8 @@
 
 `tests` is Python that defines `check`; the program passes if `check(entry_point)` returns. What the program cannot do:
 
-* run longer, take more memory, start more processes, open more files, or print more than `Limits` says;
+* run longer, take more memory, start more processes, open more files, or print more than `Limits` says, whatever other
+  programs do at the same time;
 * write to files: their size limit is 0. Where the kernel has Landlock, not create, delete or empty any either;
 * see this process's environment or standard input: it has none of them;
 * pass without its tests having returned. The verdict starts with a random token, so leaving early, printing or ending
@@ -26,20 +27,26 @@
 Where `unshare` (util-linux) is allowed, by user namespaces or to root, there is no network either, and neither signals
 nor processes that stay behind. Where it is not, TCP and signals to others are stopped as far as the kernel's Landlock
 does that (since 6.7 and 6.12), and a process that left its session may stay, asleep or to the end of its CPU time. Root
-becomes `nobody` first, or is refused. `Sandbox.protections` says which of these are there.
+becomes a user first who owns nothing, another one for each program, or is refused. `Sandbox.protections` says which of
+these are there.
+
+Linux counts processes by user. Each program has a count of its own where it has a user of its own (root) or a user
+namespace of its own (since Linux 5.14); elsewhere programs run one at a time, so that none can use up another's.
 
 This keeps mistakes of a model from doing harm. It is no security boundary: a program can read every file that its user
-can (`nobody` can read all if Python itself lies in a folder of root's), find the token in its own memory, patch modules
+can (all files, if root runs it and Python lies in a folder of root's), find the token in its own memory, patch modules
 that its tests use, return objects that equal everything, and try the kernel's bugs. Run models that you do not trust in
 a virtual machine that holds nothing of value.
 """
 
 import builtins
+import contextlib
 import ctypes
 import itertools
 import json
 import math
 import os
+import re
 import resource
 import secrets
 import selectors
@@ -49,6 +56,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
 from collections.abc import Iterator
@@ -59,6 +67,10 @@ from typing import NamedTuple
 
 _SECONDS_TO_CLEAN_UP = 5  # that the sandbox ends by itself after its time, should this process have been killed
 _PASSED = "passed"
+_USER = "--reuid={}"
+_USERS = range(61184, 65520)  # of no one: systemd, too, takes them for what it runs a short while
+_turns = itertools.count(secrets.randbelow(len(_USERS)))
+_one_at_a_time = threading.Lock()
 
 
 @dataclass
@@ -118,6 +130,18 @@ class Sandbox:
 
     def run(self, program: str, tests: str, entry_point: str) -> Verdict:
         """Runs `program`, then `check(entry_point)` of `tests`. Never raises for what they do."""
+        with _one_at_a_time if self._shares_count else contextlib.nullcontext():
+            return self._run(program, tests, entry_point)
+
+    @property
+    def _shares_count(self) -> bool:
+        """Whether programs that run at the same time count as one user's."""
+        release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
+        return not (_USER in self._wrapper or ("--user" in self._wrapper and release >= (5, 14)))
+
+    def _run(self, program: str, tests: str, entry_point: str) -> Verdict:
+        user = _USERS[next(_turns) % len(_USERS)]
+        wrapper = [word.format(user) if word == _USER else word for word in self._wrapper]
         token = secrets.token_hex(16)
         job = {"program": program, "tests": tests, "entry_point": entry_point, "token": token}
         python = [sys.executable, "-I", "-B", "-X", "utf8", "-c", Path(__file__).read_text()]
@@ -126,7 +150,7 @@ class Sandbox:
         with tempfile.TemporaryDirectory(prefix="sandbox-") as folder:
             os.chmod(folder, 0o755)  # the program may be another user
             process = subprocess.Popen(
-                [*self._wrapper, *python, json.dumps(asdict(self.limits))],
+                [*wrapper, *python, json.dumps(asdict(self.limits)), "shared" if self._shares_count else "own"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -176,12 +200,12 @@ def _wrappers() -> Iterator[list[str]]:
         yield from [[*unshare, "--user", "--map-current-user"]] if tools["unshare"] else []
         yield []
     elif tools["setpriv"]:
-        nobody = [tools["setpriv"], "--reuid=65534", "--regid=65534", "--clear-groups"]
+        no_one = [tools["setpriv"], _USER, "--regid=65534", "--clear-groups"]
         # The second one may read all files: where Python itself lies in a folder of root's.
         kinds = ("inh-caps", "ambient-caps", "bounding-set")
         kept = [[f"--{kind}=-all{more}" for kind in kinds] for more in ("", ",+dac_read_search")]
         for before, rights in itertools.product([unshare, []] if tools["unshare"] else [[]], kept):
-            yield [*before, *nobody, *rights]
+            yield [*before, *no_one, *rights]
 
 
 # -- Landlock, the kernel's own sandbox: needs no rights, holds for all that the process starts ------------------------
@@ -212,12 +236,21 @@ def _landlock() -> None:
 # -- inside ------------------------------------------------------------------------------------------------------------
 
 
-def _limit(limits: Limits) -> None:
+def _processes_of_user() -> int:
+    """Processes and threads that this process's user has, as Linux counts them."""
+    count = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            count += len(os.listdir(folder / "task")) if folder.stat().st_uid == os.getuid() else 0
+    return count
+
+
+def _limit(limits: Limits, processes: int) -> None:
     seconds = math.ceil(limits.seconds)
     for kind, value in {
         resource.RLIMIT_CPU: seconds,
         resource.RLIMIT_AS: limits.memory_bytes,
-        resource.RLIMIT_NPROC: limits.processes,
+        resource.RLIMIT_NPROC: processes,
         resource.RLIMIT_NOFILE: limits.open_files,
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_CORE: 0,
@@ -245,6 +278,7 @@ def _test(program: str, tests: str, entry_point: str) -> str:
 def _inside() -> None:
     """The process that runs the program is a child of this one: its parent, if it kills that, is none of ours."""
     limits = Limits(**json.loads(sys.argv[1]))
+    processes = limits.processes + (_processes_of_user() if sys.argv[2] == "shared" else 0)
     child = os.fork()
     if child:
 
@@ -261,7 +295,7 @@ def _inside() -> None:
     token = job.pop("token").encode()
     report, write = os.dup(1), os.write
     _landlock()
-    _limit(limits)
+    _limit(limits, processes)
     verdict = _test(**job).encode(errors="replace")
     write(report, b"\n" + token + verdict + b"\n")
 

@@ -45,6 +45,9 @@ def make_trainer(args, model, tokenizer) -> SFTTrainer:
     )
     with arguments.main_process_first(desc="data"):  # the other processes read its cache
         data, heldout = split_data(args, "messages")
+        for path, rows in ((args.data, data), (args.heldout or args.data, heldout)):
+            if rows is not None and [] in rows["messages"]:
+                raise ValueError(f"{path} holds a conversation without messages: leave it out.")
     tokenizer.chat_template = training_chat_template(template)
     try:
         trainer = SFTTrainer(
@@ -55,10 +58,12 @@ def make_trainer(args, model, tokenizer) -> SFTTrainer:
             processing_class=tokenizer,
             peft_config=lora_config(args) if args.lora else None,
         )
-    except (TemplateError, RuntimeError) as error:  # a wrong role; nothing from the assistant
+    except (TemplateError, RuntimeError, ValueError) as error:  # a wrong role; nothing from the assistant
         raise ValueError(f"{args.data}: {error}") from error
     finally:
         tokenizer.chat_template = template  # only Transformers knows the tags of the other
+    if len(trainer.train_dataset) == 0:
+        raise ValueError(f"{args.data} holds no conversation.")
     longest = max(len(ids) for ids in trainer.train_dataset["input_ids"])
     if longest > args.length:
         raise ValueError(f"A conversation has {longest} tokens, more than --length {args.length}.")

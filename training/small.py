@@ -23,7 +23,6 @@ trains nothing. Logs: `tensorboard --logdir OUT/logs`.
 """
 
 import argparse
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -40,10 +39,11 @@ from iquest_plt import IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM
 
 from ..tokenization import bpe
 from . import data
-from .guard import DivergedError, Guard  # noqa: F401 (what callers of `train` catch)
+from .guard import DivergedError, Guard
 from .kernels import chunked_cross_entropy, register_attention
 from .optimizer import make_optimizer
 from .progress import Progress
+from .records import is_whole, read_json, write_json
 
 
 @dataclass
@@ -163,10 +163,19 @@ def prepare(out: Path, recipe: Recipe, stdlib: Path | None = None):
             stream = data.token_stream(bpe.encode_documents(tokenizer, texts[name]), tokenizer.eos_token_id)
             np.save(out / f"{name}.npy", stream)
             manifest["totals"][name]["tokens"] = len(stream)
-        done.write_text(json.dumps(manifest, indent=1) + "\n")  # last: it says that the rest is complete
-    manifest = json.loads(done.read_text())
-    streams = [np.load(out / f"{name}.npy") for name in ("train", "heldout")]
+        write_json(done, manifest)  # last: it says that the rest is complete
+    manifest = read_json(done)
+    streams = [_load_stream(out / f"{name}.npy") for name in ("train", "heldout")]
     return AutoTokenizer.from_pretrained(out / "tokenizer"), *streams, manifest
+
+
+def _load_stream(file: Path) -> np.ndarray:
+    """Raises ValueError, which names the file, if it is missing or damaged."""
+    try:
+        return np.load(file)
+    except (OSError, ValueError, EOFError) as error:
+        advice = "remove data_manifest.json beside it, and the data is made anew"
+        raise ValueError(f"{file} cannot be read ({error}): {advice}.") from error
 
 
 def build_model(recipe: Recipe, tokenizer) -> IQuestPLTCoderForCausalLM:
@@ -199,8 +208,9 @@ def build_model(recipe: Recipe, tokenizer) -> IQuestPLTCoderForCausalLM:
 
 def last_checkpoint(out: Path) -> Path | None:
     """The newest complete checkpoint; one cut off while it was written is deleted."""
-    found = sorted(out.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    while found and not all((found[-1] / name).exists() for name in ("trainer_state.json", "scheduler.pt")):
+    folders = [path for path in out.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    found = sorted(folders, key=lambda path: int(path.name.split("-")[1]))
+    while found and not is_whole(found[-1]):
         shutil.rmtree(found.pop())
     return found[-1] if found else None
 
@@ -220,7 +230,7 @@ def train(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer, train_stream, heldout_stream, manifest = prepare(Path(prepared or out), recipe, stdlib)
-    (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
+    write_json(out / "recipe.json", asdict(recipe))
     rows_per_step = recipe.tokens_per_step // recipe.row
     rows = data.PackedRows(train_stream, recipe.row, recipe.steps * rows_per_step, recipe.seed)
     stride = max(1, (len(heldout_stream) - recipe.row) // recipe.eval_rows)
@@ -272,11 +282,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=Recipe.tokens, help="training tokens in all")
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="only evaluate and export the last checkpoint")
     args = parser.parse_args(argv)
-    if args.export is None:
-        train(args.out, Recipe(tokens=args.tokens))
-    from .export import export
+    try:
+        if args.export is None:
+            train(args.out, Recipe(tokens=args.tokens))
+        from .export import export
 
-    export(args.out, args.export or args.out / "export")
+        export(args.out, args.export or args.out / "export")
+    except (ValueError, OSError, DivergedError) as error:
+        raise SystemExit(" ".join(str(error).split())) from error
 
 
 if __name__ == "__main__":

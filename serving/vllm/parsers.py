@@ -41,9 +41,9 @@ from ...tokenization.tool_calls import ASSISTANT_START, END_THINK, THINK, ToolCa
 def _message(deltas: list[dict]) -> DeltaMessage | None:
     """What the client gets of it, calls whole."""
     message = DeltaMessage()
+    message.reasoning = "".join(delta.get("reasoning_content", "") for delta in deltas) or None
+    message.content = "".join(delta.get("content", "") for delta in deltas) or None
     for delta in deltas:
-        message.reasoning = ((message.reasoning or "") + delta.get("reasoning_content", "")) or None
-        message.content = ((message.content or "") + delta.get("content", "")) or None
         message.tool_calls += [
             DeltaToolCall(
                 index=call["index"],
@@ -107,7 +107,7 @@ class _Thoughts(ToolCallStream):
     @property
     def rest(self) -> str:
         """What has come of the text that follows."""
-        return (self._rest + self._end + self._cut).lstrip() if self.is_over else ""
+        return "".join([self._rest.decode(), *self._end, self._cut]).lstrip() if self.is_over else ""
 
 
 class LoopCoderReasoningParser(ReasoningParser):
