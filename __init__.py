@@ -17,10 +17,23 @@ Importing this package registers the model type `iquestpltcoder`, so that `AutoM
 loads a checkpoint without `trust_remote_code`.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
 from .cache_plt import PLTCache, PLTCacheLayer, PLTStaticCacheLayer
 from .configuration_plt import IQuestPLTCoderConfig
+from .heads_plt import (
+    IQuestPLTCoderForQuestionAnswering,
+    IQuestPLTCoderForSequenceClassification,
+    IQuestPLTCoderForTokenClassification,
+)
 from .modeling_plt import IQuestPLTCoderForCausalLM, IQuestPLTCoderModel, IQuestPLTCoderPreTrainedModel
 from .tokenization.tokenization_plt import IQuestPLTCoderTokenizer
 from .tokenization.vendor import IQuestCoderTokenizer, VendorTokenizerConfig
@@ -31,6 +44,9 @@ __version__ = "0.1.0"
 __all__ = [
     "IQuestPLTCoderConfig",
     "IQuestPLTCoderForCausalLM",
+    "IQuestPLTCoderForQuestionAnswering",
+    "IQuestPLTCoderForSequenceClassification",
+    "IQuestPLTCoderForTokenClassification",
     "IQuestPLTCoderModel",
     "IQuestPLTCoderPreTrainedModel",
     "IQuestPLTCoderTokenizer",
@@ -41,12 +57,17 @@ __all__ = [
 
 # exist_ok: a second import in one process (a reload, a test) must not fail.
 AutoConfig.register(IQuestPLTCoderConfig.model_type, IQuestPLTCoderConfig, exist_ok=True)
-AutoModel.register(IQuestPLTCoderConfig, IQuestPLTCoderModel, exist_ok=True)
-AutoModelForCausalLM.register(IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM, exist_ok=True)
 # `save_pretrained` then writes these files and `auto_map` beside the weights, so that the folder loads as remote code.
 IQuestPLTCoderConfig.register_for_auto_class()
-IQuestPLTCoderModel.register_for_auto_class("AutoModel")
-IQuestPLTCoderForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+for auto_class, model_class in (
+    (AutoModel, IQuestPLTCoderModel),
+    (AutoModelForCausalLM, IQuestPLTCoderForCausalLM),
+    (AutoModelForQuestionAnswering, IQuestPLTCoderForQuestionAnswering),
+    (AutoModelForSequenceClassification, IQuestPLTCoderForSequenceClassification),
+    (AutoModelForTokenClassification, IQuestPLTCoderForTokenClassification),
+):
+    auto_class.register(IQuestPLTCoderConfig, model_class, exist_ok=True)
+    model_class.register_for_auto_class(auto_class)
 AutoTokenizer.register(IQuestPLTCoderConfig, fast_tokenizer_class=IQuestPLTCoderTokenizer, exist_ok=True)
 IQuestPLTCoderTokenizer.register_for_auto_class("AutoTokenizer")
 AutoTokenizer.register(VendorTokenizerConfig, fast_tokenizer_class=IQuestCoderTokenizer, exist_ok=True)

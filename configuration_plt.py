@@ -18,7 +18,8 @@ import math
 import reprlib
 from collections.abc import Callable
 from dataclasses import field
-from typing import Any, ClassVar, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 
@@ -33,6 +34,19 @@ from transformers.configuration_utils import PreTrainedConfig
 from .loops_plt import ModelPath
 
 
+if TYPE_CHECKING:  # Never runs, but the library copies and downloads with a file what it imports: here all model code.
+    from .heads_plt import IQuestPLTCoderForSequenceClassification  # noqa: F401
+
+
+# Where the library finds each class when a model folder is loaded as remote code.
+AUTO_MAP = {
+    "AutoConfig": "configuration_plt.IQuestPLTCoderConfig",
+    "AutoModel": "modeling_plt.IQuestPLTCoderModel",
+    "AutoModelForCausalLM": "modeling_plt.IQuestPLTCoderForCausalLM",
+    "AutoModelForQuestionAnswering": "heads_plt.IQuestPLTCoderForQuestionAnswering",
+    "AutoModelForSequenceClassification": "heads_plt.IQuestPLTCoderForSequenceClassification",
+    "AutoModelForTokenClassification": "heads_plt.IQuestPLTCoderForTokenClassification",
+}
 LOOP_ATTENTIONS = ("gated", "shared", "own")
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 MAX_LOOPS = 1000  # each has a window of keys and values in every layer; no PLT was published with more than four
@@ -280,6 +294,16 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
             self.plt_num_loops = num_loops
         super().__post_init__(**kwargs)
         self.validate()
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As the library's, with an `auto_map` by which every Auto class loads the folder as remote code."""
+        own = {  # a user's class, whose file the library has just put there; not one of where this was loaded from
+            name: path
+            for name, path in (getattr(self, "auto_map", None) or {}).items()
+            if isinstance(path, str) and Path(save_directory, f"{path.rpartition('.')[0]}.py").is_file()
+        }
+        self.auto_map = AUTO_MAP | own
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):

@@ -296,7 +296,7 @@ def _has_padding_after_tokens(is_token, is_new, cache) -> bool:
     """Whether windows have gaps. The cache itself leaves padding out, except while it records the past."""
     if is_token is None or not (is_new is not None or cache.layers[0].record_past):
         return False
-    return not _is_true((is_token[:, 1:] >= is_token[:, :-1]).all())
+    return is_exporting() or not _is_true((is_token[:, 1:] >= is_token[:, :-1]).all())
 
 
 def _segments(is_token, previous, length: int, device) -> torch.Tensor:
@@ -413,6 +413,8 @@ def _is_true(condition: torch.Tensor) -> bool:
 
 def has_gaps(attention_mask: torch.Tensor) -> bool:
     """Whether padding stands between the tokens of a row of a 2D mask. While compiling, it may."""
+    if is_exporting():
+        return True
     starts = attention_mask[:, 1:] & ~attention_mask[:, :-1]
     return not _is_true((attention_mask[:, 0].long() + starts.sum(-1) <= 1).all())
 

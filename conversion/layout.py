@@ -22,30 +22,17 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
+from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from ..configuration_plt import MAX_HEAD_DIM, MAX_LAYERS, IQuestPLTCoderConfig
+from ..configuration_plt import AUTO_MAP, MAX_HEAD_DIM, MAX_LAYERS, IQuestPLTCoderConfig
 from .checkpoint import dtype_name, inside, read_json
 
 
 ROOT = Path(__file__).resolve().parents[1]
-AUTO_MAP = json.loads((ROOT / "config.json").read_text())["auto_map"]
-CODE_FILES = [
-    "configuration_plt.py",
-    "modeling_plt.py",
-    "grid_plt.py",
-    "attention_plt.py",
-    "kernels_plt.py",
-    "masks_plt.py",
-    "cache_plt.py",
-    "inputs_plt.py",
-    "generation_plt.py",
-    "hub_plt.py",
-    "loops_plt.py",
-    "controls_plt.py",
-    "costs_plt.py",
-    "compat_plt.py",
-]
+CONFIGURATION = ROOT / "configuration_plt.py"
+# All that remote code needs: this file and, as the library reads it, what that imports.
+CODE_FILES = sorted({Path(path).name for path in (CONFIGURATION, *get_relative_import_files(CONFIGURATION))})
 MANIFEST = "manifest.json"
 # Which fields of a source are read, beside those of the configuration class.
 OLD_FIELDS = {"dtype", "torch_dtype", "rope_theta", "rope_scaling", "original_max_position_embeddings"}

@@ -92,6 +92,9 @@ def test_root_config_is_the_released_one():
         "AutoConfig": "configuration_plt.IQuestPLTCoderConfig",
         "AutoModel": "modeling_plt.IQuestPLTCoderModel",
         "AutoModelForCausalLM": "modeling_plt.IQuestPLTCoderForCausalLM",
+        "AutoModelForQuestionAnswering": "heads_plt.IQuestPLTCoderForQuestionAnswering",
+        "AutoModelForSequenceClassification": "heads_plt.IQuestPLTCoderForSequenceClassification",
+        "AutoModelForTokenClassification": "heads_plt.IQuestPLTCoderForTokenClassification",
     }
 
 
