@@ -173,15 +173,11 @@ class LoopStates:
             )
             self._unfinished, self.is_token = [], is_token
 
-    def update_carries(self, states: list[torch.Tensor], has_padding: bool = False) -> None:
+    def update_carries(self, states: list[torch.Tensor]) -> None:
         """
         Stores what each loop but the last hands to the next token. `states[r]` (batch, time, hidden_size) is `H^r` of
-        the last token up to each column: the last column counts, or all while recording the past. `has_padding`: a
-        later pass must bring a mask.
+        the last token up to each column: the last column counts, or all while recording the past.
         """
-        self.has_padding |= has_padding
-        if not states:
-            return
         new = torch.stack(states if self.record_past else [state[:, -1:] for state in states])
         keeps_past = self.record_past and self.carries is not None
         self.carries = torch.cat([self.carries, new], dim=2) if keeps_past else new
@@ -339,10 +335,7 @@ class PLTStaticCacheLayer(LoopStates, StaticLayer):
         if loops.stop == self.num_loops:
             self.is_token.copy_(is_token)
 
-    def update_carries(self, states, has_padding=False):
-        self.has_padding |= has_padding
-        if not states:
-            return
+    def update_carries(self, states):
         states = torch.stack([state[:, -1:] for state in states])
         if self.carries is None:
             self._allocate("carries", torch.zeros_like(states))

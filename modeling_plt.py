@@ -53,7 +53,7 @@ from .configuration_plt import IQuestPLTCoderConfig
 from .controls_plt import ATTENTIONS, grid_class
 from .costs_plt import PLTCosts
 from .generation_plt import PLTGenerationMixin
-from .grid_plt import GridShape, plan
+from .grid_plt import GridShape, LoopGrid, plan
 from .hub_plt import PLTHubModel
 from .inputs_plt import Inputs, read_inputs
 from .loops_plt import Family, share_parts
@@ -256,7 +256,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
                     self.state_tap(hidden_BND)
             grid.put(block, hidden_BND, self.norm)
         if cache is not None:
-            cache.layers[0].update_carries(grid.next_carries(), has_padding=layout.previous is not None)
+            _keep_carries(cache.layers[0], grid, layout)
         return grid.states
 
     def _grid_shape(self, inputs: Inputs) -> GridShape:
@@ -272,6 +272,15 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         # The layers' flags: of two models that share them, `train()` and the like set the other's decoder.
         layer = self.layers[0]
         return layer.gradient_checkpointing and layer.training and torch.is_grad_enabled()
+
+
+def _keep_carries(layer, grid: LoopGrid, layout: Layout) -> None:
+    """What the next pass needs of this one, kept in the cache's first layer."""
+    if layout.previous is not None:
+        layer.has_padding = True
+    carries = grid.next_carries()
+    if carries:
+        layer.update_carries(carries)
 
 
 class IQuestPLTCoderForCausalLM(PLTGenerationMixin, IQuestPLTCoderPreTrainedModel):
