@@ -458,7 +458,9 @@ def check_cache(cache: Cache, config, num_loops: int, batch: int, has_mask: bool
     if not layers or any(getattr(layer, "layer_type", None) != LAYER_TYPE for layer in layers):
         raise ValueError(
             f"A PLT model cannot use this {type(cache).__name__}: it has no room for the loops' windows and carries. "
-            "Pass `PLTCache(model.config)` or `DynamicCache(config=model.config)`, or no cache at all."
+            "Pass `PLTCache(model.config)` or `DynamicCache(config=model.config)`, or no cache at all. PEFT's prefix "
+            "tuning makes a cache of keys and values alone: use its `PromptTuningConfig`, `PromptEncoderConfig` or "
+            "`LoraConfig` instead."
         )
     if len(layers) != config.num_hidden_layers:
         raise ValueError(

@@ -32,6 +32,8 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
 from .loops_plt import ModelPath
+from .peft_plt import add_peft_targets
+from .pickling_plt import PicklesRemoteCode
 
 
 if TYPE_CHECKING:  # Never runs, but the library copies and downloads with a file what it imports: here all model code.
@@ -184,7 +186,7 @@ ROPE_FIELDS = {
 
 
 # Not @strict: its errors are no ValueErrors.  # trf-ignore: TRF010
-class IQuestPLTCoderConfig(PreTrainedConfig):
+class IQuestPLTCoderConfig(PicklesRemoteCode, PreTrainedConfig):
     r"""
     A Llama-style decoder whose layers run `plt_num_loops` times per token. The defaults are those of the released
     checkpoint's own configuration class: a checkpoint that omits a key relies on them.
@@ -294,6 +296,11 @@ class IQuestPLTCoderConfig(PreTrainedConfig):
             self.plt_num_loops = num_loops
         super().__post_init__(**kwargs)
         self.validate()
+
+    def to_dict(self):
+        """As the library's. PEFT asks for it just before it looks for the layers to adapt."""
+        add_peft_targets(self.model_type)
+        return super().to_dict()
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As the library's, with an `auto_map` by which every Auto class loads the folder as remote code."""

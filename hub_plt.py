@@ -19,11 +19,13 @@ from huggingface_hub import ModelCard
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
+from .pickling_plt import PicklesRemoteCode
+
 
 logger = logging.get_logger(__name__)
 
 
-class PLTHubModel(PreTrainedModel):
+class PLTHubModel(PicklesRemoteCode, PreTrainedModel):
     """The library's model with both names of the gate, a card that is filled in, and refusals that say the way out."""
 
     @classmethod

@@ -36,12 +36,15 @@ class Kernel:
         groups_as_rows: from how many queries at one position on these become rows of one matrix for each key/value
             head, which reads the keys once; fewer queries go as they are. None: they become heads instead, for kernels
             that take the rows of a matrix for positions.
+        takes_views: whether it takes keys of any strides. A user's function may call `.view` on them, as it can with
+            Llama's cache, whose tensors are contiguous; ours are views of a larger one.
     """
 
     takes_4d_masks: bool = True
     adds_masks: bool = True
     takes_tiles: bool = False
     groups_as_rows: int | None = None
+    takes_views: bool = True
 
 
 KERNELS = {
@@ -53,7 +56,8 @@ KERNELS = {
 
 def get_kernel(name: str) -> Kernel:
     """What the kernel `name` can do; of one that is not in the table, what any can."""
-    return KERNELS.get(name) or Kernel(takes_4d_masks="flash" not in name)
+    is_librarys = "/" in name or name.startswith(("flash_attention", "flex_attention"))  # a slash: from the Hub
+    return KERNELS.get(name) or Kernel(takes_4d_masks="flash" not in name, takes_views=is_librarys)
 
 
 class _GroupedQueries:
@@ -125,6 +129,8 @@ def _attend_as_rows(attention, kernel_name: str, query_BHNC, key_BKSC, value_BKS
 def _call(module, kernel_name: str, query, key, value, mask, **kwargs):
     kernel = ALL_ATTENTION_FUNCTIONS.get_interface(kernel_name, eager_attention_forward)
     dropout = module.attention_dropout if module.training else 0.0
+    if not get_kernel(kernel_name).takes_views:
+        key, value = key.contiguous(), value.contiguous()
     return kernel(module, query, key, value, mask, dropout=dropout, scaling=module.scaling, **kwargs)
 
 

@@ -1,0 +1,1 @@
+../../../pickling_plt.py
