@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Several adapters in one batch: the loops of a token lie along the sequence, so a batch has as many rows as in Llama."""
+"""Several adapters in one batch: a token's loops lie along the sequence, so a batch has as many rows as in Llama."""
 
 import peft
 import pytest
