@@ -28,7 +28,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from .cache_plt import is_exporting, last_tokens
+from .cache_layers_plt import is_exporting, last_tokens
 from .compat_plt import CACHE_NAME
 from .grid_plt import Block
 from .kernels_plt import get_kernel
