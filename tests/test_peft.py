@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from tiny import llama_of, tiny_model, tokens
 
 
@@ -28,6 +30,9 @@ from iquest_plt import IQuestPLTCoderConfig  # noqa: E402
 from iquest_plt.peft_plt import add_peft_targets  # noqa: E402
 
 
+# Transformers 5.24 asks for a PEFT that knows its new name of the cache. An older one gives a learned prompt's cache
+# under both names, or none: a Llama's text is then another one than without a cache, without an error.
+KNOWS_THE_CACHE = Version(transformers.__version__) < Version("5.24") or Version(peft.__version__) >= Version("0.22")
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "family" / "r2"
 METHODS = {
     "LoRA": peft.LoraConfig(),
@@ -58,6 +63,7 @@ def test_default_targets_are_llamas(method):
     assert any(parameter.grad is not None for parameter in plt.parameters() if parameter.requires_grad)
 
 
+@pytest.mark.skipif(not KNOWS_THE_CACHE, reason="this Transformers refuses adapters of a PEFT older than 0.22")
 def test_the_librarys_own_adapters_find_their_targets():
     model = tiny_model()
     model.add_adapter(peft.LoraConfig())
@@ -107,13 +113,17 @@ def test_learned_prompts(method):
     model(input_ids=ids, attention_mask=mask, labels=ids).loss.backward()
     assert all(parameter.grad.any() for parameter in model.parameters() if parameter.requires_grad)
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
-    texts = model.generate(input_ids=ids, attention_mask=mask, **options)
-    assert torch.equal(texts, model.generate(input_ids=ids, attention_mask=mask, use_cache=False, **options))
-    assert torch.equal(texts[0, 3:], model.generate(input_ids=ids[:1, 3:], **options)[0])
+    texts = model.generate(input_ids=ids, attention_mask=mask, use_cache=False, **options)
+    assert torch.equal(texts[0, 3:], model.generate(input_ids=ids[:1, 3:], use_cache=False, **options)[0])
+    if KNOWS_THE_CACHE:
+        assert torch.equal(texts, model.generate(input_ids=ids, attention_mask=mask, **options))
+        return
+    with pytest.raises(ValueError, match="attention mask"):  # and not another text
+        model.generate(input_ids=ids, attention_mask=mask, **options)
 
 
 def test_prefix_tuning_names_what_works():
     model = peft.get_peft_model(tiny_model(), peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
-    for call in (model, model.generate):
+    for call in (model, model.generate) if KNOWS_THE_CACHE else (model,):
         with pytest.raises(ValueError, match=r"PromptTuningConfig.*PromptEncoderConfig.*LoraConfig"):
             call(input_ids=tokens(1, 5))
