@@ -46,14 +46,14 @@ lint: $(VENV)/mlinter-rules.toml  ## check style, formatting and the structure o
 	$(BIN)/ruff format --check .
 	$(BIN)/mlinter --no-progress --no-cache --rules-toml $< $(MODEL_FILES)
 
-format: $(DEV)  ## mend style and formatting
+format: $(DEV)  ## fix style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: $(DEV)  ## measure BENCH=decode, prefill, memory, training, full_size, profile_decode or rehearsal; plot draws
 	$(BIN)/python -m iquest_plt.benchmarks.$(BENCH) $(ARGS)
 
-train: $(DEV)  ## train the small model; goes on where an earlier run stopped
+train: $(DEV)  ## train the small model; resumes an earlier run
 	$(BIN)/python -m iquest_plt.training.small $(ARGS)
 
 clean:  ## remove build leftovers and caches (.venv stays)
