@@ -101,7 +101,8 @@ def read_inputs(config, inputs: Inputs, use_cache: bool | None, schedule: str, r
         inputs.cache = DynamicCache(config=config)
     if inputs.cache is not None:
         prepare_cache(inputs.cache, config, inputs.num_loops)
-    inputs.together = inputs.embeds.shape[1] == 1 and schedule == "together" and not inputs.records
+    is_alone = inputs.embeds.shape[1] == 1 and getattr(inputs.attention_mask, "ndim", 2) != 4
+    inputs.together = is_alone and schedule == "together" and not inputs.records
     # CODEPATH: always shifted in LoopCoder-V2 and by default.
     if inputs.together and inputs.num_loops > 1 and not config.plt_cross_loop_shift:
         inputs.together = False
