@@ -6,6 +6,7 @@ VERSION ?=
 VENV ?= .venv$(VERSION:%=-%)
 CONSTRAINTS ?= $(if $(VERSION),$(VENV)/constraints.txt,constraints.txt)
 ARGS ?=
+JOBS ?= 2  # processes that share the tests; each computes with one thread
 BENCH ?= decode
 
 BIN := $(VENV)/bin
@@ -24,13 +25,13 @@ run: $(RUNTIME)  ## complete a piece of Python with the small model; ARGS='--pro
 	$(BIN)/python examples/complete.py $(ARGS)
 
 test: $(DEV)  ## run the tests that are not slow
-	$(BIN)/pytest tests -m "not slow" $(ARGS)
+	$(BIN)/pytest tests -n $(JOBS) -m "not slow" $(ARGS)
 
 test-slow: $(DEV)  ## run the slow tests
 	$(BIN)/pytest tests -m slow $(ARGS)
 
 test-core: $(DEV)  ## run the tests that have to hold on every version of Transformers
-	$(BIN)/pytest tests -m "core and not slow" $(ARGS)
+	$(BIN)/pytest tests -n $(JOBS) -m "core and not slow" $(ARGS)
 
 test-versions:  ## run these tests on the older versions, each in an environment of its own
 	set -e; for version in $(OLDER); do $(MAKE) test-core VERSION=$$version; done
