@@ -6,6 +6,7 @@ VERSION ?=
 VENV ?= .venv$(VERSION:%=-%)
 CONSTRAINTS ?= $(if $(VERSION),$(VENV)/constraints.txt,constraints.txt)
 ARGS ?=
+JOBS ?= 2  # processes that share the tests; each computes with one thread
 BENCH ?= decode
 
 BIN := $(VENV)/bin
@@ -24,13 +25,13 @@ run: $(RUNTIME)  ## complete a piece of Python with the small model; ARGS='--pro
 	$(BIN)/python examples/complete.py $(ARGS)
 
 test: $(DEV)  ## run the tests that are not slow
-	$(BIN)/pytest tests -m "not slow" $(ARGS)
+	$(BIN)/pytest tests -n $(JOBS) -m "not slow" $(ARGS)
 
 test-slow: $(DEV)  ## run the slow tests
 	$(BIN)/pytest tests -m slow $(ARGS)
 
 test-core: $(DEV)  ## run the tests that have to hold on every version of Transformers
-	$(BIN)/pytest tests -m "core and not slow" $(ARGS)
+	$(BIN)/pytest tests -n $(JOBS) -m "core and not slow" $(ARGS)
 
 test-versions:  ## run these tests on the older versions, each in an environment of its own
 	set -e; for version in $(OLDER); do $(MAKE) test-core VERSION=$$version; done
@@ -46,14 +47,14 @@ lint: $(VENV)/mlinter-rules.toml  ## check style, formatting and the structure o
 	$(BIN)/ruff format --check .
 	$(BIN)/mlinter --no-progress --no-cache --rules-toml $< $(MODEL_FILES)
 
-format: $(DEV)  ## mend style and formatting
+format: $(DEV)  ## fix style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: $(DEV)  ## measure BENCH=decode, prefill, memory, training, full_size, profile_decode or rehearsal; plot draws
 	$(BIN)/python -m iquest_plt.benchmarks.$(BENCH) $(ARGS)
 
-train: $(DEV)  ## train the small model; goes on where an earlier run stopped
+train: $(DEV)  ## train the small model; resumes an earlier run
 	$(BIN)/python -m iquest_plt.training.small $(ARGS)
 
 clean:  ## remove build leftovers and caches (.venv stays)

@@ -37,7 +37,7 @@ from .pickling_plt import PicklesRemoteCode
 
 
 if TYPE_CHECKING:  # Never runs, but the library copies and downloads with a file what it imports: here all model code.
-    from .heads_plt import IQuestPLTCoderForSequenceClassification as IQuestPLTCoderForSequenceClassification
+    from .heads_plt import IQuestPLTCoderForSequenceClassification
 
 
 # Where the library finds each class when a model folder is loaded as remote code.

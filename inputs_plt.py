@@ -11,23 +11,219 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a forward pass is given: keywords that would vanish are named here, not swallowed."""
+"""
+What a forward pass is given, read in one place: everything that is refused is refused here.
+
+Shapes: B batch, T new tokens, D hidden_size.
+"""
 
 import functools
 import inspect
+from dataclasses import dataclass, field
 
 import torch
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 from transformers.utils.generic import TransformersKwargs
 
+from .cache_plt import check_cache, prepare_cache
 from .compat_plt import CACHE_NAMES
+from .kernels_plt import get_kernel
+from .masks_plt import as_additive, has_gaps, is_seen
 
 
 logger = logging.get_logger(__name__)
+
+
+@dataclass
+class Inputs:
+    """
+    A forward pass as the model runs it.
+
+    Attributes:
+        embeds (B, T, D): the embeddings of the new tokens.
+        attention_mask: 2D and boolean, 4D as the attention kernel wants it, or what `prepare_mask` returns.
+        position_ids: as given; see `positions` for those that the model uses.
+        cache: the cache to read and fill; None: nothing is kept.
+        num_loops: how many loops run.
+        records: whether layer outputs are recorded.
+        keywords: what goes on to attention kernels.
+        together: whether all loops of the one new token are a single block.
+        keep: how many of the last states of the last loop are wanted; None: all.
+    """
+
+    embeds: torch.Tensor
+    attention_mask: torch.Tensor | dict | None
+    position_ids: torch.Tensor | None
+    cache: Cache | None
+    num_loops: int
+    records: bool
+    keywords: dict = field(default_factory=dict)
+    together: bool = False
+    keep: int | None = None
+
+    def positions(self) -> torch.Tensor:
+        """The positions (B or 1, T), by default counted from the end of the cache."""
+        if self.position_ids is not None:
+            return self.position_ids
+        mask, num_tokens = self.attention_mask, self.embeds.shape[1]
+        # Counted in tokens: the gate on the query knows absolute positions. One loop counts columns, as Llama does,
+        # unless padding stands between tokens.
+        if isinstance(mask, torch.Tensor) and mask.ndim == 2 and (self.num_loops > 1 or has_gaps(mask)):
+            return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -num_tokens:]
+        return (torch.arange(num_tokens, device=self.embeds.device) + past_length(self.cache)).unsqueeze(0)
+
+
+def past_length(cache: Cache | None) -> int:
+    return cache.get_seq_length() if cache is not None else 0
+
+
+def read_inputs(config, inputs: Inputs, use_cache: bool | None, schedule: str, records: tuple[str, ...]) -> Inputs:
+    """
+    Checks what a forward pass was given, and completes it. `schedule` is the argument `loop_schedule`, and `records`
+    the names of what can be recorded.
+
+    Raises:
+        ValueError: for what the model cannot serve, with the way out.
+        TypeError: for a cache under a name that no layer reads.
+    """
+    if schedule not in ("together", "sequence"):
+        raise ValueError(f'`loop_schedule` must be "together" or "sequence", got {schedule!r}.')
+    check_keywords(inputs.keywords, config._attn_implementation, records)
+    inputs.num_loops = config.check_num_loops(inputs.num_loops)
+    if inputs.cache is not None:
+        has_mask = inputs.attention_mask is not None
+        check_cache(inputs.cache, config, inputs.num_loops, inputs.embeds.shape[0], has_mask)
+    if _read_mask(config, inputs) and use_cache and inputs.cache is None:
+        inputs.cache = DynamicCache(config=config)
+    if inputs.cache is not None:
+        prepare_cache(inputs.cache, config, inputs.num_loops)
+    is_alone = inputs.embeds.shape[1] == 1 and getattr(inputs.attention_mask, "ndim", 2) != 4
+    inputs.together = is_alone and schedule == "together" and not inputs.records
+    # CODEPATH: always shifted in LoopCoder-V2 and by default.
+    if inputs.together and inputs.num_loops > 1 and not config.plt_cross_loop_shift:
+        inputs.together = False
+        logger.warning_once(
+            "Without the shift (`plt_cross_loop_shift=False`) a token's loops wait for each other: decoding runs them "
+            "in sequence."
+        )
+    return inputs
+
+
+# -- masks and positions ----------------------------------------------------------------------------------------------
+
+
+def _read_mask(config, inputs: Inputs) -> bool:
+    """Checks masks and positions. Returns whether a cache could be made: it holds one text a row."""
+    num_tokens, has_cache = inputs.embeds.shape[1], inputs.cache is not None
+    if inputs.keywords.get("cu_seq_lens_q") is not None:
+        inputs.position_ids = packed_positions(inputs.keywords["cu_seq_lens_q"], inputs.position_ids, num_tokens)
+    if isinstance(inputs.attention_mask, dict) and "global_mask" in inputs.attention_mask:
+        if inputs.position_ids is None:
+            raise ValueError("A prepared mask does not say where the tokens stand: pass `position_ids` with it.")
+        return True
+    mask = normalize_mask(inputs.attention_mask, config._attn_implementation, inputs.embeds)
+    inputs.attention_mask = mask
+    if inputs.num_loops > 1:
+        check_mask(mask, past_length(inputs.cache), num_tokens, has_cache)
+    if is_packed(inputs.position_ids, mask, num_tokens, has_cache):
+        if has_cache:
+            raise ValueError("Packed documents have no common cache: leave out `cache`.")
+        return False  # with a cache the library's masks do not keep documents apart
+    return inputs.num_loops == 1 or mask is None or mask.ndim != 4
+
+
+def normalize_mask(attention_mask, attention_kernel: str, embeds: torch.Tensor):
+    """
+    A mask in the one form that the rest reads: 2D of 0 and 1, where the library takes any number but 0 for a token; 4D
+    as the attention kernel wants it, which adds a mask to its scores unless it is SDPA.
+
+    Raises:
+        ValueError: for a 4D mask with an attention kernel that takes none.
+    """
+    if not isinstance(attention_mask, torch.Tensor):
+        return attention_mask
+    if attention_mask.ndim == 2:
+        return attention_mask if attention_mask.dtype == torch.bool else attention_mask != 0
+    kernel = get_kernel(attention_kernel)
+    if attention_mask.ndim == 4 and not kernel.takes_4d_masks:
+        raise ValueError(
+            f"The attention kernel {attention_kernel!r} takes no 4D mask: pass a 2D one, or load the model with "
+            '`attn_implementation="sdpa"`.'
+        )
+    if attention_mask.ndim == 4 and attention_mask.dtype == torch.bool and kernel.adds_masks:
+        return as_additive(attention_mask, embeds.dtype)
+    return attention_mask
+
+
+def check_mask(attention_mask, past_length: int, time: int, has_cache: bool) -> None:
+    """More than one loop needs to know which token comes before another. Raises ValueError where the mask hides it."""
+    if attention_mask is None:
+        return
+    compiling = torch.compiler.is_compiling()
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        if not compiling and attention_mask.shape[1] != past_length + time:
+            raise ValueError(
+                f"The attention mask has {attention_mask.shape[1]} columns, but cached and new tokens are "
+                f"{int(past_length + time)}: it must cover both."
+            )
+        return
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.shape[1:] != (1, time, time) or has_cache:
+        raise ValueError(
+            "A PLT model with more than one loop needs a 2D attention mask (batch, past + time), or without a cache a "
+            "4D one (batch, 1, time, time): windows and carries of the cache are those of one text a row. For packed "
+            "documents pass `position_ids` that restart, without a mask."
+        )
+    if attention_mask.dtype != torch.bool and not attention_mask.dtype.is_floating_point:
+        raise ValueError(f"A 4D attention mask must be boolean or additive, got {attention_mask.dtype}.")
+    if compiling:
+        return
+    seen = is_seen(attention_mask)
+    if attention_mask.dtype != torch.bool and bool((seen & (attention_mask != 0)).any()):
+        raise ValueError("An additive 4D attention mask must be 0 where a key is seen, and very negative where not.")
+    if bool(seen.triu(1).any()):
+        raise ValueError("A 4D attention mask lets a token see later ones: the loops' shift needs a causal mask.")
+
+
+def is_packed(position_ids, attention_mask, time: int, has_cache: bool) -> bool:
+    """Whether the rows hold several documents. Raises ValueError if a mask is in the way of keeping them apart."""
+    if position_ids is None or time == 1:
+        return False
+    if torch.compiler.is_compiling():  # a graph cannot look: without a cache, it serves packed rows as well
+        return attention_mask is None and not has_cache
+    steps = torch.diff(position_ids)
+    if attention_mask is None:
+        return bool((steps != 1).any())
+    is_token = attention_mask[:, -time:].to(position_ids.device) != 0
+    if attention_mask.ndim == 2 and bool(((steps <= 0) & is_token[:, 1:] & is_token[:, :-1]).any()):
+        raise ValueError("For packed documents pass `position_ids` that restart, without an `attention_mask`.")
+    return False
+
+
+def packed_positions(cu_seq_lens: torch.Tensor, position_ids: torch.Tensor | None, time: int) -> torch.Tensor:
+    """
+    The positions (1, time) of documents whose first tokens stand at `cu_seq_lens[:-1]`; `position_ids` if given.
+
+    Raises:
+        ValueError: if the given positions start documents elsewhere.
+    """
+    tokens = torch.arange(time, device=cu_seq_lens.device)
+    positions = (tokens - cu_seq_lens[torch.bucketize(tokens, cu_seq_lens, right=True) - 1]).unsqueeze(0)
+    if position_ids is None:
+        return positions
+    if not torch.compiler.is_compiling():
+        starts = (torch.diff(states) != 1 for states in (positions, position_ids.to(positions.device)))
+        if not torch.equal(*(start.expand(len(position_ids), -1) for start in starts)):
+            raise ValueError(
+                "`position_ids` and `cu_seq_lens_q` start documents at different places: pass one of them."
+            )
+    return position_ids
+
+
+# -- keywords and caches ----------------------------------------------------------------------------------------------
 
 
 def check_keywords(keywords: dict, attention_kernel: str, recorded: tuple[str, ...] = ()) -> None:
@@ -63,4 +259,4 @@ def _library_keywords(attention_kernel: str) -> frozenset[str]:
     return frozenset(names - set(CACHE_NAMES))
 
 
-__all__ = ["check_keywords"]
+__all__ = ["Inputs", "read_inputs"]

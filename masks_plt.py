@@ -12,50 +12,152 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-What a block of tokens looks like to the layers: the masks of both branches, and which token comes before which.
+What the cells of a block look like to the layers: positions, the masks of both branches, which token follows which.
 
 Padding may stand anywhere, also between tokens. The loops' shift and their windows count tokens, not columns, so that a
 row gives what it gives alone. Most batches need none of it (`None` below) or no more than the library's masks.
+
+Shapes: B batch, T new tokens, S keys of loop 0, W keys of a window, w how far a window reaches back, C head_dim.
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from .cache_plt import is_exporting, last_tokens
+from .cache_layers_plt import is_exporting, last_tokens
 from .compat_plt import CACHE_NAME
+from .grid_plt import Block
+from .kernels_plt import get_kernel
 
 
 MASKED = -1e3  # an additive mask is 0 where a key is seen, and far below this where not
-SMALLEST_BLOCK = 64  # queries: smaller blocks of the window branch only multiply the calls
+SMALLEST_TILE = 64  # queries: smaller tiles of the window branch only multiply the calls
 
 
 @dataclass
-class BlockLayout:
+class Window:
     """
+    The window branch of loops >= 1.
+
     Attributes:
-        global_mask: the mask of attention to loop 0's keys, as the attention kernel wants it.
-        window_mask: the same for a loop's own window; of `window_block` queries each, (batch or 1, blocks, 1,
-            heads per key head * window_block, window_block + w), where that is given.
-        window_block: None, or into how many queries each the window branch is cut, for memory and time in O(T · w).
-        window_kernel: the attention kernel of these blocks.
-        window_tokens (batch, window + time): which keys of the window branch are tokens; None: all.
-        window_keep (batch, <= w): the keys of the window branch that the cache keeps; None: the last.
-        previous (batch, time + 1): for each new token, and the next one, where the token before it stands: 0 is the
-            last token of the cache, i + 1 column i. None: in the column before.
+        left: w, how many tokens before its own a token sees.
+        mask: as the attention kernel wants it; cut into tiles (B or 1, tiles, 1, heads per key head * tile_size,
+            tile_size + w).
+        tile_size: None, or how many queries a tile has, for memory and time in O(T · w).
+        tile_kernel: the attention kernel of the tiles.
+        is_token (B, W): which keys are tokens; None: all.
+        keep (B, <= w): the keys that the cache keeps; None: the last.
+    """
+
+    left: int
+    mask: torch.Tensor | None = None
+    tile_size: int | None = None
+    tile_kernel: str | None = None
+    is_token: torch.Tensor | None = None
+    keep: torch.Tensor | None = None
+
+
+@dataclass
+class Cells:
+    """
+    The cells of a block as a layer sees them.
+
+    Attributes:
+        loops: which loops they belong to; as many cells of each, one loop behind the other.
+        position_embeddings: cosines and sines (B or 1, n, C) of the n tokens of a loop that enter the layer.
+        global_mask: the mask of attention to loop 0's keys.
+        window: see [`Window`]; None for one loop.
+        num_outputs: how many of a loop's tokens, its last, leave the layer.
+        is_recorded: whether attention weights and gates are recorded.
+        is_tail: whether only the last new tokens enter the layer.
+        starts, tail_mask: for `at`, see [`Block`]; the last rows of `global_mask`.
+    """
+
+    loops: range
+    position_embeddings: tuple[torch.Tensor, torch.Tensor]
+    global_mask: torch.Tensor | None
+    window: Window | None
+    num_outputs: int
+    is_recorded: bool = False
+    is_tail: bool = False
+    starts: tuple[int, ...] = ()
+    tail_mask: torch.Tensor | None = None
+
+    @property
+    def num_inputs(self) -> int:
+        return self.position_embeddings[0].shape[1]
+
+    def at(self, layer: int) -> "Cells":
+        """The cells in one layer: at the end of a prompt they get fewer from layer to layer."""
+        if not self.starts:
+            return self
+        num_tokens = self.num_inputs
+        num_inputs, num_outputs = (num_tokens - self.starts[i] for i in (layer, layer + 1))
+        mask = self.global_mask
+        if num_outputs < num_tokens:  # no mask: a single query sees all keys
+            mask = self.tail_mask if self.tail_mask is None else self.tail_mask[..., -num_outputs:, :]
+        cos, sin = (states[:, -num_inputs:] for states in self.position_embeddings)
+        return Cells(
+            self.loops, (cos, sin), mask, self.window, num_outputs, self.is_recorded, is_tail=num_inputs < num_tokens
+        )
+
+    def to(self, device: torch.device, **kwargs) -> "Cells":
+        """Moved to a device, as accelerate does where layers lie on several."""
+
+        def move(value):
+            if isinstance(value, Window):
+                return replace(value, **{f.name: move(getattr(value, f.name)) for f in fields(value)})
+            if isinstance(value, tuple):
+                return tuple(move(item) for item in value)
+            return value.to(device, **kwargs) if isinstance(value, torch.Tensor) else value
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass
+class Layout:
+    """
+    What all blocks of a pass share.
+
+    Attributes:
+        global_mask, window: as in [`Cells`].
+        previous (B, T + 1): for each new token, and the next one, where the token before it stands: 0 is the last
+            token of the cache, i + 1 column i. None: in the column before.
+        position_embeddings: cosines and sines (B or 1, T, C).
     """
 
     global_mask: torch.Tensor | None
-    window_mask: torch.Tensor | None = None
-    window_block: int | None = None
-    window_kernel: str | None = None
-    window_tokens: torch.Tensor | None = None
-    window_keep: torch.Tensor | None = None
+    window: Window | None = None
     previous: torch.Tensor | None = None
+    position_embeddings: tuple[torch.Tensor, torch.Tensor] = field(default=(), repr=False)
+
+    def allows_tails(self, cache: Cache | None) -> bool:
+        """Whether loops >= 1 may run over the last tokens alone: in tiles, unless a rollback may need the others."""
+        is_tiled = self.window is not None and self.window.tile_size is not None
+        return is_tiled and not (cache is not None and cache.layers[0].record_past)
+
+    def cells(self, config, inputs, blocks: list[Block]) -> list[Cells]:
+        """The cells of each block of a pass, before any of them runs."""
+        num_tokens = inputs.embeds.shape[1]
+        fewer = [num_tokens - start for block in blocks for start in block.starts[1:] if start]
+        tail_mask = _tail_mask(config, inputs.embeds, self.global_mask, inputs.cache, max(fewer)) if fewer else None
+        return [
+            Cells(
+                loops=block.loops,
+                position_embeddings=self.position_embeddings,
+                global_mask=self.global_mask,
+                window=self.window,
+                num_outputs=num_tokens,
+                is_recorded=inputs.records and block.loops.stop == inputs.num_loops,
+                starts=block.starts,
+                tail_mask=tail_mask,
+            )
+            for block in blocks
+        ]
 
 
 class _CacheView:
@@ -80,159 +182,180 @@ def prepare_mask(config, inputs_embeds, attention_mask, position_ids, cache) -> 
     What `generate()` asks for ahead of a compiled step: of fixed shapes, `forward` takes it as `attention_mask`.
 
     Returns:
-        `global_mask`, as in `BlockLayout`, and `tokens` (batch, time): which new columns are no padding; None: all.
+        `global_mask`, as in `Cells`, and `tokens` (B, T): which new columns are no padding; None: all.
     """
     global_mask = create_causal_mask(config, inputs_embeds, attention_mask, cache, position_ids=position_ids)
     tokens = None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :].bool()
     return {"global_mask": global_mask, "tokens": None if tokens is None or _is_true(tokens.all()) else tokens}
 
 
-def create_layout(
-    config,
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor | dict | None,
-    position_ids: torch.Tensor | None,
-    cache: Cache | None,
-    num_loops: int,
-    looped_rows: int = 1,
-    in_blocks: bool = False,
-) -> BlockLayout:
-    """
-    The layout of a block of new tokens. Of `inputs_embeds` (batch, time, any) only shape, dtype and device count.
-    `attention_mask` is (batch, past + time), or what `prepare_mask` returns, or without a cache (batch, 1, time, time);
-    without it `position_ids` that restart tell documents apart. `looped_rows` loops share one call of the window
-    branch: its mask gets as many rows a sequence. `in_blocks` lets the window branch be cut into blocks where it can.
-    """
-    batch, time = inputs_embeds.shape[:2]
-    # Eager attention takes its softmax in float32, where the lowest float64 is -inf: a row all masked would be NaN.
-    model_dtype = inputs_embeds.dtype
-    dtype = torch.float32 if model_dtype == torch.float64 else model_dtype
-    inputs_embeds = inputs_embeds.new_empty((batch, time, 0), dtype=dtype)
-    if num_loops > 1 and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
-        return _layout_of_4d_mask(attention_mask, config.loop_window, looped_rows)
-    new = None
-    if isinstance(attention_mask, dict):
-        layout, new, position_ids = BlockLayout(attention_mask["global_mask"]), attention_mask["tokens"], None
-        if new is not None and _is_true(new.all()):
-            new = None
+def create_layout(config, inputs) -> Layout:
+    """The layout of a pass, from [`inputs_plt.Inputs`]. Of its embeddings only shape, dtype and device count."""
+    mask, position_ids, cache = inputs.attention_mask, inputs.position_ids, inputs.cache
+    embeds = _shape_of(inputs.embeds)
+    if inputs.num_loops == 1:
+        if isinstance(mask, dict):
+            return Layout(mask["global_mask"])
+        return Layout(create_causal_mask(config, embeds, mask, cache, position_ids=position_ids))
+    if isinstance(mask, torch.Tensor) and mask.ndim == 4:
+        return _layout_of_4d_mask(mask, config.loop_window)
+    if isinstance(mask, dict):
+        is_new = mask["tokens"]
+        is_new = None if is_new is None or _is_true(is_new.all()) else is_new
+        global_mask, is_padded, position_ids = mask["global_mask"], False, None
     else:
-        if num_loops > 1 and attention_mask is not None:
-            new = attention_mask[:, -time:].to(inputs_embeds.device).bool()
-            is_full, is_new_full = _are_true(attention_mask.all(), new.all())
-            if is_full:
-                attention_mask = position_ids = None
-            if is_new_full:
-                new = None
-        layout = BlockLayout(
-            create_causal_mask(config, inputs_embeds, attention_mask, cache, position_ids=position_ids)
-        )
-    if num_loops == 1:
-        return layout
-
-    if new is not None:
-        layout.previous = _previous_tokens(new)
-    elif cache is None and attention_mask is None and position_ids is not None:
+        mask, is_new = _drop_if_full(mask, embeds.shape[1])
+        is_padded = mask is not None
+        position_ids = position_ids if inputs.attention_mask is None or is_padded else None
+        global_mask = create_causal_mask(config, embeds, mask, cache, position_ids=position_ids)
+        position_ids = None if is_padded else position_ids
+    layout = Layout(global_mask)
+    if is_new is not None:
+        layout.previous = _previous_tokens(is_new)
+    elif cache is None and position_ids is not None:
         layout.previous = _previous_in_document(position_ids)
-
-    # CODEPATH: other values are controls for research.
-    if config.plt_loop_attention == "shared":
-        return layout
-
-    left, length, tokens, has_gaps = config.loop_window, 0, None, False
-    if cache is not None:
-        length = cache.layers[0].window_length
-        tokens = cache.layers[0].get_window_tokens(batch, inputs_embeds.device)
-    if new is not None or tokens is not None:
-        past = inputs_embeds.new_ones((batch, length), dtype=torch.bool) if tokens is None else tokens
-        now = inputs_embeds.new_ones((batch, time), dtype=torch.bool) if new is None else new
-        tokens = layout.window_tokens = torch.cat([past, now], dim=1)
-        # Padding after a token. The cache itself leaves it out, except while it records the past.
-        may_have_gaps = new is not None or cache.layers[0].record_past
-        has_gaps = may_have_gaps and (is_exporting() or not _is_true((tokens[:, 1:] >= tokens[:, :-1]).all()))
-        if has_gaps and cache is not None:
-            layout.window_keep = last_tokens(tokens, left)
-
-    in_blocks = in_blocks and config._attn_implementation in ("eager", "sdpa")  # others have windows, or forms, of own
-    if in_blocks and not is_exporting() and not has_gaps and time > left + 1:
-        segments = _segments(tokens, layout.previous, length, time, inputs_embeds.device)
-        layout.window_block = max(left, SMALLEST_BLOCK)
-        heads_per_key = config.num_attention_heads // config.num_key_value_heads
-        layout.window_mask = _block_mask(segments, time, left, layout.window_block).repeat(1, 1, 1, heads_per_key, 1)
-        # Blocks are so small that a CPU multiplies them faster as matrices. Eager attention scales its scores after the
-        # product, and takes its softmax in float32: not for float16 and float64.
-        as_matrices = inputs_embeds.device.type == "cpu" and model_dtype in (torch.float32, torch.bfloat16)
-        layout.window_kernel = "eager" if as_matrices else config._attn_implementation
-        if layout.window_kernel == "eager":
-            lowest = torch.finfo(inputs_embeds.dtype).min
-            layout.window_mask = torch.where(layout.window_mask, 0.0, lowest).to(inputs_embeds.dtype)
-        return layout
-
-    arguments = {
-        "config": config,
-        "inputs_embeds": inputs_embeds,
-        "attention_mask": tokens,
-        CACHE_NAME: None if cache is None else _CacheView(length + time, length, cache.is_compileable),
-        "position_ids": position_ids if attention_mask is None else None,
-    }
-    if looped_rows > 1:
-        arguments["inputs_embeds"] = inputs_embeds.new_empty((looped_rows * batch, time, 0))
-        arguments["attention_mask"] = tokens = None if tokens is None else tokens.repeat(looped_rows, 1)
-        arguments["position_ids"] = None  # one token: no documents to tell apart
-    if not is_exporting() and length + time <= left + 1:  # the window holds no more than the last token sees
-        layout.window_mask = create_causal_mask(**arguments)
-    elif has_gaps:
-        before = tokens.cumsum(-1) - tokens.long()  # how many tokens come before each column
-        layout.window_mask = create_causal_mask(
-            **arguments, and_mask_function=lambda b, h, q, k: before[b, q] - before[b, k] <= left
-        )
-    else:  # On the model's own config this field would turn every layer into a window layer.
-        arguments["config"] = copy.copy(config)
-        arguments["config"].sliding_window = left + 1
-        layout.window_mask = create_sliding_window_causal_mask(**arguments)
+    layout.window = _create_window(config, inputs, is_new, position_ids, layout.previous)
     return layout
 
 
-def create_tail_mask(config, inputs_embeds, global_mask, cache: Cache | None, queries: int) -> torch.Tensor | None:
-    """The last `queries` rows of the global branch's mask; where that is None, those of a plain causal one."""
-    if global_mask is not None:
-        return global_mask[..., -queries:, :]
-    batch, time = inputs_embeds.shape[:2]
-    keys = time if cache is None else cache.get_mask_sizes(time, 0)[0]
-    past_length = 0 if cache is None else cache.get_seq_length()
-    view = _CacheView(keys, past_length + time - queries, cache is not None and cache.is_compileable)
-    return create_causal_mask(config, inputs_embeds.new_empty((batch, queries, 0)), None, view)
+def _shape_of(embeds: torch.Tensor) -> torch.Tensor:
+    """
+    An empty tensor (B, T, 0) that tells the library's mask functions shape, dtype and device. Eager attention takes its
+    softmax in float32, where the lowest float64 is -inf: a row all masked would be NaN.
+    """
+    dtype = torch.float32 if embeds.dtype == torch.float64 else embeds.dtype
+    return embeds.new_empty((*embeds.shape[:2], 0), dtype=dtype)
 
 
-def _segments(tokens, previous, length: int, time: int, device) -> torch.Tensor:
-    """A number for each key of the window branch, (batch or 1, length + time), equal where one may see the other."""
-    if tokens is not None:  # padding sees padding, so that no row is all masked
-        return tokens.long()
+def _drop_if_full(mask: torch.Tensor | None, num_tokens: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """A 2D mask, and its part for the new tokens; None for what holds no padding."""
+    if mask is None:
+        return None, None
+    is_new = mask[:, -num_tokens:]
+    is_full, is_new_full = _are_true(mask.all(), is_new.all())
+    return None if is_full else mask, None if is_new_full else is_new
+
+
+# -- the window branch ------------------------------------------------------------------------------------------------
+
+
+def _create_window(config, inputs, is_new, position_ids, previous) -> Window:
+    """`is_new` (B, T): which new columns are tokens, None for all. `position_ids`: if they tell documents apart."""
+    window = Window(config.loop_window)
+    num_tokens, cache = inputs.embeds.shape[1], inputs.cache
+    past = cache.layers[0].window_length if cache is not None else 0
+    window.is_token = _window_tokens(inputs, is_new, past)
+    has_gaps = _has_padding_after_tokens(window.is_token, is_new, cache)
+    if has_gaps and cache is not None:
+        window.keep = last_tokens(window.is_token, window.left)
+    # Sizes decide nothing while a model is exported: the graph has to serve all.
+    is_short = not is_exporting() and past + num_tokens <= window.left + 1
+    takes_tiles = get_kernel(config._attn_implementation).takes_tiles and not inputs.records and not is_exporting()
+    if takes_tiles and not has_gaps and num_tokens > window.left + 1:
+        segments = _segments(window.is_token, previous, past + num_tokens, inputs.embeds.device)
+        return _cut_into_tiles(config, inputs.embeds, window, segments)
+    rows = inputs.num_loops - 1 if inputs.together else 1  # the loops of one token are rows of one call
+    is_token = window.is_token if window.is_token is None else window.is_token.repeat(rows, 1)
+    embeds = _shape_of(inputs.embeds)
+    arguments = {
+        "inputs_embeds": embeds.new_empty((rows * embeds.shape[0], num_tokens, 0)),
+        "attention_mask": is_token,
+        CACHE_NAME: None if cache is None else _CacheView(past + num_tokens, past, cache.is_compileable),
+        "position_ids": position_ids if rows == 1 else None,
+    }
+    window.mask = _window_mask(config, arguments, window.left, is_short, has_gaps)
+    return window
+
+
+def _window_mask(config, arguments: dict, left: int, is_short: bool, has_gaps: bool) -> torch.Tensor | None:
+    if is_short:  # the window holds no more than the last token sees
+        return create_causal_mask(config, **arguments)
+    if has_gaps:
+        is_token = arguments["attention_mask"]
+        before = is_token.cumsum(-1) - is_token.long()  # how many tokens come before each column
+        within = lambda b, h, q, k: before[b, q] - before[b, k] <= left  # noqa: E731
+        return create_causal_mask(config, and_mask_function=within, **arguments)
+    config = copy.copy(config)  # on the model's own this field would turn every layer into a window layer
+    config.sliding_window = left + 1  # the library counts the token itself
+    return create_sliding_window_causal_mask(config, **arguments)
+
+
+def _window_tokens(inputs, is_new: torch.Tensor | None, past: int) -> torch.Tensor | None:
+    """Which columns of the windows and the new ones are tokens, (B, past + T); None if all."""
+    embeds, cache = inputs.embeds, inputs.cache
+    batch, num_tokens = embeds.shape[:2]
+    in_cache = cache.layers[0].get_window_tokens(batch, embeds.device) if cache is not None else None
+    if is_new is None and in_cache is None:
+        return None
+    in_cache = embeds.new_ones((batch, past), dtype=torch.bool) if in_cache is None else in_cache
+    is_new = embeds.new_ones((batch, num_tokens), dtype=torch.bool) if is_new is None else is_new
+    return torch.cat([in_cache, is_new.to(embeds.device)], dim=1)
+
+
+def _has_padding_after_tokens(is_token, is_new, cache) -> bool:
+    """Whether windows have gaps. The cache itself leaves padding out, except while it records the past."""
+    if is_token is None or not (is_new is not None or cache.layers[0].record_past):
+        return False
+    return is_exporting() or not _is_true((is_token[:, 1:] >= is_token[:, :-1]).all())
+
+
+def _segments(is_token, previous, length: int, device) -> torch.Tensor:
+    """A number for each key of the window branch, (B or 1, length), equal where one may see the other."""
+    if is_token is not None:  # padding sees padding, so that no row is all masked
+        return is_token.long()
     if previous is not None:
         return (previous[:, :-1] == 0).cumsum(dim=-1)
-    return torch.ones(1, length + time, dtype=torch.long, device=device)
+    return torch.ones(1, length, dtype=torch.long, device=device)
 
 
-def _block_mask(segments: torch.Tensor, time: int, left: int, block: int) -> torch.Tensor:
+def _cut_into_tiles(config, embeds, window: Window, segments: torch.Tensor) -> Window:
+    heads_per_key = config.num_attention_heads // config.num_key_value_heads
+    size = max(window.left, SMALLEST_TILE)
+    mask = _tile_mask(segments, embeds.shape[1], window.left, size).repeat(1, 1, 1, heads_per_key, 1)
+    # Tiles are so small that a CPU multiplies them faster as matrices. Eager attention scales its scores after the
+    # product, and takes its softmax in float32: not for float16 and float64.
+    as_matrices = embeds.device.type == "cpu" and embeds.dtype in (torch.float32, torch.bfloat16)
+    kernel = "eager" if as_matrices else config._attn_implementation
+    if get_kernel(kernel).adds_masks:
+        mask = as_additive(mask, _shape_of(embeds).dtype)
+    return replace(window, mask=mask, tile_size=size, tile_kernel=kernel)
+
+
+def _tile_mask(segments: torch.Tensor, num_queries: int, left: int, size: int) -> torch.Tensor:
     """
-    Masks of the last `time` queries in blocks of `block`, counted from the last; (batch or 1, blocks, 1, block,
-    block + left). A block sees its own keys and the `left` before them. What is missing in front is one more segment.
+    Masks of the last queries in tiles of `size`, counted from the last; (B or 1, tiles, 1, size, size + left). A tile
+    sees its own keys and the `left` before them. What is missing in front is one more segment.
     """
-    blocks = -(-time // block)
-    needed = blocks * block + left
+    num_tiles = -(-num_queries // size)
+    needed = num_tiles * size + left
     segments = nn.functional.pad(segments, (max(needed - segments.shape[1], 0), 0), value=-1)[:, -needed:]
-    keys = segments.unfold(1, block + left, block)
-    queries = segments[:, left:].unflatten(1, (blocks, block))
-    distance = torch.arange(block, device=keys.device)[:, None] + left - torch.arange(block + left, device=keys.device)
+    keys = segments.unfold(1, size + left, size)
+    queries = segments[:, left:].unflatten(1, (num_tiles, size))
+    distance = torch.arange(size, device=keys.device)[:, None] + left - torch.arange(size + left, device=keys.device)
     in_window = (distance >= 0) & (distance <= left)
     return (in_window & (queries[..., None] == keys[:, :, None]))[:, :, None]
 
 
-def _layout_of_4d_mask(mask: torch.Tensor, left: int, looped_rows: int) -> BlockLayout:
+# -- the global branch ------------------------------------------------------------------------------------------------
+
+
+def _tail_mask(config, embeds, global_mask, cache: Cache | None, num_queries: int) -> torch.Tensor | None:
+    """The last rows of the global branch's mask; where that is None, those of a plain causal one."""
+    if global_mask is not None:
+        return global_mask[..., -num_queries:, :]
+    time = embeds.shape[1]
+    keys = time if cache is None else cache.get_mask_sizes(time, 0)[0]
+    past_length = 0 if cache is None else cache.get_seq_length()
+    view = _CacheView(keys, past_length + time - num_queries, cache is not None and cache.is_compileable)
+    return create_causal_mask(config, _shape_of(embeds)[:, :num_queries], None, view)
+
+
+def _layout_of_4d_mask(mask: torch.Tensor, left: int) -> Layout:
     """
-    A mask (batch, 1, time, time), boolean or additive, says of each token which others its text consists of, such as a
-    prompt that several continuations share. The last of them is the one before it, the last `left` are its window.
+    A mask (B, 1, T, T), boolean or additive, says of each token which others its text consists of, such as a prompt
+    that several continuations share. The last of them is the one before it, the last `left` are its window.
     """
-    seen = _seen(mask)[:, 0]
+    seen = is_seen(mask)[:, 0]
     time = seen.shape[-1]
     columns = torch.arange(1, time + 1, device=mask.device)
     previous = (seen.tril(-1) * columns).amax(dim=-1)
@@ -240,32 +363,25 @@ def _layout_of_4d_mask(mask: torch.Tensor, left: int, looped_rows: int) -> Block
     seen_after = seen.flip(-1).cumsum(-1).flip(-1) - seen.long()
     in_window = (seen_after <= left)[:, None]
     lowest = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-    window_mask = mask.masked_fill(~in_window, lowest).repeat(looped_rows, 1, 1, 1)
-    return BlockLayout(mask, window_mask, previous=torch.cat([previous, last], dim=1))
+    window = Window(left, mask.masked_fill(~in_window, lowest))
+    return Layout(mask, window, torch.cat([previous, last], dim=1))
 
 
-def _seen(mask: torch.Tensor) -> torch.Tensor:
+def is_seen(mask: torch.Tensor) -> torch.Tensor:
     """Which keys a 4D mask lets a query see."""
     return mask if mask.dtype == torch.bool else mask > MASKED
 
 
-def _are_true(*conditions: torch.Tensor) -> list[bool]:
-    """
-    Which scalar tensors are known to be true, in one look at the device. While compiling none is, and the general case
-    is built.
-    """
-    if torch.compiler.is_compiling():
-        return [False] * len(conditions)
-    return torch.stack([condition.to(conditions[0].device) for condition in conditions]).tolist()
+def as_additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A boolean mask as one that is added to scores."""
+    return torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
 
 
-def _is_true(condition: torch.Tensor) -> bool:
-    """The same of one."""
-    return _are_true(condition)[0]
+# -- which token comes before which -----------------------------------------------------------------------------------
 
 
 def _previous_tokens(is_token: torch.Tensor) -> torch.Tensor:
-    """See `BlockLayout.previous`, for new columns of which those `is_token` (batch, time) hold tokens."""
+    """See `Layout.previous`, for new columns of which those `is_token` (B, T) hold tokens."""
     columns = torch.where(is_token, torch.arange(1, is_token.shape[1] + 1, device=is_token.device), 0)
     count = is_token.cumsum(dim=-1)
     # The column of a row's n-th token, and 0 for n = 0. (Exporters know no `cummax` of the columns.)
@@ -284,26 +400,15 @@ def _previous_in_document(position_ids: torch.Tensor) -> torch.Tensor | None:
     return torch.cat([torch.zeros_like(last), previous, last], dim=1)
 
 
-def normalize_mask(attention_mask, attention_kernel: str, dtype: torch.dtype):
-    """
-    A mask in the one form that the rest reads: 2D of 0 and 1, where the library takes any number but 0 for a token; 4D
-    as the attention kernel wants it, which adds a mask to its scores unless it is SDPA.
+def _are_true(*conditions: torch.Tensor) -> list[bool]:
+    """Which scalar tensors are known to be true, in one transfer. While compiling none is: a graph has to serve all."""
+    if torch.compiler.is_compiling():
+        return [False] * len(conditions)
+    return torch.stack([condition.to(conditions[0].device) for condition in conditions]).tolist()
 
-    Raises:
-        ValueError: for a 4D mask with an attention kernel that takes none.
-    """
-    if not isinstance(attention_mask, torch.Tensor):
-        return attention_mask
-    if attention_mask.ndim == 2:
-        return attention_mask if attention_mask.dtype == torch.bool else attention_mask != 0
-    if attention_mask.ndim == 4 and "flash" in attention_kernel:
-        raise ValueError(
-            f"The attention kernel {attention_kernel!r} takes no 4D mask: pass a 2D one, or load the model with "
-            '`attn_implementation="sdpa"`.'
-        )
-    if attention_mask.ndim == 4 and attention_mask.dtype == torch.bool and attention_kernel != "sdpa":
-        return torch.where(attention_mask, 0.0, torch.finfo(dtype).min).to(dtype)
-    return attention_mask
+
+def _is_true(condition: torch.Tensor) -> bool:
+    return _are_true(condition)[0]
 
 
 def has_gaps(attention_mask: torch.Tensor) -> bool:
@@ -314,65 +419,4 @@ def has_gaps(attention_mask: torch.Tensor) -> bool:
     return not _is_true((attention_mask[:, 0].long() + starts.sum(-1) <= 1).all())
 
 
-def check_mask(attention_mask, past_length: int, time: int, has_cache: bool) -> None:
-    """More than one loop needs to know which token comes before another. Raises ValueError where the mask hides it."""
-    if attention_mask is None:
-        return
-    compiling = torch.compiler.is_compiling()
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-        if not compiling and attention_mask.shape[1] != past_length + time:
-            raise ValueError(
-                f"The attention mask has {attention_mask.shape[1]} columns, but cached and new tokens are "
-                f"{int(past_length + time)}: it must cover both."
-            )
-        return
-    if not isinstance(attention_mask, torch.Tensor) or attention_mask.shape[1:] != (1, time, time) or has_cache:
-        raise ValueError(
-            "A PLT model with more than one loop needs a 2D attention mask (batch, past + time), or without a cache a "
-            "4D one (batch, 1, time, time): windows and carries of the cache are those of one text a row. For packed "
-            "documents pass `position_ids` that restart, without a mask."
-        )
-    if attention_mask.dtype != torch.bool and not attention_mask.dtype.is_floating_point:
-        raise ValueError(f"A 4D attention mask must be boolean or additive, got {attention_mask.dtype}.")
-    if compiling:
-        return
-    seen = _seen(attention_mask)
-    if attention_mask.dtype != torch.bool and bool((seen & (attention_mask != 0)).any()):
-        raise ValueError("An additive 4D attention mask must be 0 where a key is seen, and very negative where not.")
-    if bool(seen.triu(1).any()):
-        raise ValueError("A 4D attention mask lets a token see later ones: the loops' shift needs a causal mask.")
-
-
-def is_packed(position_ids, attention_mask, time: int, has_cache: bool) -> bool:
-    """Whether the rows hold several documents. Raises ValueError if a mask is in the way of keeping them apart."""
-    if position_ids is None or time == 1:
-        return False
-    if torch.compiler.is_compiling():  # a graph cannot look: without a cache, it serves packed rows as well
-        return attention_mask is None and not has_cache
-    steps = torch.diff(position_ids)
-    if attention_mask is None:
-        return bool((steps != 1).any())
-    is_token = attention_mask[:, -time:].to(position_ids.device) != 0
-    if attention_mask.ndim == 2 and bool(((steps <= 0) & is_token[:, 1:] & is_token[:, :-1]).any()):
-        raise ValueError("For packed documents pass `position_ids` that restart, without an `attention_mask`.")
-    return False
-
-
-def packed_positions(cu_seq_lens: torch.Tensor, position_ids: torch.Tensor | None, time: int) -> torch.Tensor:
-    """
-    The positions (1, time) of documents whose first tokens stand at `cu_seq_lens[:-1]`; `position_ids` if given.
-
-    Raises:
-        ValueError: if the given positions start documents elsewhere.
-    """
-    tokens = torch.arange(time, device=cu_seq_lens.device)
-    positions = (tokens - cu_seq_lens[torch.bucketize(tokens, cu_seq_lens, right=True) - 1]).unsqueeze(0)
-    if position_ids is None:
-        return positions
-    if not torch.compiler.is_compiling():
-        starts = (torch.diff(states) != 1 for states in (positions, position_ids.to(positions.device)))
-        if not torch.equal(*(start.expand(len(position_ids), -1) for start in starts)):
-            raise ValueError(
-                "`position_ids` and `cu_seq_lens_q` start documents at different places: pass one of them."
-            )
-    return position_ids
+__all__ = ["Cells", "Layout", "Window", "create_layout", "prepare_mask"]

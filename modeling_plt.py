@@ -14,23 +14,12 @@
 """
 The Parallel Loop Transformer (PLT): a Llama whose layers run R times per token, at about the price of once.
 
-A forward pass fills a grid of (loop × time). State `H^r_i` of token i after loop r needs the loop before it *one token
-earlier* (the shift, "cross-loop parallelism") and, inside attention, loop 0 up to token i:
+Loop r of a token reads what loop r - 1 made of the token *before* it (the shift, "cross-loop parallelism"). So a new
+token finds the inputs of all its loops ready, and at decode one pass over the weights runs them together. Loops share
+loop 0's keys and values, and add a window of their own (`attention_plt.py`). `grid_plt.py` draws the grid of loops and
+tokens, and plans how a pass fills it; `forward` below follows that plan, block by block.
 
-                  i-2    i-1     i
-        loop 0     ■      ■      ■        x^0_i = E_i
-                     ╲      ╲
-        loop 1     ■      ■      ■        x^r_i = emb_scale · E_i + hidden_scale · H^{r-1}_{i-1}
-                     ╲      ╲
-        loop 2     ■      ■      ■        H^r_i = norm(layers(x^r_i)),   logits_i = lm_head(H^{R-1}_i)
-
-No state of a column needs another of the same column but for loop 0's keys and values, and those are written first in
-every layer. So the whole last column is one block: at decode, all loops of a token go through each layer together and
-every weight is read once. A chunk of tokens (prompt, training) goes row by row, one loop after the other. Either way
-the layers see a block of rows × time, with rows = loops × batch, loops outermost.
-
-Shapes are suffixes: B batch, R loops in the block, N = R·B rows, T tokens in the block, S keys, W keys of a window,
-D hidden_size, H query heads, K key/value heads, G = H/K, C head_dim.
+Shapes are suffixes: B batch, T new tokens, N cells of a block, S keys, D hidden_size, K key/value heads, C head_dim.
 
 Sources: PLT (arXiv 2510.24824), LoopCoder-v2 (arXiv 2606.18023). Where they differ from the code that serves the
 released checkpoint, that code decides: g weights the global branch, the gate reads the residual, the fed-back state is
@@ -39,24 +28,20 @@ normed.
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCard
 from torch import nn
 from transformers import initialization as init
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
-from transformers.utils import can_return_tuple, logging
+from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention_plt import IQuestPLTCoderAttention, IQuestPLTCoderGate
-from .cache_plt import check_cache, prepare_cache
+from .attention_plt import AttentionTap, GateTap, IQuestPLTCoderGate, WindowTap
 from .compat_plt import (
     CACHE_NAME,
     CACHE_NAMES,
@@ -65,22 +50,14 @@ from .compat_plt import (
     slice_logits_to_keep,
 )
 from .configuration_plt import IQuestPLTCoderConfig
+from .controls_plt import ATTENTIONS, grid_class
+from .costs_plt import PLTCosts
 from .generation_plt import PLTGenerationMixin
-from .inputs_plt import check_keywords
+from .grid_plt import GridShape, LoopGrid, plan
+from .hub_plt import PLTHubModel
+from .inputs_plt import Inputs, read_inputs
 from .loops_plt import Family, share_parts
-from .masks_plt import (
-    check_mask,
-    create_layout,
-    create_tail_mask,
-    has_gaps,
-    is_packed,
-    normalize_mask,
-    packed_positions,
-)
-from .pickling_plt import PicklesRemoteCode
-
-
-logger = logging.get_logger(__name__)
+from .masks_plt import Cells, Layout, create_layout
 
 
 @dataclass
@@ -111,48 +88,43 @@ class PLTCausalLMOutputWithPast(BothCacheNames, CausalLMOutputWithPast):
     gates: tuple[torch.FloatTensor, ...] | None = None
 
 
+class StateTap(nn.Identity):
+    """Where the embeddings, and what the layers give in the last loop, are recorded."""
+
+
 class IQuestPLTCoderDecoderLayer(GradientCheckpointingLayer):
-    """A Llama layer on a block of the grid. What differs between its calls is positional: checkpointing tracks that."""
+    """A Llama layer on the cells of a block. Loop 0's keys and values are positional: checkpointing tracks those."""
 
     def __init__(self, config: IQuestPLTCoderConfig, layer_idx: int):
         super().__init__()
-        self.self_attn = IQuestPLTCoderAttention(config, layer_idx)
+        # CODEPATH: "gated" in LoopCoder-V2 and by default.
+        self.self_attn = ATTENTIONS[config.plt_loop_attention](config, layer_idx)
         self.mlp = LlamaMLP(config)
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
         self,
-        hidden_NTD: torch.Tensor,
-        loops: range,
+        hidden_BND: torch.Tensor,
         key0_BKSC: torch.Tensor | None,
         value0_BKSC: torch.Tensor | None,
-        is_last_loop: bool,
-        queries: int | None = None,
+        cells: Cells,
+        cache: Cache | None = None,
         **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """
-        Returns the block (N, T, D), or what becomes of its last `queries` tokens, loop 0's keys and values, and the
-        block again if it is to be recorded.
-        """
-        residual = hidden_NTD if queries in (None, hidden_NTD.shape[1]) else hidden_NTD[:, -queries:]
-        hidden_NTD, _, _, _, key0_BKSC, value0_BKSC = self.self_attn(
-            self.input_layernorm(hidden_NTD),
-            residual,
-            loops,
-            key0_BKSC,
-            value0_BKSC,
-            is_last_loop=is_last_loop,
-            queries=queries,
-            **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The cells that leave the layer (B, N, D), and loop 0's keys and values."""
+        is_cut = cells.num_outputs < cells.num_inputs  # the end of a prompt gets shorter from layer to layer
+        residual_BND = hidden_BND[:, -cells.num_outputs :] if is_cut else hidden_BND
+        hidden_BND, key0_BKSC, value0_BKSC = self.self_attn(
+            self.input_layernorm(hidden_BND), residual_BND, key0_BKSC, value0_BKSC, cells, cache=cache, **kwargs
         )
-        hidden_NTD = residual + hidden_NTD
-        hidden_NTD = hidden_NTD + self.mlp(self.post_attention_layernorm(hidden_NTD))
-        return hidden_NTD, key0_BKSC, value0_BKSC, hidden_NTD if is_last_loop else None
+        hidden_BND = residual_BND + hidden_BND
+        hidden_BND = hidden_BND + self.mlp(self.post_attention_layernorm(hidden_BND))
+        return hidden_BND, key0_BKSC, value0_BKSC
 
 
-class IQuestPLTCoderPreTrainedModel(PicklesRemoteCode, PreTrainedModel):
-    """Weight initialisation, the library's switches, and what a model of this shape costs to serve."""
+class IQuestPLTCoderPreTrainedModel(PLTCosts, PLTHubModel):
+    """Weight initialisation, and the library's switches."""
 
     config_class = IQuestPLTCoderConfig
     config: IQuestPLTCoderConfig
@@ -166,73 +138,11 @@ class IQuestPLTCoderPreTrainedModel(PicklesRemoteCode, PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {
-        "hidden_states": OutputRecorder(IQuestPLTCoderDecoderLayer, index=3),
-        "attentions": OutputRecorder(IQuestPLTCoderAttention, index=1),
-        "window_attentions": OutputRecorder(IQuestPLTCoderAttention, index=2),
-        "gates": OutputRecorder(IQuestPLTCoderAttention, index=3),
+        "hidden_states": OutputRecorder(StateTap, capture_initial_hidden_state=False),
+        "attentions": OutputRecorder(AttentionTap),
+        "window_attentions": OutputRecorder(WindowTap),
+        "gates": OutputRecorder(GateTap),
     }
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, key_mapping: dict | None = None, **kwargs):
-        """As the library's. Training exports name the gate `loop_gate_proj`: both names load."""
-        key_mapping = {"self_attn.loop_gate_proj": "self_attn.plt_gate"} | (key_mapping or {})
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, key_mapping=key_mapping, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if pretrained_model_name_or_path is not None:  # a folder's name may mean another one, or none, by and by
-            folder = Path(pretrained_model_name_or_path)
-            model._source = folder.absolute() if folder.is_dir() else str(pretrained_model_name_or_path)
-        return loaded
-
-    def save_pretrained(self, *args, save_original_format: bool = False, **kwargs):
-        """As the library's, but always with the released tensor names: Trainer reads them back as they are."""
-        return super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
-
-    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
-        """
-        As the library's, whose card of a pushed model leaves open what is filled in here: the task, and licence and
-        base model as the card has them of what the model was loaded from. From the Hub, that itself is the base.
-        """
-        path, source = Path(working_dir, "README.md"), getattr(self, "_source", None)
-        known = {"pipeline_tag": "text-generation"}
-        if source is not None:
-            is_folder = isinstance(source, Path)
-            try:
-                card = ModelCard.load(source / "README.md" if is_folder else source, ignore_metadata_errors=True)
-                names = ("license", "license_name", "license_link", "base_model")
-                known |= {name: card.data.get(name) for name in names}
-            except Exception as error:  # whatever is wrong with that card, this push does not depend on it
-                logger.warning(f"The card of {source} cannot be read, so its licence is left open: {error}")
-            if not is_folder and source != repo_id:
-                known["base_model"] = source
-        card = ModelCard.load(path)
-        for name, value in known.items():
-            if card.data.get(name) is None:
-                card.data[name] = value
-        card.save(path)
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
-
-    @classmethod
-    def prepare_distribute_model(cls, distributed_config, *args, **kwargs):
-        """As the library's. Raises ValueError for pipeline parallelism."""
-        is_dict = isinstance(distributed_config, dict)
-        pp_size = distributed_config.get("pp_size") if is_dict else getattr(distributed_config, "pp_size", None)
-        if (pp_size or 1) > 1:
-            raise ValueError(
-                "Pipeline parallelism is not available for PLT models: it sends a token once through the devices, and "
-                'the loops come round again. Use tensor parallelism (`tp_plan="auto"`) or `device_map="auto"`.'
-            )
-        return super().prepare_distribute_model(distributed_config, *args, **kwargs)
-
-    @classmethod
-    def maybe_distribute_model(cls, model, distributed_config, *args, **kwargs):
-        """As the library's. Raises ValueError for tensor parallelism that would split a key/value head."""
-        heads, processes = model.config.num_key_value_heads, getattr(distributed_config, "tp_size", None) or 1
-        if heads % processes and not isinstance(distributed_config.tp_plan, dict):
-            raise ValueError(
-                f"Tensor parallelism gives each process whole heads, and {processes} processes cannot share "
-                f'{heads} key/value heads evenly: use a number that divides {heads}, or `device_map="auto"`.'
-            )
-        return super().maybe_distribute_model(model, distributed_config, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -240,43 +150,6 @@ class IQuestPLTCoderPreTrainedModel(PicklesRemoteCode, PreTrainedModel):
         if isinstance(module, IQuestPLTCoderGate):  # g = 0.5: training starts from the plain mean of the branches
             init.zeros_(module.weight)
             init.zeros_(module.bias)
-
-    def kv_bytes_per_token(self, num_loops: int | None = None) -> int:
-        """
-        Cache bytes that one more token of context costs, in the model's dtype: the same for any number of loops, unless
-        each has keys of its own (`plt_loop_attention="own"`).
-        """
-        config = self.config
-        # CODEPATH: "gated" in LoopCoder-V2 and by default.
-        num_loops = config.check_num_loops(num_loops) if config.plt_loop_attention == "own" else 1
-        layers = num_loops * config.num_hidden_layers
-        return 2 * layers * config.num_key_value_heads * config.head_dim * self.dtype.itemsize
-
-    def kv_bytes_per_sequence(self, length: int, num_loops: int | None = None) -> int:
-        """Cache bytes of one sequence of `length` tokens: the shared part, a window and a carry per further loop."""
-        further_loops = self.config.check_num_loops(num_loops) - 1
-        shared = self.kv_bytes_per_token(1)
-        window = shared * min(length, self.config.loop_window)
-        carry = self.config.hidden_size * self.dtype.itemsize * (length > 0) * self.config.plt_cross_loop_shift
-        return shared * length + further_loops * (window + carry)
-
-    def decode_flops(self, length: int, num_loops: int | None = None) -> int:
-        """
-        Floating-point operations (a multiply-add is two) of one decode step that attends to `length` tokens, itself
-        included: all matrix products and attention, without the element-wise rest. The head runs once.
-        """
-        config, num_loops = self.config, self.config.check_num_loops(num_loops)
-        attention_size = config.num_attention_heads * config.head_dim
-        kv_size = config.num_key_value_heads * config.head_dim
-        weights = config.hidden_size * (2 * attention_size + 2 * kv_size + 3 * config.intermediate_size)
-        gate = self.base_model.layers[0].self_attn.plt_gate.weight.numel()
-        # How many loops have a branch on loop 0's keys, one on their own, and a gate.
-        kind, further_loops = config.plt_loop_attention, num_loops - 1
-        global_loops = {"own": 1}.get(kind, num_loops)
-        local_loops, gated_loops = {"shared": 0}.get(kind, further_loops), {"gated": further_loops}.get(kind, 0)
-        keys = global_loops * length + local_loops * min(length, config.loop_window + 1)
-        per_layer = 2 * (num_loops * weights + gated_loops * gate) + 4 * attention_size * keys
-        return config.num_hidden_layers * per_layer + 2 * config.hidden_size * config.vocab_size
 
 
 class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
@@ -293,6 +166,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         )
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.state_tap = StateTap()
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -346,224 +220,67 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        check_keywords(kwargs, self.config._attn_implementation, tuple(self._can_record_outputs))
-        if loop_schedule not in ("together", "sequence"):
-            raise ValueError(f'`loop_schedule` must be "together" or "sequence", got {loop_schedule!r}.')
-        num_loops = self.config.check_num_loops(num_loops)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        # The layers' flags: of two models that share them, `train()` and the like set the other's decoder.
-        layer = self.layers[0]
-        if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
+        if self._is_checkpointing():
             use_cache, cache = False, None  # the layers would not fill it
-        if cache is not None:
-            check_cache(cache, self.config, num_loops, len(inputs_embeds), attention_mask is not None)
-        time = inputs_embeds.shape[1]
-        past_length = cache.get_seq_length() if cache is not None else 0
-        if kwargs.get("cu_seq_lens_q") is not None:
-            position_ids = packed_positions(kwargs["cu_seq_lens_q"], position_ids, time)
-        is_prepared = isinstance(attention_mask, dict) and "global_mask" in attention_mask
-        if is_prepared and position_ids is None:
-            raise ValueError("A prepared mask does not say where the tokens stand: pass `position_ids` with it.")
-        if not is_prepared:
-            attention_mask = normalize_mask(attention_mask, self.config._attn_implementation, inputs_embeds.dtype)
-            if num_loops > 1:
-                check_mask(attention_mask, past_length, time, cache is not None)
-            if is_packed(position_ids, attention_mask, time, cache is not None):
-                if cache is not None:
-                    raise ValueError("Packed documents have no common cache: leave out `cache`.")
-                use_cache = False  # with a cache the library's masks do not keep documents apart
-            if num_loops > 1 and attention_mask is not None and attention_mask.ndim == 4:
-                use_cache = False
-        if use_cache and cache is None:
-            cache = DynamicCache(config=self.config)
-        if cache is not None:
-            prepare_cache(cache, self.config, num_loops)
         records = self._records(kwargs)
-        together = time == 1 and loop_schedule == "together" and not records
-        # CODEPATH: always shifted in LoopCoder-V2 and by default.
-        if together and num_loops > 1 and not self.config.plt_cross_loop_shift:
-            together = False
-            logger.warning_once(
-                "Without the shift (`plt_cross_loop_shift=False`) a token's loops wait for each other: decoding runs "
-                "them in sequence."
-            )
-        looped_rows = num_loops - 1 if together else 1
-        layout = create_layout(
-            self.config,
-            inputs_embeds,
-            attention_mask,
-            position_ids,
-            cache,
-            num_loops,
-            looped_rows,
-            in_blocks=not records,
-        )
-        if position_ids is None:
-            position_ids = (torch.arange(time, device=inputs_embeds.device) + past_length).unsqueeze(0)
-            # Counted in tokens: the gate on the query knows absolute positions. One loop counts columns, as Llama does,
-            # unless padding stands between tokens.
-            is_2d = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
-            if is_2d and (num_loops > 1 or has_gaps(attention_mask)):
-                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -time:]
-        block = {
-            "position_embeddings": self.rotary_emb(inputs_embeds, position_ids),
-            "global_mask": layout.global_mask,
-            "window_mask": layout.window_mask,
-            "window_block": layout.window_block,
-            "window_kernel": layout.window_kernel,
-            "window_tokens": layout.window_tokens,
-            "window_keep": layout.window_keep,
-            "cache": cache,
-            **kwargs,
-        }
-        if not together:
-            block["position_ids"] = position_ids
-        if cache is not None and layout.previous is not None:
-            cache.layers[0].has_padding = True
-        if together:
-            loop_states = self._loops_together(inputs_embeds, layout.previous, num_loops, block)
-        else:
-            keeps_all = records or output_loop_states or layout.window_block is None
-            if keeps_all or (cache is not None and cache.layers[0].record_past):
-                states_to_keep = None
-            loop_states = self._loops_in_sequence(inputs_embeds, layout.previous, num_loops, block, states_to_keep)
+        keep = None if records or output_loop_states else states_to_keep or None
+        given = Inputs(inputs_embeds, attention_mask, position_ids, cache, num_loops, records, kwargs, keep=keep)
+        inputs = read_inputs(self.config, given, use_cache, loop_schedule, tuple(self._can_record_outputs))
+        loop_states = self._run(inputs, create_layout(self.config, inputs))
         return PLTModelOutputWithPast(
             last_hidden_state=loop_states[-1],
-            **{CACHE_NAME: cache},
+            **{CACHE_NAME: inputs.cache},
             loop_states=tuple(loop_states) if output_loop_states else None,
         )
+
+    def _run(self, inputs: Inputs, layout: Layout) -> list[torch.Tensor]:
+        """Fills the grid. Returns `H^r` (B, ≤ T, D) of every loop."""
+        config, cache = self.config, inputs.cache
+        positions = inputs.positions()
+        layout.position_embeddings = self.rotary_emb(inputs.embeds, positions)
+        keywords = inputs.keywords if inputs.together else {**inputs.keywords, "position_ids": positions}
+        carries = cache.layers[0].get_carries() if cache is not None else None
+        grid = grid_class(config)(config, inputs.num_loops, inputs.embeds, layout.previous, carries)
+        layers = self.layers[: config.num_hidden_layers]
+        shared = [(None, None)] * len(layers)  # loop 0's keys and values
+        self.state_tap(inputs.embeds)
+        keep = inputs.keep if layout.allows_tails(cache) else None
+        blocks = plan(self._grid_shape(inputs), inputs.embeds.shape[1], inputs.together, keep)
+        for block, cells in zip(blocks, layout.cells(config, inputs, blocks), strict=True):
+            hidden_BND = grid.inputs(block)
+            for index, layer in enumerate(layers):
+                hidden_BND, *shared[index] = layer(hidden_BND, *shared[index], cells.at(index), cache=cache, **keywords)
+                if cells.is_recorded:
+                    self.state_tap(hidden_BND)
+            grid.put(block, hidden_BND, self.norm)
+        if cache is not None:
+            _keep_carries(cache.layers[0], grid, layout)
+        return grid.states
+
+    def _grid_shape(self, inputs: Inputs) -> GridShape:
+        config = self.config
+        return GridShape(config.num_hidden_layers, inputs.num_loops, config.loop_window, config.plt_cross_loop_shift)
 
     def _records(self, kwargs: dict) -> bool:
         """Whether layer outputs are recorded, by argument or by configuration: then they must be those of one loop."""
         names = [f"output_{name}" for name in self._can_record_outputs]
         return any(kwargs.get(name, getattr(self.config, name, False)) for name in names)
 
-    def _loops_together(
-        self, embeds_B1D: torch.Tensor, previous_BT: torch.Tensor | None, num_loops: int, block: dict
-    ) -> list[torch.Tensor]:
-        """One token, all loops: one block of R·B rows, each layer called once. Returns `H^r` for every loop."""
-        cache, hidden_NTD = block["cache"], embeds_B1D
-        if num_loops > 1:
-            carries = self._carries(cache, num_loops, embeds_B1D)
-            inputs = self._loop_input(embeds_B1D.repeat(num_loops - 1, 1, 1), carries.flatten(0, 1))
-            hidden_NTD = torch.cat([embeds_B1D, inputs])
-        cos, sin = block["position_embeddings"]
-        if cos.shape[0] > 1:  # else all rows stand at the same position
-            block["position_embeddings"] = cos.repeat(num_loops, 1, 1), sin.repeat(num_loops, 1, 1)
-        for layer in self.layers[: self.config.num_hidden_layers]:
-            hidden_NTD, *_ = layer(hidden_NTD, range(num_loops), None, None, False, **block)
-        loop_states = self._loop_states(hidden_NTD, range(num_loops), num_loops)
-        if cache is not None and num_loops > 1:
-            after = loop_states[:-1]
-            if previous_BT is not None:
-                after = [
-                    _states_before(carry, state, previous_BT)[:, 1:]
-                    for carry, state in zip(carries, after, strict=True)
-                ]
-            cache.layers[0].update_carries(after)
-        return loop_states
-
-    def _loops_in_sequence(
-        self,
-        embeds_BTD: torch.Tensor,
-        previous_BT: torch.Tensor | None,
-        num_loops: int,
-        block: dict,
-        states_to_keep: int | None = None,
-    ) -> list[torch.Tensor]:
-        """
-        Any number of tokens, one loop after the other: R blocks of B rows. Returns `H^r` for every loop, of the tokens
-        that what follows needs.
-        """
-        cache, time = block["cache"], embeds_BTD.shape[1]
-        carries = self._carries(cache, num_loops, embeds_BTD[:, :1])
-        lengths = self._needed_lengths(time, num_loops, states_to_keep)
-        fewer = [length for per_layer in lengths for length in per_layer[1:] if length < time]
-        tail_mask = (
-            create_tail_mask(self.config, embeds_BTD, block["global_mask"], cache, max(fewer)) if fewer else None
-        )
-        shared = [(None, None)] * len(self.layers)
-        loop_states, handed_on = [], []
-        for loop, (taken, *answered) in enumerate(lengths):
-            loops = range(loop, loop + 1)
-            hidden_BTD = embeds_BTD
-            if loop > 0:
-                fed_back = loop_states[-1].to(embeds_BTD.device)
-                # CODEPATH: always True in LoopCoder-V2 and by default.
-                if self.config.plt_cross_loop_shift:
-                    before = _states_before(carries[loop - 1], fed_back, previous_BT)
-                    fed_back = before[:, :-1]
-                    if cache is not None:
-                        handed_on.append(before[:, 1:])
-                hidden_BTD = self._loop_input(embeds_BTD[:, -taken:], fed_back[:, -taken:])
-            for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
-                queries = answered[index]
-                masks = {"global_mask": tail_mask} if queries < time else {}
-                is_last = loop == num_loops - 1
-                hidden_BTD, *key_value, _ = layer(
-                    hidden_BTD, loops, *shared[index], is_last, queries, **{**block, **masks}
-                )
-                shared[index] = None if is_last else key_value
-            loop_states += self._loop_states(hidden_BTD, loops, num_loops)
-        if handed_on:
-            cache.layers[0].update_carries(handed_on)
-        return loop_states
-
-    def _needed_lengths(self, time: int, num_loops: int, states_to_keep: int | None) -> list[list[int]]:
-        """
-        How many of the last tokens each layer of each loop takes, and at last gives: (R, L + 1).
-
-        A token's state in a layer of loop r >= 1 rests on loop 0, whose keys are all there, on the window of the w
-        tokens before it in the layer below, and, at the bottom, on one token before it in the loop before. So the ends
-        of the loops are all that the end of the last one rests on. What the cache keeps lies within.
-        """
-        window, layers = self.config.loop_window, self.config.num_hidden_layers
-        if not states_to_keep:  # all
-            return [[time] * (layers + 1)] * num_loops
-        lengths, needed = [], states_to_keep
-        for _ in range(num_loops - 1):
-            lengths.append([min(time, needed + window * (layers - layer)) for layer in range(layers + 1)])
-            needed = min(time, lengths[-1][0] + self.config.plt_cross_loop_shift)
-        return [[time] * (layers + 1), *reversed(lengths)]
-
-    def _loop_states(self, hidden_NTD: torch.Tensor, loops: range, num_loops: int) -> list[torch.Tensor]:
-        """`H^r` (B, T, D) of each loop in the block: normed if it is fed back so, and always after the last loop."""
-        # CODEPATH: True in LoopCoder-V2 and by default.
-        if self.config.plt_normalize_per_loop:
-            return list(self.norm(hidden_NTD).unflatten(0, (len(loops), -1)))
-        states = list(hidden_NTD.unflatten(0, (len(loops), -1)))
-        if loops.stop == num_loops:
-            states[-1] = self.norm(states[-1])
-        return states
-
-    def _loop_input(self, embeds_NTD: torch.Tensor, before_NTD: torch.Tensor) -> torch.Tensor:
-        """`x^r_i = emb_scale · E_i + hidden_scale · H^{r-1}_{i-1}`; `before_NTD` is `H^{r-1}`, already shifted."""
-        emb_scale, hidden_scale = self.config.plt_emb_scale, self.config.plt_hidden_scale
-        embeds_NTD = embeds_NTD if emb_scale is None else emb_scale * embeds_NTD
-        return embeds_NTD + (before_NTD if hidden_scale is None else hidden_scale * before_NTD)
-
-    @staticmethod
-    def _carries(cache: Cache | None, num_loops: int, embeds_B1D: torch.Tensor) -> torch.Tensor:
-        """`H^r` of the last token in the cache, (R - 1, B, 1, D); zero at the start of a sequence."""
-        carries = cache.layers[0].get_carries() if cache is not None else None
-        if carries is None:
-            return embeds_B1D.new_zeros((num_loops - 1, *embeds_B1D.shape))
-        return carries.to(embeds_B1D.device)
+    def _is_checkpointing(self) -> bool:
+        # The layers' flags: of two models that share them, `train()` and the like set the other's decoder.
+        layer = self.layers[0]
+        return layer.gradient_checkpointing and layer.training and torch.is_grad_enabled()
 
 
-def _states_before(carry_B1D: torch.Tensor, states_BTD: torch.Tensor, previous_BT: torch.Tensor | None) -> torch.Tensor:
-    """
-    The shift: for each token of a chunk, and for the next one, the state of the token before it, (B, T + 1, D). If the
-    states are those of the chunk's end, the first of them has none before it that is known, and counts as padding.
-    """
-    states_BTD = torch.cat([carry_B1D, states_BTD], dim=1)
-    if previous_BT is None:
-        return states_BTD
-    missing = previous_BT.shape[1] - states_BTD.shape[1]
-    index = (previous_BT[:, missing:] - missing).clamp(min=0)
-    index = index[..., None].expand(states_BTD.shape[0], -1, states_BTD.shape[-1])
-    return states_BTD.gather(1, index)
+def _keep_carries(layer, grid: LoopGrid, layout: Layout) -> None:
+    """What the next pass needs of this one, kept in the cache's first layer."""
+    if layout.previous is not None:
+        layer.has_padding = True
+    carries = grid.next_carries()
+    if carries:
+        layer.update_carries(carries)
 
 
 class IQuestPLTCoderForCausalLM(PLTGenerationMixin, IQuestPLTCoderPreTrainedModel):

@@ -29,7 +29,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))  # the models of the tests are too small for more
+# The models of the tests are too small for more. Processes that share a core wait for each other's threads.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
 
 
 class RootIsNoPackage:

@@ -25,7 +25,7 @@ from tiny import tiny_model, tokens
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
-from iquest_plt import attention_plt, modeling_plt
+from iquest_plt import attention_plt, grid_plt
 
 
 TIME = 9
@@ -102,19 +102,19 @@ def test_checkpointing_is_exact():
 @pytest.mark.parametrize("path", ["shared keys", "shared values", "shift"])
 def test_a_path_that_is_cut_is_noticed(path, monkeypatch):
     """The paths from a loop to the one before, each cut alone, change no output: only gradients tell."""
-    forward, states_before = attention_plt.IQuestPLTCoderAttention.forward, modeling_plt._states_before
+    forward, states_before = attention_plt.IQuestPLTCoderAttention.forward, grid_plt.states_before
 
-    def without_path(self, hidden, residual, loops, key0, value0, *args, **kwargs):
+    def without_path(self, hidden, residual, key0, value0, *args, **kwargs):
         key0 = key0.detach() if path == "shared keys" and key0 is not None else key0
         value0 = value0.detach() if path == "shared values" and value0 is not None else value0
-        return forward(self, hidden, residual, loops, key0, value0, *args, **kwargs)
+        return forward(self, hidden, residual, key0, value0, *args, **kwargs)
 
     def detached(*args):
         states = states_before(*args)
         return states.detach() if path == "shift" else states
 
     monkeypatch.setattr(attention_plt.IQuestPLTCoderAttention, "forward", without_path)
-    monkeypatch.setattr(modeling_plt, "_states_before", detached)
+    monkeypatch.setattr(grid_plt, "states_before", detached)
     error, _ = worst_error(tiny_model(**SHAPE).double(), tokens(1, TIME))
     assert error > 1e-2
 

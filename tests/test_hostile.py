@@ -221,7 +221,7 @@ TEMPLATES = {
     "a wide field": ("{{ '%3000000000d' % 1 }}", "MemoryError"),
     "a long power": ("{{ 10 ** (10 ** 9) }}", "TimeoutError"),
     "loops": ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "TimeoutError"),
-    "much output": ("{% for i in range(99999) %}{{ 'a' * 10000 }}{% endfor %}", "MemoryError"),
+    "much output": ("{% for i in range(99999) %}{{ 'a' * 10000000 }}{% endfor %}", "MemoryError"),
 }
 
 
@@ -448,9 +448,13 @@ def test_a_source_whose_name_is_no_text_is_named(source, tmp_path):
 # -- a process that is ended -------------------------------------------------------------------------------------------
 
 ENDED = """
-import os, sys
+import signal, sys
 from pathlib import Path
 from iquest_plt.conversion.writer import new_folder
+
+# A test run in the background, or under nohup, passes on that these are ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 with new_folder(Path(sys.argv[1]), 0) as folder:
     folder.write_text("file", "text")

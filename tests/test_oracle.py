@@ -22,7 +22,7 @@ from tiny import TOLERANCE, distance, llama_of, oracle, tiny_model, tokens
 from torch import nn
 from transformers import StaticCache
 
-from iquest_plt import PLTCache, modeling_plt
+from iquest_plt import PLTCache, inputs_plt
 
 
 pytestmark = pytest.mark.core
@@ -86,7 +86,7 @@ def test_the_controls_equal_the_oracle(kernel, shift, attention):
 
 def test_without_the_shift_decoding_says_that_it_runs_in_sequence(monkeypatch):
     said = []
-    monkeypatch.setattr(modeling_plt.logger, "warning_once", said.append)
+    monkeypatch.setattr(inputs_plt.logger, "warning_once", said.append)
     for shift in (True, False):
         tiny_model(plt_cross_loop_shift=shift).generate(tokens(1, 5), max_new_tokens=3, do_sample=False)
         assert bool(said) is not shift

@@ -34,7 +34,7 @@ TENSORS = ("keys", "values", "window_keys", "window_values", "carries")
 
 @pytest.fixture(params=[64, 2], ids=["one-block", "many-blocks"])
 def blocks(request, monkeypatch):
-    monkeypatch.setattr(masks_plt, "SMALLEST_BLOCK", request.param)
+    monkeypatch.setattr(masks_plt, "SMALLEST_TILE", request.param)
 
 
 def left_padded(ids, *lengths):

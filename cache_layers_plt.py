@@ -1,0 +1,370 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+The layers of the key/value cache of the Parallel Loop Transformer.
+
+    every layer     keys, values              K⁰, V⁰ of loop 0: (batch, kv_heads, length, head_dim)
+                    window_keys, …_values     k^r, v^r of loops r ≥ 1: (R - 1, batch, kv_heads, ≤ w, head_dim)
+                    is_token                  which window columns are tokens, not padding: (batch, ≤ w) or None for all
+    layer 0         carries                   H^r of the last token, r < R - 1: (R - 1, batch, 1, hidden_size)
+
+Only the first line grows with the text, and it does not know how many loops there are. Windows hold a row's last w
+*tokens*: padding is left out as soon as a token stands before it, so a row is the same whatever stands beside it.
+"""
+
+import torch
+from transformers.cache_utils import DynamicLayer, StaticLayer
+
+
+LAYER_TYPE = "parallel_loop_attention"
+SPARE_COLUMNS = 256  # how often a growing cache is copied, against what it may hold unused
+
+
+def last_tokens(is_token: torch.Tensor, count: int) -> torch.Tensor:
+    """The columns of each row's last `count` tokens, in order, after columns of padding where there are fewer."""
+    return is_token.to(torch.int8).argsort(dim=-1, stable=True)[:, -count:]
+
+
+def _gather_columns(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """`columns` (batch, n) of `states` (loops, batch, kv_heads, length, head_dim)."""
+    index = columns[None, :, None, :, None].expand(*states.shape[:3], -1, states.shape[-1])
+    return states.gather(-2, index)
+
+
+def _can_grow(past: torch.Tensor, new: torch.Tensor) -> bool:
+    """Whether two plain tensors (batch, kv_heads, any, head_dim) differ in length alone."""
+    return (
+        type(past) is type(new) is torch.Tensor
+        and (past.dtype, past.device) == (new.dtype, new.device)
+        and (past.shape[:2], past.shape[3:]) == (new.shape[:2], new.shape[3:])
+    )
+
+
+class GrowingBuffer:
+    """
+    A tensor (batch, kv_heads, length, head_dim) with room behind it, so that a step writes its columns in place.
+
+    A column is written once, so the values of a tensor handed out never change, as with `torch.cat`. Only the tensor
+    handed out last grows in place; any other, such as a cropped one, is copied into new room.
+    """
+
+    def __init__(self):
+        self.states: torch.Tensor | None = None
+        self._room: torch.Tensor | None = None
+
+    def append(self, past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        """`past` with the columns of `new` (batch, kv_heads, time, head_dim) behind it."""
+        length, total = past.shape[-2], past.shape[-2] + new.shape[-2]
+        can_write = torch.is_inference_mode_enabled() or not past.is_inference()
+        if past is not self.states or total > self._room.shape[-2] or not can_write:
+            self._room = past.new_empty((*past.shape[:-2], total + min(length, SPARE_COLUMNS), past.shape[-1]))
+            self._room[..., :length, :] = past
+        self._room[..., length:total, :] = new
+        self.states = self._room[..., :total, :]
+        return self.states
+
+
+class LoopStates:
+    """
+    What the loops add to a cache layer, in front of a library layer that keeps the shared part.
+
+    Number of loops and window are those of the first forward pass (or of [`PLTCache`]), and stay.
+    """
+
+    layer_type = LAYER_TYPE
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.num_loops: int | None = None
+        self.window: int | None = None
+        self.record_past = False
+        self._clear_loops()
+
+    def _clear_loops(self) -> None:
+        self.window_keys: torch.Tensor | None = None
+        self.window_values: torch.Tensor | None = None
+        self.is_token: torch.Tensor | None = None
+        self.carries: torch.Tensor | None = None
+        self._unfinished: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.has_padding = False  # in layer 0: whether a later pass must bring a mask
+
+    def check_num_loops(self, num_loops: int, window: int) -> None:
+        """Raises ValueError if the cache already serves another number of loops, or another window."""
+        if self.num_loops is not None and (self.num_loops, self.window) != (num_loops, window):
+            raise ValueError(
+                f"This cache was built for num_loops={self.num_loops} and a window of {self.window}. It cannot serve "
+                f"num_loops={num_loops} and a window of {window}: their states were never computed. Start a new cache."
+            )
+
+    def set_num_loops(self, num_loops: int, window: int) -> None:
+        """Sets the number of loops, and the window of the further ones: `window` keys besides the token itself."""
+        self.num_loops, self.window = num_loops, window
+
+    @property
+    def window_length(self) -> int:
+        """The number of columns of the windows that the next tokens may see."""
+        if self.window_keys is None:
+            return 0
+        columns = self.window_keys.shape[-2]
+        # What is recorded for a rollback is out of sight. Where there is padding, only a mask can tell which columns.
+        return columns if self.is_token is not None else min(columns, self.window)
+
+    def get_window_tokens(self, batch_size: int, device: torch.device) -> torch.Tensor | None:
+        """Which columns of the windows hold tokens, (batch, window_length); None if all."""
+        return self.is_token
+
+    def update_window(
+        self,
+        loops: range,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        is_token: torch.Tensor | None = None,
+        keep: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Appends the keys and values of `loops`, all of them >= 1.
+
+        Args:
+            key_states, value_states: (loops * batch, kv_heads, time, head_dim), loops outermost.
+            is_token (`torch.Tensor`, *optional*): (batch, window_length + time), false on padding.
+            keep (`torch.Tensor`, *optional*): (batch, <= w), the columns to keep; by default the last.
+
+        Returns the keys and values that the new tokens may see, (loops * batch, kv_heads, window_length + time,
+        head_dim).
+        """
+        if not self.window:  # a token sees only itself: nothing to keep
+            return key_states, value_states
+        visible, kept = [], []
+        seen = self.window_length + key_states.shape[-2]
+        for past, states in ((self.window_keys, key_states), (self.window_values, value_states)):
+            states = states.unflatten(0, (len(loops), -1))
+            if past is not None:
+                states = torch.cat([past[loops.start - 1 : loops.stop - 1], states], dim=-2)
+            visible.append(states[..., -seen:, :].flatten(0, 1))
+            if not self.record_past:
+                states = states[..., -self.window :, :] if keep is None else _gather_columns(states, keep)
+                if keep is None and (past is None or key_states.shape[-2] > 1):
+                    states = states.clone()  # a view would hold all that came with it alive
+            kept.append(states)
+        if is_token is not None and self.record_past:  # what was out of sight came before any padding
+            is_token = torch.nn.functional.pad(is_token, (kept[0].shape[-2] - seen, 0), value=True)
+        elif is_token is not None:
+            is_token = is_token[:, -self.window :] if keep is None else is_token.gather(1, keep)
+        self._keep_window(loops, *kept, is_token)
+        return tuple(visible)
+
+    def _keep_window(self, loops: range, keys: torch.Tensor, values: torch.Tensor, is_token) -> None:
+        if loops.start == 1:
+            self._unfinished = []
+        self._unfinished.append((keys, values))
+        if loops.stop == self.num_loops:  # where loops come one after the other, all windows change with the last
+            self.window_keys, self.window_values = (
+                parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*self._unfinished, strict=True)
+            )
+            self._unfinished, self.is_token = [], is_token
+
+    def update_carries(self, states: list[torch.Tensor]) -> None:
+        """
+        Stores what each loop but the last hands to the next token. `states[r]` (batch, time, hidden_size) is `H^r` of
+        the last token up to each column: the last column counts, or all while recording the past.
+        """
+        new = torch.stack(states if self.record_past else [state[:, -1:] for state in states])
+        keeps_past = self.record_past and self.carries is not None
+        self.carries = torch.cat([self.carries, new], dim=2) if keeps_past else new
+
+    def get_carries(self) -> torch.Tensor | None:
+        """`H^r` of the last token for r < R - 1, (R - 1, batch, 1, hidden_size); zero, or None, before the first."""
+        return self.carries if self.carries is None else self.carries[:, :, -1:]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all states held, without the room that a growing cache keeps for the next tokens."""
+        tensors = (self.keys, self.values, *self._loop_tensors().values())
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+    def _loop_tensors(self) -> dict[str, torch.Tensor]:
+        names = ("window_keys", "window_values", "is_token", "carries")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def _map_batch(self, function) -> None:
+        """Applies `function(tensor, dim)` along the batch dimension of every tensor of the loops."""
+        for name, tensor in self._loop_tensors().items():
+            setattr(self, name, function(tensor, 0 if name == "is_token" else 1))
+
+    def reset(self) -> None:
+        super().reset()
+        self._clear_loops()
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._map_batch(lambda tensor, dim: tensor.index_select(dim, beam_idx.to(tensor.device)))
+
+    # `offload` and `prefetch` are the parent's: they move what grows. Windows and carries are small, and used after the
+    # shared part of the layer has left the device.
+
+
+class PLTCacheLayer(LoopStates, DynamicLayer):
+    """
+    One decoder layer's cache: the shared keys and values of loop 0, plus a window for each further loop.
+
+    Registered for the layer type `parallel_loop_attention`, so that `generate()` and `DynamicCache(config=config)`
+    build it unaided.
+    """
+
+    _layer_type = LAYER_TYPE
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._key_buffer, self._value_buffer = GrowingBuffer(), GrowingBuffer()
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """
+        As the library's, but without gradients a step writes behind what is there, which is copied only as often as its
+        room of up to `SPARE_COLUMNS` is used up. What it returns is a view of that room, not contiguous.
+        """
+        is_traced = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if is_traced or self.get_seq_length() == 0 or not _can_grow(self.keys, key_states):
+            return super().update(key_states, value_states, *args, **kwargs)
+        self.keys = self._key_buffer.append(self.keys, key_states)
+        self.values = self._value_buffer.append(self.values, value_states)
+        return self.keys, self.values
+
+    def activate_past_recording(self) -> None:
+        """From here on windows and carries keep everything until `crop`, so that tokens can be rolled back."""
+        self.record_past = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """
+        Removes the last `-tokens_to_remove` tokens; 0 only shrinks what was recorded back to its working size.
+
+        Raises:
+            ValueError: if the number is positive, or if the states of the token to go back to were not recorded.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"`crop` takes the number of tokens to remove as a negative number, got {tokens_to_remove}."
+            )
+        if not self.is_initialized:
+            return
+        if -tokens_to_remove >= self.get_seq_length() > 0:
+            self.reset()
+            return
+        if tokens_to_remove and self.carries is not None and self.carries.shape[2] <= -tokens_to_remove:
+            raise ValueError(
+                f"Cannot remove {-tokens_to_remove} tokens: the loop states of the token before them are gone. "
+                "`cache.activate_past_recording()` keeps them, from its call or the last `crop` on."
+            )
+        super().crop(tokens_to_remove)
+        columns = slice(None, tokens_to_remove or None)
+        if self.carries is not None:
+            self.carries = self.carries[:, :, columns][:, :, -1:]
+        if self.window_keys is not None:
+            states = [self.window_keys[..., columns, :], self.window_values[..., columns, :]]
+            if self.is_token is None:
+                states = [state[..., -self.window :, :] for state in states]
+            else:
+                keep = last_tokens(self.is_token[:, columns], self.window)
+                states, self.is_token = (
+                    [_gather_columns(state, keep) for state in states],
+                    self.is_token.gather(1, keep),
+                )
+            self.window_keys, self.window_values = states
+
+    def reset(self) -> None:
+        super().reset()
+        self.keys = self.values = None  # Transformers 5.16 zeroes what has to go
+        self.is_initialized = False
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._map_batch(lambda tensor, dim: tensor.repeat_interleave(repeats, dim=dim))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._map_batch(lambda tensor, dim: tensor[(slice(None),) * dim + (indices,)])
+
+
+class PLTStaticCacheLayer(LoopStates, StaticLayer):
+    """
+    The same with fixed shapes, for `torch.compile`: what `cache_implementation="static"` and
+    `StaticCache(config=config, max_cache_len=...)` are made of. Windows always have w columns.
+    """
+
+    _layer_type = LAYER_TYPE
+    is_croppable = False  # the library's is, since 5.24; windows and carries of fixed size have nothing to go back to
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise ValueError(
+            "A static PLT cache cannot be cropped: windows and carries of the tokens to go back to are gone. Use the "
+            "default cache, which `activate_past_recording()` prepares for it."
+        )
+
+    def set_num_loops(self, num_loops: int, window: int) -> None:
+        is_first_pass = self.num_loops is None
+        if is_first_pass and self.is_initialized and num_loops > 1 and is_exporting():
+            raise ValueError(
+                "This exporter cannot keep a PLT cache: it has registered the shared keys and values, and would forget "
+                "windows and carries. Export with `use_cache=False`, with one loop, or with `transformers.exporters`."
+            )
+        super().set_num_loops(num_loops, window)
+
+    @property
+    def window_length(self) -> int:
+        return self.window
+
+    def get_window_tokens(self, batch_size: int, device: torch.device) -> torch.Tensor:
+        if self.is_token is None:
+            return torch.zeros(batch_size, self.window, dtype=torch.bool, device=device)
+        return self.is_token
+
+    def update_window(self, loops, key_states, value_states, is_token=None, keep=None):
+        if self.window and self.window_keys is None:
+            batch = key_states.shape[0] // len(loops)
+            for name, states in (("window_keys", key_states), ("window_values", value_states)):
+                shape = (self.num_loops - 1, batch, states.shape[1], self.window, states.shape[3])
+                self._allocate(name, states.new_zeros(shape))
+            self._allocate("is_token", self.get_window_tokens(batch, key_states.device))
+        return super().update_window(loops, key_states, value_states, is_token, keep)
+
+    def _keep_window(self, loops, keys, values, is_token):
+        rows = slice(loops.start - 1, loops.stop - 1)
+        self.window_keys[rows].copy_(keys)
+        self.window_values[rows].copy_(values)
+        if loops.stop == self.num_loops:
+            self.is_token.copy_(is_token)
+
+    def update_carries(self, states):
+        states = torch.stack([state[:, -1:] for state in states])
+        if self.carries is None:
+            self._allocate("carries", torch.zeros_like(states))
+        self.carries.copy_(states)
+
+    def _allocate(self, name: str, tensor: torch.Tensor) -> None:
+        setattr(self, name, tensor)
+        if not torch.compiler.is_compiling():  # as the library marks the shared part, for CUDA graphs
+            torch._dynamo.mark_static_address(tensor)
+
+    def reset(self) -> None:
+        loop_tensors = self._loop_tensors()
+        super().reset()
+        for name, tensor in loop_tensors.items():  # the same addresses, zeroed
+            setattr(self, name, tensor.zero_())
+
+
+def is_exporting() -> bool:
+    """Whether `torch.export` traces, which the ONNX exporter does too: no size may decide a branch."""
+    return getattr(torch.compiler, "is_exporting", lambda: False)()  # since PyTorch 2.7
+
+
+__all__ = ["LAYER_TYPE", "LoopStates", "PLTCacheLayer", "PLTStaticCacheLayer"]

@@ -1,0 +1,69 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Cache layers that quantize what grows, the keys and values of loop 0, by the library's quantizers."""
+
+import torch
+from transformers.cache_utils import HQQQuantizedLayer, QuantoQuantizedLayer
+
+from .cache_layers_plt import LoopStates
+from .compat_plt import Fp8QuantizedLayer
+
+
+class _QuantizedLoopStates(LoopStates):
+    """Loop 0's keys and values quantized by the library, in groups of tokens; windows and carries as they are."""
+
+    def _refuse(self, *args, **kwargs):
+        raise ValueError(
+            "A quantized cache cannot be cropped, regrouped or, as assisted generation does, rolled back: its tokens "
+            "are packed together. Use the default cache, or start a new one."
+        )
+
+    is_croppable = False
+    crop = activate_past_recording = batch_repeat_interleave = batch_select_indices = _refuse
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + _nbytes([self._quantized_keys, self._quantized_values])
+
+
+class PLTQuantoCacheLayer(_QuantizedLoopStates, QuantoQuantizedLayer):
+    """2 or 4 bits, by optimum-quanto."""
+
+
+class PLTHQQCacheLayer(_QuantizedLoopStates, HQQQuantizedLayer):
+    """1 to 8 bits, by HQQ."""
+
+
+QUANTIZED_LAYERS = {"quanto": PLTQuantoCacheLayer, "hqq": PLTHQQCacheLayer}
+
+if Fp8QuantizedLayer is not None:
+
+    class PLTFp8CacheLayer(_QuantizedLoopStates, Fp8QuantizedLayer):
+        """8-bit floats, without a further dependency."""
+
+    QUANTIZED_LAYERS["fp8"] = PLTFp8CacheLayer
+
+
+def _nbytes(held) -> int:
+    """Bytes of the tensors inside whatever a quantizer returns."""
+    if isinstance(held, torch.Tensor):
+        if hasattr(held, "__tensor_flatten__"):
+            return _nbytes([getattr(held, name) for name in held.__tensor_flatten__()[0]])
+        return held.nbytes
+    if isinstance(held, dict):
+        held = list(held.values())
+    return sum(map(_nbytes, held)) if isinstance(held, (list, tuple)) else 0
+
+
+__all__ = ["QUANTIZED_LAYERS"]

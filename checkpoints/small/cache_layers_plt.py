@@ -1,0 +1,1 @@
+../../cache_layers_plt.py

@@ -1,0 +1,72 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Controls for research: PLT with a piece taken out, so that each can be trained and timed from one code base.
+
+    plt_loop_attention = "shared"     later loops attend to loop 0's keys alone
+    plt_loop_attention = "own"        later loops attend to all their own keys, and not to loop 0's
+    plt_cross_loop_shift = False      a loop reads the state of the token itself, and has to wait for it
+
+The released model uses none of this.
+"""
+
+import torch
+
+from .attention_plt import IQuestPLTCoderAttention
+from .grid_plt import LoopGrid, Run
+from .masks_plt import Cells
+
+
+class SharedKeysAttention(IQuestPLTCoderAttention):
+    """All loops attend to loop 0's keys."""
+
+    def attend_later(self, query_BHNC, key_BKNC, value_BKNC, cells: Cells, cache, **kwargs) -> None:
+        return None
+
+    def mix(self, global_BNHC, local, residual_BND, query_BHNC, cells: Cells) -> torch.Tensor:
+        return global_BNHC
+
+
+class OwnKeysAttention(IQuestPLTCoderAttention):
+    """Each loop attends to its own keys: the window holds them all."""
+
+    def attend_globally(self, query_BHNC, key0_BKSC, value0_BKSC, cells: Cells, **kwargs) -> torch.Tensor:
+        if cells.loops.start > 0:
+            return query_BHNC.transpose(1, 2)  # not read
+        query_BHNC = query_BHNC[:, :, : cells.num_outputs]
+        return super().attend_globally(query_BHNC, key0_BKSC, value0_BKSC, cells, **kwargs)
+
+    def mix(self, global_BNHC, local_BNHC, residual_BND, query_BHNC, cells: Cells) -> torch.Tensor:
+        return local_BNHC
+
+
+class UnshiftedGrid(LoopGrid):
+    """`x^r_i` reads `H^{r-1}_i`. Nothing is carried from one pass to the next."""
+
+    def _fed_back(self, run: Run) -> torch.Tensor:
+        states_BTD = self.states[run.loop - 1].to(self.embeds_BTD.device)
+        return states_BTD[:, -(run.stop - run.start) :]
+
+    def next_carries(self) -> list[torch.Tensor]:
+        return []
+
+
+ATTENTIONS = {"gated": IQuestPLTCoderAttention, "shared": SharedKeysAttention, "own": OwnKeysAttention}
+
+
+def grid_class(config) -> type[LoopGrid]:
+    return LoopGrid if config.plt_cross_loop_shift else UnshiftedGrid
+
+
+__all__ = ["ATTENTIONS", "grid_class"]

@@ -1,0 +1,58 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a PLT model costs to serve, computed from its configuration."""
+
+
+class PLTCosts:
+    """Bytes of the cache and operations of a decode step, for a model with `config`, `dtype` and `base_model`."""
+
+    def kv_bytes_per_token(self, num_loops: int | None = None) -> int:
+        """
+        Cache bytes that one more token of context costs, in the model's dtype: the same for any number of loops, unless
+        each has keys of its own (`plt_loop_attention="own"`).
+        """
+        config = self.config
+        # CODEPATH: "gated" in LoopCoder-V2 and by default.
+        num_loops = config.check_num_loops(num_loops) if config.plt_loop_attention == "own" else 1
+        layers = num_loops * config.num_hidden_layers
+        return 2 * layers * config.num_key_value_heads * config.head_dim * self.dtype.itemsize
+
+    def kv_bytes_per_sequence(self, length: int, num_loops: int | None = None) -> int:
+        """Cache bytes of one sequence of `length` tokens: the shared part, a window and a carry per further loop."""
+        further_loops = self.config.check_num_loops(num_loops) - 1
+        shared = self.kv_bytes_per_token(1)
+        window = shared * min(length, self.config.loop_window)
+        carry = self.config.hidden_size * self.dtype.itemsize * (length > 0) * self.config.plt_cross_loop_shift
+        return shared * length + further_loops * (window + carry)
+
+    def decode_flops(self, length: int, num_loops: int | None = None) -> int:
+        """
+        Floating-point operations (a multiply-add is two) of one decode step that attends to `length` tokens, itself
+        included: all matrix products and attention, without the element-wise rest. The head runs once.
+        """
+        config, num_loops = self.config, self.config.check_num_loops(num_loops)
+        attention_size = config.num_attention_heads * config.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
+        weights = config.hidden_size * (2 * attention_size + 2 * kv_size + 3 * config.intermediate_size)
+        gate = self.base_model.layers[0].self_attn.plt_gate.weight.numel()
+        # How many loops have a branch on loop 0's keys, one on their own, and a gate.
+        kind, further_loops = config.plt_loop_attention, num_loops - 1
+        global_loops = {"own": 1}.get(kind, num_loops)
+        local_loops, gated_loops = {"shared": 0}.get(kind, further_loops), {"gated": further_loops}.get(kind, 0)
+        keys = global_loops * length + local_loops * min(length, config.loop_window + 1)
+        per_layer = 2 * (num_loops * weights + gated_loops * gate) + 4 * attention_size * keys
+        return config.num_hidden_layers * per_layer + 2 * config.hidden_size * config.vocab_size
+
+
+__all__ = ["PLTCosts"]

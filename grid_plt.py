@@ -1,0 +1,183 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+The grid of (loop, token) cells, and the plan by which a forward pass fills it.
+
+    loop 0     ■      ■      ■        x^0_i = E_i
+                  ╲      ╲
+    loop 1     ■      ■      ■        x^r_i = emb_scale · E_i + hidden_scale · H^{r-1}_{i-1}
+                  ╲      ╲
+    loop 2     ■      ■      ■        H^r_i = norm(layers(x^r_i)),   logits_i = lm_head(H^{R-1}_i)
+
+A cell needs the state of the loop before at the token before and, in each layer, loop 0's keys up to its own token and
+its own loop's keys of the last w tokens. A block is a set of cells that go through the layers together: all that its
+cells need was left by earlier blocks, or is loop 0's keys, which every layer writes first. A pass is a list of blocks:
+
+    prompt, training     one loop, many tokens     (0, 0…T)  then  (1, 0…T)  then …
+    end of a prompt      the same, cut short       (0, 0…T)  then  (1, T−n…T): fewer tokens from layer to layer
+    decode               one token, all loops      (0…R−1, i)
+
+Source: cross-loop parallelism, arXiv 2510.24824. Shapes are suffixes: B batch, T new tokens, N cells, D hidden_size.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Run(NamedTuple):
+    """The cells of one loop in a block: new tokens `start` to `stop - 1`."""
+
+    loop: int
+    start: int
+    stop: int
+
+
+class Block(NamedTuple):
+    """
+    Cells that go through the layers together.
+
+    Attributes:
+        runs: in the order of their loops; their cells stand one behind the other.
+        starts: for a block of one run, the first token that enters each layer, and that leaves the last one, (L + 1).
+            Empty: no layer leaves a token out.
+    """
+
+    runs: tuple[Run, ...]
+    starts: tuple[int, ...] = ()
+
+    @property
+    def loops(self) -> range:
+        return range(self.runs[0].loop, self.runs[-1].loop + 1)
+
+    def outputs(self) -> list[Run]:
+        """The cells whose states the block gives."""
+        if not self.starts:
+            return list(self.runs)
+        (run,) = self.runs
+        return [run._replace(start=self.starts[-1])]
+
+
+class GridShape(NamedTuple):
+    """How many layers and loops a model runs, how many tokens its windows reach back, and its shift (0 or 1)."""
+
+    num_layers: int
+    num_loops: int
+    window: int
+    shift: int = 1
+
+
+def plan(shape: GridShape, num_tokens: int, together: bool = False, keep: int | None = None) -> list[Block]:
+    """
+    The blocks of a pass over `num_tokens` new tokens. `together`: all loops of a single token are one block. `keep`:
+    how many of the last states of the last loop are wanted; all by default.
+
+    Only loop 0 must see a whole prompt. Its keys are all that later loops read of it, but for the window of the w
+    tokens before in the layer below, and one token before in the loop before. So of these loops the ends are computed,
+    and what the cache keeps of them lies within.
+    """
+    if together:
+        return [Block(tuple(Run(loop, 0, num_tokens) for loop in range(shape.num_loops)))]
+    later, needed = [], keep
+    for loop in range(shape.num_loops - 1, 0, -1):
+        starts = _tail(shape, num_tokens, needed) if needed is not None else ()
+        later.append(Block((Run(loop, starts[0] if starts else 0, num_tokens),), starts))
+        needed = num_tokens - starts[0] + shape.shift if starts else None
+    return [Block((Run(0, 0, num_tokens),)), *reversed(later)]
+
+
+def _tail(shape: GridShape, num_tokens: int, needed: int) -> tuple[int, ...]:
+    """The first token that each layer takes, so that the last one gives the last `needed`; empty if all are taken."""
+    taken = [needed + shape.window * (shape.num_layers - layer) for layer in range(shape.num_layers + 1)]
+    starts = tuple(max(num_tokens - count, 0) for count in taken)
+    return starts if any(starts) else ()
+
+
+class LoopGrid:
+    """
+    What cells take and leave: the embeddings E, the states H^r, and the carries, the states before the first new token.
+
+    Args:
+        embeds_BTD: the embeddings of the new tokens.
+        previous_BT: where the token before each new one stands, see [`Layout`].
+        carries: `H^r` of the token before the first, r < R - 1, (R - 1, B, 1, D); None: zero, a text begins.
+    """
+
+    def __init__(self, config, num_loops: int, embeds_BTD, previous_BT=None, carries=None):
+        self.config = config
+        self.num_loops = num_loops
+        self.embeds_BTD = embeds_BTD
+        self.previous_BT = previous_BT
+        if carries is None:
+            carries = embeds_BTD.new_zeros((num_loops - 1, *embeds_BTD[:, :1].shape))
+        self.carries = carries.to(embeds_BTD.device)
+        self.states: list[torch.Tensor] = []  # H^r of the last new tokens, as many as were asked for
+
+    def inputs(self, block: Block) -> torch.Tensor:
+        """`x` (B, N, D) of the cells of a block."""
+        inputs = [self._input(run) for run in block.runs]
+        return inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=1)
+
+    def _input(self, run: Run) -> torch.Tensor:
+        """`x^r_i = emb_scale · E_i + hidden_scale · H^{r-1}_{i-1}`; loop 0 takes the embedding as it is."""
+        embeds_BND = self.embeds_BTD if run.start == 0 else self.embeds_BTD[:, run.start :]
+        if run.loop == 0:
+            return embeds_BND
+        emb_scale, hidden_scale = self.config.plt_emb_scale, self.config.plt_hidden_scale
+        fed_back_BND = self._fed_back(run)
+        embeds_BND = embeds_BND if emb_scale is None else emb_scale * embeds_BND
+        return embeds_BND + (fed_back_BND if hidden_scale is None else hidden_scale * fed_back_BND)
+
+    def _fed_back(self, run: Run) -> torch.Tensor:
+        """`H^{r-1}` of the token before each of the run's, (B, N, D)."""
+        carry_B1D = self.carries[run.loop - 1]
+        if len(self.states) < run.loop:  # the loops of one token: of the loop before, only the carry is known
+            return carry_B1D
+        before = states_before(carry_B1D, self.states[run.loop - 1].to(carry_B1D.device), self.previous_BT)
+        return before[:, -(run.stop - run.start) - 1 : -1]
+
+    def put(self, block: Block, hidden_BND: torch.Tensor, norm) -> None:
+        """Takes a block's outputs: `H^r`, normed if it is fed back so, and always after the last loop."""
+        # CODEPATH: True in LoopCoder-V2 and by default.
+        if self.config.plt_normalize_per_loop:
+            hidden_BND = norm(hidden_BND)
+        sizes = [run.stop - run.start for run in block.outputs()]
+        states = list(hidden_BND.split(sizes, dim=1)) if len(sizes) > 1 else [hidden_BND]
+        if not self.config.plt_normalize_per_loop and block.loops.stop == self.num_loops:
+            states[-1] = norm(states[-1])
+        self.states += states
+
+    def next_carries(self) -> list[torch.Tensor]:
+        """For each loop but the last, `H^r` of the last token up to each of the last new columns, (B, ≤ T, D)."""
+        if self.previous_BT is None:
+            return self.states[:-1]
+        pairs = zip(self.carries, self.states[:-1], strict=True)
+        return [states_before(carry, states, self.previous_BT)[:, 1:] for carry, states in pairs]
+
+
+def states_before(carry_B1D: torch.Tensor, states_BTD: torch.Tensor, previous_BT: torch.Tensor | None) -> torch.Tensor:
+    """
+    The shift: for each token of a chunk, and for the next one, the state of the token before it, (B, T + 1, D). If the
+    states are those of the chunk's end, the first of them has none before it that is known, and counts as padding.
+    """
+    states_BTD = torch.cat([carry_B1D, states_BTD], dim=1)
+    if previous_BT is None:
+        return states_BTD
+    missing = previous_BT.shape[1] - states_BTD.shape[1]
+    index = (previous_BT[:, missing:] - missing).clamp(min=0)
+    index = index[..., None].expand(states_BTD.shape[0], -1, states_BTD.shape[-1])
+    return states_BTD.gather(1, index)
+
+
+__all__ = ["Block", "GridShape", "LoopGrid", "Run", "plan", "states_before"]
