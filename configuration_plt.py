@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from .compat_plt import CACHE_NAMES
 
@@ -342,6 +343,15 @@ class IQuestPLTCoderConfig(PicklesRemoteCode, PreTrainedConfig):
         config.plt_num_loops = self.check_num_loops(num_loops)
         vars(config)["_attn_implementation_internal"] = vars(self)["_attn_implementation_internal"]
         return config
+
+    def __setattr__(self, name, value):
+        # Older versions of the library check the types of their own fields here.
+        try:
+            super().__setattr__(name, value)
+        except StrictDataclassFieldValidationError as error:
+            if name in FIELDS:
+                FIELDS[name].check(name, value)
+            raise ValueError(f"`{name}` cannot be {reprlib.repr(value)}.") from error
 
     @property
     def layer_types(self) -> list[str]:
