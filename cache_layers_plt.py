@@ -23,6 +23,8 @@ Only the first line grows with the text, and it does not know how many loops the
 *tokens*: padding is left out as soon as a token stands before it, so a row is the same whatever stands beside it.
 """
 
+import weakref
+
 import torch
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
@@ -56,23 +58,32 @@ class GrowingBuffer:
     A tensor (batch, kv_heads, length, head_dim) with room behind it, so that a step writes its columns in place.
 
     A column is written once, so the values of a tensor handed out never change, as with `torch.cat`. Only the tensor
-    handed out last grows in place; any other, such as a cropped one, is copied into new room.
+    handed out last grows in place; any other, such as a cropped one, is copied into new room. The buffer itself keeps
+    no tensor alive: when the cache lets go of one, or moves it to another device, its memory is free. A copy starts anew.
     """
 
     def __init__(self):
-        self.states: torch.Tensor | None = None
-        self._room: torch.Tensor | None = None
+        self._capacity = 0
+        self._last = lambda: None  # a weak reference to the tensor handed out last
 
     def append(self, past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         """`past` with the columns of `new` (batch, kv_heads, time, head_dim) behind it."""
         length, total = past.shape[-2], past.shape[-2] + new.shape[-2]
         can_write = torch.is_inference_mode_enabled() or not past.is_inference()
-        if past is not self.states or total > self._room.shape[-2] or not can_write:
-            self._room = past.new_empty((*past.shape[:-2], total + min(length, SPARE_COLUMNS), past.shape[-1]))
-            self._room[..., :length, :] = past
-        self._room[..., length:total, :] = new
-        self.states = self._room[..., :total, :]
-        return self.states
+        if past is self._last() and total <= self._capacity and can_write:
+            shape = (*past.shape[:-2], self._capacity, past.shape[-1])
+            room = past.as_strided(shape, past.stride(), past.storage_offset())
+        else:
+            self._capacity = total + min(length, SPARE_COLUMNS)
+            room = past.new_empty((*past.shape[:-2], self._capacity, past.shape[-1]))
+            room[..., :length, :] = past
+        room[..., length:total, :] = new
+        states = room[..., :total, :]
+        self._last = weakref.ref(states)
+        return states
+
+    def __reduce__(self):
+        return GrowingBuffer, ()
 
 
 class LoopStates:

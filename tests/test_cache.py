@@ -15,6 +15,7 @@
 
 import copy
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -399,3 +400,18 @@ def test_what_a_quantized_cache_cannot_do_is_refused(model):
     assert cache.nbytes == before
     cache.reset()
     assert cache.get_seq_length() == 0 and cache.layers[0].carries is None
+
+
+@torch.no_grad()
+def test_what_a_layer_lets_go_of_is_free():
+    model = tiny_model()
+    cache = PLTCache(model.config)
+    for ids in (tokens(1, 6), tokens(1, 1), tokens(1, 1)):
+        model(ids, cache=cache)
+    layer = cache.layers[0]
+    held = weakref.ref(layer.keys)
+    layer.keys = layer.keys.clone()  # as `offload` and `reorder_cache` put another tensor in its place
+    assert held() is None
+    expected = layer.keys.clone()
+    model(tokens(1, 1), cache=cache)
+    assert torch.equal(layer.keys[..., :-1, :], expected)
