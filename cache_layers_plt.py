@@ -59,7 +59,7 @@ class GrowingBuffer:
 
     A column is written once, so the values of a tensor handed out never change, as with `torch.cat`. Only the tensor
     handed out last grows in place; any other, such as a cropped one, is copied into new room. The buffer itself keeps
-    no tensor alive: when the cache lets go of one, or moves it to another device, its memory is free. A copy starts anew.
+    no tensor alive: what the cache lets go of, or moves to another device, frees its memory. A copy starts anew.
     """
 
     def __init__(self):
