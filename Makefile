@@ -19,7 +19,7 @@ VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check
 MODEL_FILES := configuration_plt.py modeling_plt.py
 
 .DEFAULT_GOAL := help
-.PHONY: run test test-slow test-core test-versions test-newest test-vllm lint format bench train clean help
+.PHONY: run test test-slow test-core test-versions test-newest test-vllm lint format bench gpu train clean help
 
 run: $(RUNTIME)  ## complete a piece of Python with the small model; ARGS='--prompt "def f(" --num-loops 1'
 	$(BIN)/python examples/complete.py $(ARGS)
@@ -53,6 +53,9 @@ format: $(DEV)  ## fix style and formatting
 
 bench: $(DEV)  ## measure BENCH=decode, prefill, memory, training, full_size, profile_decode or rehearsal; plot draws
 	$(BIN)/python -m iquest_plt.benchmarks.$(BENCH) $(ARGS)
+
+gpu: $(RUNTIME)  ## on an NVIDIA GPU: is it right, and what does a loop cost? ARGS='--minutes 8'
+	$(BIN)/python -m iquest_plt.benchmarks.gpu $(ARGS)
 
 train: $(DEV)  ## train the small model; resumes an earlier run
 	$(BIN)/python -m iquest_plt.training.small $(ARGS)

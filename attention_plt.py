@@ -143,9 +143,8 @@ class IQuestPLTCoderAttention(nn.Module):
         first = cells.num_outputs if cells.loops.start == 0 else 0
         output = self.attend_globally(query, key0_BKSC, value0_BKSC, cells, **kwargs)
         if cells.loops.stop > 1:
-            query, key, value = (states[:, :, first:] for states in (query, key, value))
-            later = self.attend_later(query, key, value, cells, cache, **kwargs)
-            mixed = self.mix(output[:, first:], later, residual_BND[:, first:], query, cells)
+            later = self.attend_later(*(states[:, :, first:] for states in (query, key, value)), cells, cache, **kwargs)
+            mixed = self.mix(output[:, first:], later, residual_BND, query, cells)
             output = torch.cat([output[:, :first], mixed], dim=1) if first else mixed
         return self.o_proj(output.flatten(2).contiguous()), key0_BKSC, value0_BKSC
 
@@ -199,8 +198,11 @@ class IQuestPLTCoderAttention(nn.Module):
         return output
 
     def mix(self, global_BNHC, local_BNHC, residual_BND, query_BHNC, cells: Cells) -> torch.Tensor:
-        """`g · global + (1 - g) · local`."""
-        gate_BNH = self.plt_gate(self.plt_gate.reads(residual_BND, query_BHNC))
+        """
+        `g · global + (1 - g) · local`, of the last cells. `residual` and `query` are those of all: the gate's norm is
+        then that of the layer but for its weight, and a compiler computes both at once.
+        """
+        gate_BNH = self.plt_gate(self.plt_gate.reads(residual_BND, query_BHNC))[:, -global_BNHC.shape[1] :]
         if cells.is_recorded:
             self.gate_tap(gate_BNH.transpose(1, 2))
         return torch.lerp(local_BNHC, global_BNHC, gate_BNH[..., None].to(global_BNHC.dtype))

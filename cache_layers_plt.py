@@ -374,8 +374,11 @@ class PLTStaticCacheLayer(LoopStates, StaticLayer):
 
 
 def is_exporting() -> bool:
-    """Whether `torch.export` traces, which the ONNX exporter does too: no size may decide a branch."""
-    return getattr(torch.compiler, "is_exporting", lambda: False)()  # since PyTorch 2.7
+    """
+    Whether `torch.export` traces, which the ONNX exporter does too: no size may decide a branch. The flag itself, since
+    PyTorch 2.7: `torch.compiler.is_exporting()` is true within `torch.compile` as well in some versions (2.11).
+    """
+    return getattr(torch.compiler, "_is_exporting_flag", False)
 
 
 __all__ = ["LAYER_TYPE", "LoopStates", "PLTCacheLayer", "PLTStaticCacheLayer"]

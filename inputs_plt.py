@@ -29,6 +29,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 from transformers.utils.generic import TransformersKwargs
 
+from .cache_layers_plt import is_exporting
 from .cache_plt import check_cache, prepare_cache
 from .compat_plt import CACHE_NAMES
 from .kernels_plt import get_kernel
@@ -70,11 +71,15 @@ class Inputs:
         if self.position_ids is not None:
             return self.position_ids
         mask, num_tokens = self.attention_mask, self.embeds.shape[1]
+        columns = (torch.arange(num_tokens, device=self.embeds.device) + past_length(self.cache)).unsqueeze(0)
+        if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
+            return columns
+        tokens = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -num_tokens:]
         # Counted in tokens: the gate on the query knows absolute positions. One loop counts columns, as Llama does,
-        # unless padding stands between tokens.
-        if isinstance(mask, torch.Tensor) and mask.ndim == 2 and (self.num_loops > 1 or has_gaps(mask)):
-            return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -num_tokens:]
-        return (torch.arange(num_tokens, device=self.embeds.device) + past_length(self.cache)).unsqueeze(0)
+        # unless padding stands between tokens. (Chosen on the device, so that the host need not wait for it.)
+        if self.num_loops > 1 or is_exporting():
+            return tokens
+        return torch.where(has_gaps(mask).to(tokens.device), tokens, columns)
 
 
 def past_length(cache: Cache | None) -> int:

@@ -161,14 +161,22 @@ class Layout:
 
 
 class _CacheView:
-    """What the library's mask functions ask of a cache: how many keys there are, and where the queries begin."""
+    """
+    What the library's mask functions ask of a cache: how many keys there are, and where the queries begin. `has_mask`:
+    it is known that a step needs a mask, so they need not look, which would make the host wait for the device.
+    """
 
     is_sliding = (True,)
 
-    def __init__(self, keys: int, query_offset: int | torch.Tensor, is_compileable: bool = False):
+    def __init__(self, keys: int, query_offset: int | torch.Tensor, has_mask: bool = False):
         self.keys = keys
         self.query_offset = query_offset
-        self.is_compileable = is_compileable
+        self.is_compileable = has_mask  # of a static cache they make every mask
+
+    @classmethod
+    def of(cls, cache: Cache, num_tokens: int) -> "_CacheView":
+        """A view of a cache in which padding is known to stand."""
+        return cls(cache.get_mask_sizes(num_tokens, 0)[0], cache.get_seq_length(), has_mask=True)
 
     def get_query_offset(self, layer_idx: int = 0) -> int | torch.Tensor:
         return self.query_offset
@@ -207,7 +215,8 @@ def create_layout(config, inputs) -> Layout:
         mask, is_new = _drop_if_full(mask, embeds.shape[1])
         is_padded = mask is not None
         position_ids = position_ids if inputs.attention_mask is None or is_padded else None
-        global_mask = create_causal_mask(config, embeds, mask, cache, position_ids=position_ids)
+        view = _CacheView.of(cache, embeds.shape[1]) if is_padded and cache is not None else cache
+        global_mask = create_causal_mask(config, embeds, mask, view, position_ids=position_ids)
         position_ids = None if is_padded else position_ids
     layout = Layout(global_mask)
     if is_new is not None:
@@ -257,10 +266,11 @@ def _create_window(config, inputs, is_new, position_ids, previous) -> Window:
     rows = inputs.num_loops - 1 if inputs.together else 1  # the loops of one token are rows of one call
     is_token = window.is_token if window.is_token is None else window.is_token.repeat(rows, 1)
     embeds = _shape_of(inputs.embeds)
+    view = None if cache is None else _CacheView(past + num_tokens, past, has_mask=window.is_token is not None)
     arguments = {
         "inputs_embeds": embeds.new_empty((rows * embeds.shape[0], num_tokens, 0)),
         "attention_mask": is_token,
-        CACHE_NAME: None if cache is None else _CacheView(past + num_tokens, past, cache.is_compileable),
+        CACHE_NAME: view,
         "position_ids": position_ids if rows == 1 else None,
     }
     window.mask = _window_mask(config, arguments, window.left, is_short, has_gaps)
@@ -411,12 +421,10 @@ def _is_true(condition: torch.Tensor) -> bool:
     return _are_true(condition)[0]
 
 
-def has_gaps(attention_mask: torch.Tensor) -> bool:
-    """Whether padding stands between the tokens of a row of a 2D mask. While compiling, it may."""
-    if is_exporting():
-        return True
+def has_gaps(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Whether padding stands between the tokens of a row of a 2D mask, as a scalar tensor."""
     starts = attention_mask[:, 1:] & ~attention_mask[:, :-1]
-    return not _is_true((attention_mask[:, 0].long() + starts.sum(-1) <= 1).all())
+    return (attention_mask[:, 0].long() + starts.sum(-1) > 1).any()
 
 
 __all__ = ["Cells", "Layout", "Window", "create_layout", "prepare_mask"]

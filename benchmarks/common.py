@@ -22,7 +22,6 @@ import statistics
 import time
 from pathlib import Path
 
-import greenlet
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig, StoppingCriteria, StoppingCriteriaList
@@ -31,6 +30,11 @@ from transformers.utils import logging
 from ..configuration_plt import IQuestPLTCoderConfig
 from ..conversion.layout import shared_fields
 
+
+try:
+    import greenlet
+except ImportError as error:
+    raise ImportError("greenlet is missing: `iquest-plt[benchmarks]` has what the benchmarks need.") from error
 
 RESULTS = Path(__file__).parent / "results"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's mallopt

@@ -21,9 +21,13 @@ import argparse
 import json
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from .common import RESULTS
+
+
+try:
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise ImportError("matplotlib is missing: `iquest-plt[benchmarks]` has what the benchmarks need.") from error
 
 
 PICTURES = RESULTS.parents[1] / "docs"

@@ -1,0 +1,230 @@
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
+"""
+Stage 2: what does one more loop cost at decode, at the released size?
+
+Three ways to run a step: through `generate()` with a static cache, compiled with CUDA graphs, which is what the library
+does for `cache_implementation="static"`; the same step captured in one CUDA graph without a compiler; and op by op with
+the default cache. Times are milliseconds per token of every row.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+from transformers import DynamicCache, StaticCache
+
+from ...compat_plt import CACHE_NAME
+from .models import Hardware, bytes_per_step, full_size_models
+from .right import compile_config
+from .stage import Stage, peak_gb, seconds_each, synchronize
+
+
+ROOM = 128  # tokens that a static cache has room for beyond the context
+LLAMA = "Llama"
+
+
+class Decoding:
+    """Times decode steps of the PLT for R loops, or of the Llama."""
+
+    def __init__(self, stage: Stage):
+        self.stage = stage
+        self.plt, self.llama = full_size_models(stage)
+        self.hardware = Hardware.measure(stage)
+
+    def model_of(self, loops: int | str):
+        """The model, and the arguments that make it run `loops` loops."""
+        return (self.llama, {}) if loops == LLAMA else (self.plt, {"num_loops": loops})
+
+    def result(self, seconds: float, loops: int | str, batch: int, context: int, **more) -> dict:
+        """The time per token and its share of what the memory allows."""
+        needed = bytes_per_step(self.plt, batch, context, 1 if loops == LLAMA else loops)
+        limit = needed / self.hardware.bytes_per_second
+        return {
+            "loops": loops,
+            "batch": batch,
+            "context": context,
+            "ms": round(1e3 * seconds, 3),
+            "tokens_per_second": round(batch / seconds, 1),
+            "share_of_bandwidth": round(limit / seconds, 3),
+            "peak_gb": peak_gb(self.stage.device),
+            **more,
+        }
+
+    @torch.no_grad()
+    def op_by_op(self, loops, batch: int, context: int, schedule: str = "together") -> dict:
+        """The default cache, no graph: what the host can launch."""
+        model, arguments = self._arguments(loops, schedule)
+        step = self._step(model, DynamicCache(config=model.config), batch, context, arguments)
+        seconds = seconds_each(step, self.stage.device, 10, warm_up=3)
+        return self.result(seconds, loops, batch, context, schedule=schedule)
+
+    @torch.no_grad()
+    def captured(self, loops, batch: int, context: int, schedule: str = "together") -> dict:
+        """A static cache, and the step in one CUDA graph."""
+        model, arguments = self._arguments(loops, schedule)
+        cache = StaticCache(config=model.config, max_cache_len=context + ROOM)
+        step = self._step(model, cache, batch, context, arguments)
+        replay = capture(step, self.stage.device)
+        seconds = seconds_each(replay, self.stage.device, 30, warm_up=3)
+        return self.result(seconds, loops, batch, context, schedule=schedule)
+
+    def _arguments(self, loops, schedule: str):
+        model, arguments = self.model_of(loops)
+        return model, arguments | ({} if loops == LLAMA else {"loop_schedule": schedule})
+
+    def _step(self, model, cache, batch: int, context: int, arguments: dict) -> Callable[[], object]:
+        """A decode step after `context` tokens, of which all but the first hundred are made up: only sizes count."""
+        prompt = torch.randint(model.config.vocab_size, (batch, min(context, 100)), device=self.stage.device)
+        arguments = arguments | {CACHE_NAME: cache, "use_cache": True, "logits_to_keep": 1}
+        model(prompt, **arguments)
+        for layer in cache.layers:
+            if isinstance(cache, StaticCache):
+                layer.cumulative_length.fill_(context)
+                layer.keys.normal_()
+                layer.values.normal_()
+            else:
+                shape = (*layer.keys.shape[:2], context, layer.keys.shape[3])
+                layer.keys, layer.values = (layer.keys.new_empty(shape).normal_() for _ in range(2))
+        token = prompt[:, :1].clone()
+        return lambda: model(token, **arguments).logits
+
+    def generated(self, loops, batch: int, context: int, tokens: int = 40) -> dict:
+        """
+        Through `generate()`, compiled; and the compiled step alone, queued without waiting for its result. `kernels`:
+        how many kernels a step runs, and microseconds a step of those that take the longest.
+        """
+        model, arguments = self.model_of(loops)
+        device, tokens = self.stage.device, 6 if self.stage.smoke else tokens
+        torch._dynamo.reset()
+        prompt = torch.randint(model.config.vocab_size, (batch, context), device=device)
+        steps = _Steps(model)
+        config = compile_config(self.stage, "reduce-overhead")
+
+        def generate(new_tokens: int) -> float:
+            cache = StaticCache(config=model.config, max_cache_len=context + ROOM)
+            arguments[CACHE_NAME] = cache
+            synchronize(device)
+            start = time.perf_counter()
+            model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                pad_token_id=0,
+                compile_config=config,
+                **arguments,
+            )
+            synchronize(device)
+            return time.perf_counter() - start
+
+        with steps:
+            compiling = generate(4)
+            short, long = generate(4), generate(4 + tokens)
+        with torch.no_grad():
+            seconds = seconds_each(steps.again, device, tokens, warm_up=3)
+            kernels = kernels_of(steps.again, device)
+        per_token = round(1e3 * (long - short) / tokens, 3)
+        more = {"ms_in_generate": per_token, "compiling": round(compiling, 1), "kernels": kernels}
+        return self.result(seconds, loops, batch, context, **more)
+
+
+class _Steps:
+    """Keeps the last step that `generate()` took of a compiled model, to take it again."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __enter__(self):
+        get_compiled_call = type(self.model).get_compiled_call
+
+        def keep(config):
+            call = get_compiled_call(self.model, config)
+
+            def step(**kwargs):
+                self.last = (call, kwargs)
+                return call(**kwargs)
+
+            return step
+
+        self.model.get_compiled_call = keep
+        return self
+
+    def __exit__(self, *_):
+        del self.model.get_compiled_call
+
+    def again(self):
+        call, kwargs = self.last
+        return call(**kwargs)
+
+
+def kernels_of(step: Callable[[], object], device: torch.device, count: int = 5, most: int = 24) -> dict:
+    """How many kernels a step runs, how long they take together, and [runs, microseconds] of the longest; by a step."""
+    if device.type != "cuda":
+        return {}
+    synchronize(device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(count):
+            step()
+        synchronize(device)
+    events = [event for event in profile.key_averages() if event.self_device_time_total > 0]
+    events.sort(key=lambda event: -event.self_device_time_total)
+    result = {"runs": sum(event.count for event in events) / count}
+    result["microseconds"] = round(sum(event.self_device_time_total for event in events) / count)
+    for event in events[:most]:
+        result[event.key[:100]] = [event.count / count, round(event.self_device_time_total / count, 1)]
+    return result
+
+
+def capture(step: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """A call that replays the step from one CUDA graph; on a CPU, the step itself."""
+    if device.type != "cuda":
+        return step
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = step()
+
+    def replay(_keeps_alive=output):
+        graph.replay()
+
+    return replay
+
+
+def run(stage: Stage) -> None:
+    decoding = Decoding(stage)
+    stage.result["hardware"] = vars(decoding.hardware)
+    short, long = (40, 80) if stage.smoke else (512, 16384)
+    few, many = (2, 3) if stage.smoke else (8, 32)
+    generated, captured, op_by_op = decoding.generated, decoding.captured, decoding.op_by_op
+
+    def case(way, loops, batch, context, *schedule, seconds=6):
+        name = " ".join([way.__name__, f"R={loops}", f"batch={batch}", f"context={context}", *schedule])
+        stage.run(name, way, loops, batch, context, *schedule, seconds=seconds)
+
+    for loops in (1, 2, 4, LLAMA, 3):
+        case(captured, loops, 1, short)
+    case(generated, 1, 1, short, seconds=30)
+    case(generated, 2, 1, short, seconds=30)
+    for batch in (few, many):
+        for loops in (1, 2, 4, LLAMA):
+            case(captured, loops, batch, short)
+    for loops in (2, 4):
+        case(captured, loops, 1, short, "sequence")
+    for batch in (1, few, many):
+        for loops in (1, 2, 4, LLAMA) if batch == 1 else (1, 2, LLAMA):
+            case(captured, loops, batch, long)
+    for context in (short, long):
+        for loops in (1, 2, 4, LLAMA):
+            case(op_by_op, loops, 1, context)
+    if stage.smoke:  # the compiler is slow, and two cases show that it is called as it should be
+        return
+    for loops, batch in ((LLAMA, 1), (4, 1), (1, few), (2, few), (1, many), (2, many)):
+        case(generated, loops, batch, short, seconds=30)
+    for loops in (1, 2):
+        case(generated, loops, 1, long, seconds=30)

@@ -1,0 +1,71 @@
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
+"""The model at the released size with random weights, the Llama of its shape, and what the hardware allows them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from ... import IQuestPLTCoderConfig
+from ...conversion.layout import shared_fields
+from .stage import Stage, free, seconds_each
+
+
+RELEASED = Path(__file__).parents[2]  # holds the released `config.json`
+
+
+def full_size_config(smoke: bool = False) -> IQuestPLTCoderConfig:
+    """LoopCoder-V2's, without an end of text; toy sizes with `smoke`."""
+    fields = {"eos_token_id": None, "bos_token_id": None}
+    if smoke:
+        fields |= {"hidden_size": 160, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 10}
+        fields |= {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512}
+    return IQuestPLTCoderConfig.from_pretrained(RELEASED, **fields)
+
+
+def full_size_models(stage: Stage):
+    """The PLT, made on the device, and a Llama that shares all of its weights but the gates."""
+    config = full_size_config(stage.smoke)
+    with stage.device:
+        plt = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
+    config = LlamaConfig(**shared_fields(plt.config, LlamaConfig))
+    with torch.device("meta"):
+        llama = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
+    llama.load_state_dict({k: v for k, v in plt.state_dict().items() if "plt_gate" not in k}, assign=True)
+    llama.model.rotary_emb = type(llama.model.rotary_emb)(config).to(stage.device)
+    return plt, llama
+
+
+@dataclass
+class Hardware:
+    """What the device reaches: bytes copied (read and written) and bf16 operations a second."""
+
+    bytes_per_second: float
+    flops_per_second: float
+
+    @classmethod
+    def measure(cls, stage: Stage) -> "Hardware":
+        """A copy of 4 GB, and a product of two random matrices of 8,192 rows."""
+        result = cls(_copied(stage), _multiplied(stage))
+        free(stage.device)
+        return result
+
+
+def _copied(stage: Stage) -> float:
+    source = torch.ones(2**16 if stage.smoke else 2**31, dtype=torch.bfloat16, device=stage.device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / seconds_each(lambda: target.copy_(source), stage.device, 10)
+
+
+def _multiplied(stage: Stage) -> float:
+    rows = 128 if stage.smoke else 8192
+    left, right = (torch.randn(rows, rows, device=stage.device, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * rows**3 / seconds_each(lambda: left @ right, stage.device, 10)
+
+
+def bytes_per_step(plt, batch: int, context: int, num_loops: int) -> int:
+    """What a decode step has to read: all weights but the embedding, loop 0's keys and values, and the windows."""
+    weights = sum(parameter.nbytes for parameter in plt.parameters()) - plt.get_input_embeddings().weight.nbytes
+    return weights + batch * plt.kv_bytes_per_sequence(context, num_loops)

@@ -1,0 +1,109 @@
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
+"""A stage of the kit: cases that run until a deadline, and a result that is on disk after each of them."""
+
+import json
+import os
+import platform
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+
+
+class Stage:
+    """
+    Runs cases, one after the other, and keeps what they return.
+
+    Args:
+        name: of the stage.
+        out: the JSON file, written anew after each case.
+        seconds: the time box. A case that would probably not end within it is left out.
+        smoke: toy sizes, on a CPU.
+        only: words; a case whose name holds none of them is passed over. Empty: all cases run.
+    """
+
+    def __init__(self, name: str, out: Path, seconds: float, smoke: bool = False, only: tuple[str, ...] = ()):
+        self.out, self.smoke, self.only = out, smoke, only
+        self.device = torch.device("cpu" if smoke else "cuda")
+        self.started = time.monotonic()
+        self.deadline = self.started + seconds
+        self.result = {"stage": name, "environment": environment(self.device), "cases": {}}
+        self.save()
+
+    def run(self, name: str, case: Callable[..., dict], *args, seconds: float = 5, **kwargs) -> dict | None:
+        """
+        Runs `case(*args, **kwargs)`, which takes about that many `seconds`, and keeps what it returns, or its
+        traceback. Returns the former, or None.
+        """
+        if self.only and not any(word in name for word in self.only):
+            return None
+        left = self.deadline - time.monotonic()
+        if left < seconds:
+            self.result["cases"][name] = {"left out": f"{left:.0f} s left, {seconds:.0f} needed"}
+            self.save()
+            return None
+        start, value = time.monotonic(), None
+        try:
+            value = case(*args, **kwargs)
+            self.result["cases"][name] = dict(value)
+        except Exception:
+            self.result["cases"][name] = {"error": traceback.format_exc(limit=-8)[-3000:]}
+            print(f"{name} FAILED\n{self.result['cases'][name]['error']}", flush=True)
+        free(self.device)
+        self.result["cases"][name]["seconds"] = round(time.monotonic() - start, 2)
+        if value is not None:
+            print(f"{self.result['stage']}: {name}: {self.result['cases'][name]}", flush=True)
+        self.save()
+        return value
+
+    def save(self) -> None:
+        """Writes the result; a reader sees the old file or the new one."""
+        self.result["seconds"] = round(time.monotonic() - self.started, 1)
+        temporary = self.out.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.result, indent=1) + "\n")
+        os.replace(temporary, self.out)
+
+
+def environment(device: torch.device) -> dict:
+    """Device and versions."""
+    result = {"device": device.type, "torch": torch.__version__, "transformers": transformers.__version__}
+    result["python"] = platform.python_version()
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        result |= {"device": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)}
+    else:
+        result["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
+    return result
+
+
+def free(device: torch.device) -> None:
+    """Gives back what the last case left."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_each(step: Callable[[], object], device: torch.device, count: int, warm_up: int = 2) -> float:
+    """Seconds per call of `count` calls, queued without waiting for one another."""
+    for _ in range(warm_up):
+        step()
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(count):
+        step()
+    synchronize(device)
+    return (time.perf_counter() - start) / count
+
+
+def peak_gb(device: torch.device) -> float | None:
+    """The most memory that was allocated since the last case ended, in gigabytes; None on a CPU."""
+    return round(torch.cuda.max_memory_allocated(device) / 1e9, 2) if device.type == "cuda" else None
