@@ -40,7 +40,7 @@ test-newest:  ## run the tests on the newest version of everything that setup.cf
 	$(MAKE) test VERSION=newest
 
 test-vllm: $(VLLM)/.installed  ## run the tests of the vLLM plugin, in an environment of its own
-	$(VLLM)/bin/python -m pytest tests/vllm_plugin -m "not slow" $(ARGS)
+	$(VLLM)/bin/python -m pytest tests/serving/vllm_plugin -m "not slow" $(ARGS)
 
 lint: $(VENV)/mlinter-rules.toml  ## check style, formatting and the structure of the model files
 	$(BIN)/ruff check .

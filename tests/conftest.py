@@ -48,6 +48,7 @@ class RootIsNoPackage:
 
 
 def pytest_configure(config):
+    pytest.register_assert_rewrite("tuning")  # a helper that asserts: its failures show values, as a test's do
     config.pluginmanager.register(RootIsNoPackage(config.rootpath))
 
 
@@ -61,7 +62,8 @@ def library(tmp_path_factory):
     """A folder that stands for a standard library: this package's own sources, a copy and an edited copy among them."""
     root = Path(__file__).resolve().parents[1]
     folder = tmp_path_factory.mktemp("library")
-    for part in (".", "training", "tokenization", "tests"):
+    tests = sorted(path.relative_to(root) for path in (root / "tests").iterdir() if path.is_dir())
+    for part in (".", "training", "tokenization", "tests", *tests):
         (folder / part).mkdir(exist_ok=True)
         for file in (root / part).glob("*.py"):
             (folder / part / file.name).write_text(file.read_text())
