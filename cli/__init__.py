@@ -24,8 +24,8 @@ import typer
 from transformers.utils import logging
 from typer.core import TyperGroup
 
+from ..utils.terminal import visible
 from . import diagnose, serve, sweep, talk, texts, weights
-from .common import visible
 
 
 class Commands(TyperGroup):

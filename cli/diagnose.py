@@ -25,11 +25,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from ..configuration_plt import MAX_LOOPS
+from ..conversion.loading import load_model
 from ..diagnostics import AttentionMaps, GainCost, LoopLens, attention_maps, encode_documents, loop_lens, measure
 from ..diagnostics.wording import documents_text
+from ..utils.figures import drawn, note_missing, png
 from .common import Json, Revision, answer
-from .outputs import check_folder, drawn, need, note_missing, png, report_folder
-from .talk import Device, Model, OfDtype, load
+from .outputs import check_folder, need, report_folder
+from .talk import Device, Model, OfDtype
 from .texts import Data, read_text, read_texts, sample
 
 
@@ -74,7 +76,7 @@ def diagnose(
     title, shown = (text.name, read_text(text)) if text else next(iter(texts.items()))
     if not shown:
         raise ValueError(f"{title} is empty: choose a text with --text.")
-    model, tokenizer = load(path, revision, dtype, device)
+    model, tokenizer = load_model(path, revision, dtype and dtype.value, device)
     chosen, left_out = sample(tokenizer, texts, max_tokens, seed)
     documents = encode_documents(tokenizer, chosen)
     part = beginning(shown, LENS_BYTES)

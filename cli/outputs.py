@@ -15,16 +15,13 @@
 
 import contextlib
 import importlib
-import io
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..conversion.writer import PARTIAL, Folder, new_folder
-from .common import visible
 
 
 NEW, OLD = ".iquest-plt-new", ".iquest-plt-old"  # folders that nobody else makes
@@ -105,28 +102,6 @@ def _replace(path: Path, new: Path, old: Path) -> None:
     except OSError as error:
         shutil.rmtree(new, ignore_errors=True)
         raise ValueError(f"{path} was not replaced: {error.strerror}.") from error
-
-
-def drawn(name: str, draw: Callable, *arguments):
-    """What `draw(*arguments)` returns. If it fails, None: a picture must not cost what was measured."""
-    try:
-        return draw(*arguments)
-    except Exception as error:
-        note_missing(name, error)
-        return None
-
-
-def note_missing(name: str, error: Exception) -> None:
-    """Says on standard error that a picture is missing, and why."""
-    reason = visible(" ".join(f"{type(error).__name__}: {error}".split()))
-    print(f"note: {name} was not drawn ({reason}); the numbers are complete", file=sys.stderr)
-
-
-def png(figure) -> bytes:
-    """A matplotlib figure as a PNG, the same for the same figure."""
-    target = io.BytesIO()
-    figure.savefig(target, format="png", dpi=120, facecolor="white", metadata={"Software": None})
-    return target.getvalue()
 
 
 def need(*modules: str) -> None:

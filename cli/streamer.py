@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from .common import visible
+from ..utils.terminal import visible
 
 
 CONTEXT = 16  # tokens kept before what comes: more than any character or token needs to be decoded as in the whole text

@@ -24,13 +24,16 @@ from rich.console import Console
 from rich.table import Table
 
 from ..configuration_plt import MAX_LOOPS
+from ..conversion.loading import load_model
 from ..diagnostics import encode_documents, measure
 from ..diagnostics import sweep as sweeps
 from ..diagnostics.trace import MAX_LENGTH, check_model
-from .common import Json, Revision, answer, visible
+from ..utils.figures import drawn, png
+from ..utils.terminal import visible
+from .common import Json, Revision, answer
 from .diagnose import MaxLength, MaxTokens, Seed, token_bar
-from .outputs import check_folder, drawn, need, png, report_folder
-from .talk import Device, OfDtype, load
+from .outputs import check_folder, need, report_folder
+from .talk import Device, OfDtype
 from .texts import Data, read_texts, sample
 
 
@@ -65,7 +68,7 @@ def sweep(
         raise typer.BadParameter("--max-loops is for one checkpoint; several run with their own number of loops.")
     check_folder(out, FILES, RESULT)
     texts = read_texts(data)
-    loaded = [load(path, revision, dtype, device) for path in paths]
+    loaded = [load_model(path, revision, dtype and dtype.value, device) for path in paths]
     models = [model for model, _ in loaded]
     room = min(model.config.max_position_embeddings for model in models) - WARM_UP - 1
     if new_tokens >= room:
@@ -89,7 +92,7 @@ def sweep(
         with token_bar(f"Measuring {path}") as progress:
             results[id(model)] = measure(model, documents, loops, max_length, seed, progress=progress)
         results[id(model)].model["name"] = path
-    from ..benchmarks.common import environment
+    from ..utils.timing import environment
 
     dtype_name = results[id(order[0][1])].model["dtype"]
     about = environment(str(models[0].device)) | {"dtype": dtype_name, "new tokens": new_tokens}
@@ -111,7 +114,7 @@ def time_rows(rows: list[tuple], length: int, new_tokens: int, prompt: int) -> l
     Timings of (model, loops), which take turns token by token. The ratio is to the row of one loop, and if there is
     none, to the first model run with one.
     """
-    from ..benchmarks.common import decode_step_times
+    from ..utils.timing import decode_step_times
 
     runs = {
         index: (model, {"num_loops": loops, "min_new_tokens": WARM_UP + 1 + new_tokens})  # the end token ends no run

@@ -23,13 +23,10 @@ import typer
 from rich.console import Console
 from transformers import set_seed
 
-from ..conversion import layout
-from ..conversion.convert import FLOATS
-from ..conversion.download import FILES, fetch
-from ..conversion.tokenizer import load_tokenizer
-from ..modeling_plt import IQuestPLTCoderForCausalLM
+from ..conversion.loading import load_model
 from ..tokenization.fim import fim_inputs
-from .common import Json, NumLoops, Revision, answer, require_text, visible
+from ..utils.terminal import visible
+from .common import Json, NumLoops, Revision, answer, require_text
 from .conversation import Conversation
 from .streamer import TextPrinter, print_text
 from .weights import Dtype
@@ -65,7 +62,7 @@ def generate(
     """Continue a text, or fill a gap in it."""
     require_text(prompt, "--prompt")
     require_text(suffix, "--suffix")
-    model, tokenizer = load(path, revision, dtype, device)
+    model, tokenizer = load_model(path, revision, dtype and dtype.value, device)
     prompt = read_standard_input() if prompt is None else prompt
     if suffix is None:
         inputs = tokenizer(prompt, return_tensors="pt")
@@ -117,7 +114,7 @@ def chat(
         raise typer.BadParameter("--json needs --message.")
     require_text(message, "--message")
     require_text(system, "--system")
-    model, tokenizer = load(path, revision, dtype, device)
+    model, tokenizer = load_model(path, revision, dtype and dtype.value, device)
     options = sampling(model, max_new_tokens, greedy, temperature)
     conversation = Conversation(model, tokenizer, system, num_loops, **options)
     set_seed(seed)
@@ -177,28 +174,6 @@ def read_standard_input() -> str:
         raise ValueError("Standard input is no UTF-8 text: convert it.") from None
     require_text(text, "Standard input")
     return text
-
-
-def load(path: str, revision: str | None, dtype: Dtype | None, device: str | None):
-    """The model in evaluation mode and its tokenizer. Raises ValueError if there are none."""
-    small = [name for name in FILES if "safetensors" not in name]
-    folder, _ = fetch(path, revision, files=small, check_hashes=False)  # `convert` checks; at every start it takes long
-    layout.read_plt_config(folder)
-    tokenizer = load_tokenizer(folder)
-    if tokenizer is None:
-        raise ValueError(f"{path} has no tokenizer.json: see `iquest-plt convert`, which makes one of tokenizer.model.")
-    folder, _ = fetch(path, revision, check_hashes=False)
-    kind = FLOATS[dtype.value] if dtype else "auto"
-    with layout.refusals("The weights cannot be loaded"):
-        model, found = IQuestPLTCoderForCausalLM.from_pretrained(folder, dtype=kind, output_loading_info=True)
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if found[what]:
-            raise ValueError(f"The weights do not fit ({what}: {next(iter(found[what]))}): see `iquest-plt verify`.")
-    try:
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise ValueError(f"The model cannot be moved to {device}: {error}") from error
-    return model.eval(), tokenizer
 
 
 def sampling(model, max_new_tokens: int, greedy: bool, temperature: float | None) -> dict:

@@ -26,7 +26,7 @@ from typer.core import TyperCommand
 
 from ..diagnostics import encode_documents
 from ..diagnostics.lens import tokenize
-from ..training.data import visible_files
+from ..utils.files import visible_files
 
 
 Data = Annotated[

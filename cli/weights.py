@@ -27,7 +27,8 @@ from ..conversion import verify as verification
 from ..conversion.checkpoint import dtype_name
 from ..conversion.download import fetch
 from ..modeling_plt import IQuestPLTCoderForCausalLM
-from .common import Json, NumLoops, Revision, answer, human, parse_size, progress_bar, visible
+from ..utils.terminal import visible
+from .common import Json, NumLoops, Revision, answer, human, parse_size, progress_bar
 
 
 Kind = Enum("Kind", {"plt": "plt", "dense": "dense"})

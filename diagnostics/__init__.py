@@ -29,7 +29,8 @@ from .collect import measure
 from .documents import Document, encode_documents
 from .lens import LoopLens, TokenRecord, loop_lens
 from .maps import AttentionMaps, attention_maps
-from .result import Curve, GainCost, Recommendation
+from .measurements import Curve, Recommendation
+from .result import GainCost
 
 
 __all__ = [

@@ -30,7 +30,8 @@ from . import bootstrap, metrics
 from .catalogue import ATTENTION_METRICS, GATE_METRICS, LAYER_METRICS, LENS_METRICS, STATE_METRICS
 from .documents import Document, check_document, pieces
 from .lens import CHUNK_ELEMENTS, Predictions, predict
-from .result import Curve, GainCost, Recommendation, without_nan
+from .measurements import Curve, Recommendation, without_nan
+from .result import GainCost
 from .trace import BRANCHES, Trace, check_model, check_settings, trace
 
 

@@ -36,7 +36,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .catalogue import METRICS
 from .maps import AttentionMaps
-from .result import Curve, GainCost
+from .measurements import Curve, Measurements
 from .sweep import Sweep
 
 
@@ -80,7 +80,7 @@ CHARTS |= {
 }
 
 
-def plot(result: GainCost) -> Figure:
+def plot(result: Measurements) -> Figure:
     """Gain and cost of each loop: refinement Δp on the left axis, offset cost Ω on the right, with their intervals."""
     with matplotlib.rc_context(RC):
         figure, (axes,) = _figure(6.4, 3.8)
@@ -98,7 +98,7 @@ def plot(result: GainCost) -> Figure:
     return figure
 
 
-def plot_rule(result: GainCost) -> Figure:
+def plot_rule(result: Measurements) -> Figure:
     """What the recommendation rests on: loss and effective rank of each loop less those of the loop before."""
     with matplotlib.rc_context(RC):
         figure, both = _figure(6.4, 3.4, columns=2)
@@ -112,7 +112,7 @@ def plot_rule(result: GainCost) -> Figure:
     return figure
 
 
-def plot_metrics(result: GainCost) -> Figure:
+def plot_metrics(result: Measurements) -> Figure:
     """Every metric that the model has, a chart each."""
     names = [title for title in CHARTS if _chart_metrics(result, title)]
     with matplotlib.rc_context(RC):
@@ -126,7 +126,7 @@ def plot_metrics(result: GainCost) -> Figure:
     return figure
 
 
-def plot_chart(result: GainCost, title: str) -> Figure | None:
+def plot_chart(result: Measurements, title: str) -> Figure | None:
     """One of `CHARTS`; None if the model has no such metric."""
     if not _chart_metrics(result, title):
         return None
@@ -136,7 +136,7 @@ def plot_chart(result: GainCost, title: str) -> Figure | None:
     return figure
 
 
-def plot_gates(result: GainCost) -> Figure | None:
+def plot_gates(result: Measurements) -> Figure | None:
     """Mean gate of each layer and loop, and how the gates of a loop spread; None for a model without gates."""
     histogram = result.gate_histogram
     if histogram is None:
@@ -270,12 +270,12 @@ def _draw_curve(axes: Axes, curve: Curve, color: str, style: str, label: str | N
     draw_interval(axes, np.arange(1, len(curve.mean) + 1) + shift, curve, color, style, label)
 
 
-def _chart_metrics(result: GainCost, title: str) -> list[str]:
+def _chart_metrics(result: Measurements, title: str) -> list[str]:
     """Those of the chart that have a value."""
     return [name for name in CHARTS[title] if name in result.metrics and _defined(result.metrics[name])]
 
 
-def _draw_chart(axes: Axes, result: GainCost, title: str) -> None:
+def _draw_chart(axes: Axes, result: Measurements, title: str) -> None:
     names = _chart_metrics(result, title)
     for index, name in enumerate(names):
         branch = name.rsplit("_", 1)[-1]
@@ -310,7 +310,7 @@ def _top(curve: Curve) -> float | None:
     return 1.1 * max(values) or None if values and math.isfinite(max(values)) else None
 
 
-def _below(result: GainCost, text: str = "") -> str:
+def _below(result: Measurements, text: str = "") -> str:
     if len(result.documents) == 1:
         return f"{text} One document: no intervals.".strip()
     share = f"{100 * result.settings['confidence']:g} %"

@@ -27,7 +27,7 @@ import numpy as np
 
 from . import bootstrap, wording
 from .catalogue import METRICS
-from .result import Curve, GainCost
+from .measurements import Curve, Measurements
 
 
 FORMAT = "iquest-plt sweep"
@@ -89,7 +89,7 @@ class Sweep:
     """Rows by number of loops. `results` are what they come from: one for all rows, or one for each."""
 
     rows: list[Row]
-    results: list[GainCost]
+    results: list[Measurements]
     length: int
     environment: dict
 
@@ -117,7 +117,9 @@ class Sweep:
         }
 
 
-def sweep(results: Sequence[tuple[GainCost, int]], timings: Sequence[Timing], length: int, environment: dict) -> Sweep:
+def sweep(
+    results: Sequence[tuple[Measurements, int]], timings: Sequence[Timing], length: int, environment: dict
+) -> Sweep:
     """
     A sweep of `results`, each with the loop that is meant, all measured on the same documents, and the timings that
     belong to them. Bits per byte are what is compared: they are common to models with different tokenizers.

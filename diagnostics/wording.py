@@ -19,7 +19,7 @@ rises or falls where its intervals leave that open.
 import re
 
 from .lens import LoopLens
-from .result import Curve, GainCost, loops_text
+from .measurements import Curve, Measurements, loops_text
 
 
 FEW_DOCUMENTS = 10
@@ -74,7 +74,7 @@ def known_loops(curve: Curve) -> list[int]:
     return [loop for loop, value in enumerate(curve.mean, 1) if value is not None]
 
 
-def changes(result: GainCost, name: str, what: str, unit: str) -> list[str]:
+def changes(result: Measurements, name: str, what: str, unit: str) -> list[str]:
     """A sentence for each loop about a curve of changes, `name`."""
     curve, sentences = result.metrics[name], []
     for loop in known_loops(curve):
@@ -130,7 +130,7 @@ def _detour(curve: Curve, loops: list[int]) -> list[int]:
     return sorted(found)
 
 
-def recommendation(result: GainCost) -> list[str]:
+def recommendation(result: Measurements) -> list[str]:
     """Why so many loops, how sure that is, and what it leaves open."""
     advice, sentences = result.recommendation, [re.sub(r"-(?=\d)", "−", result.reason)]
     if advice.loops != advice.loops_by_loss:
@@ -160,7 +160,7 @@ def recommendation(result: GainCost) -> list[str]:
     return sentences
 
 
-def gain_cost(result: GainCost) -> list[str]:
+def gain_cost(result: Measurements) -> list[str]:
     """What the gain–cost picture shows."""
     metrics = result.metrics
     if not known_loops(metrics["refinement"]):
@@ -178,15 +178,15 @@ def gain_cost(result: GainCost) -> list[str]:
     return sentences
 
 
-def loss(result: GainCost) -> list[str]:
+def loss(result: Measurements) -> list[str]:
     return changes(result, "loss_change", "the held-out loss", " nats per token")
 
 
-def rank(result: GainCost) -> list[str]:
+def rank(result: Measurements) -> list[str]:
     return changes(result, "effective_rank_change", "the effective rank", "")
 
 
-def motion(result: GainCost) -> list[str]:
+def motion(result: Measurements) -> list[str]:
     """Whether the states come to rest, and whether the loops go one way."""
     metrics = result.metrics
     steps, gap, angle = metrics["step_size"], metrics["fixed_point_gap"], metrics["angular_change"]
@@ -209,7 +209,7 @@ def motion(result: GainCost) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
-def attention(result: GainCost) -> list[str]:
+def attention(result: Measurements) -> list[str]:
     """Whether later loops look elsewhere."""
     metrics = result.metrics
     both = ", both branches together," if result.model["loop_attention"] == "gated" else ""
@@ -223,7 +223,7 @@ def attention(result: GainCost) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
-def gates(result: GainCost) -> list[str]:
+def gates(result: Measurements) -> list[str]:
     """What the gates let through; [] for a model without."""
     curve, histogram = result.metrics["gate"], result.gate_histogram
     if histogram is None:

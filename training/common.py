@@ -32,11 +32,10 @@ from transformers import (
 )
 
 from ..conversion.layout import read_plt_config
-from .data import visible_files
+from ..utils.files import visible_files
 from .guard import DivergedError, Guard
 from .progress import Progress
-from .records import read_json, write_json
-from .small import last_checkpoint
+from .records import last_checkpoint, read_json, write_json
 
 
 def count(text: str) -> int:

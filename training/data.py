@@ -123,12 +123,6 @@ def _distribution(name: str) -> importlib.metadata.Distribution:
         raise ValueError(f"{name} is to be trained on but not installed: pip install {name}") from None
 
 
-def visible_files(folder: Path) -> list[Path]:
-    """All files in a folder and those below it, sorted, but the hidden ones and what is in hidden folders."""
-    visible = (file for file in folder.rglob("[!.]*") if "/." not in f"/{file.relative_to(folder).as_posix()}")
-    return sorted(file for file in visible if file.is_file())
-
-
 def sketch(text: str) -> set[int]:
     """A sample of the text's shingle hashes; two texts that share a shingle agree on whether it is in the sample."""
     tokens = np.array([zlib.crc32(word.encode()) for word in re.findall(r"\w+|[^\w\s]", text)], dtype=np.uint64)

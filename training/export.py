@@ -22,16 +22,14 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, GenerationConfig
 
-import iquest_plt
-from iquest_plt import IQuestPLTCoderForCausalLM
-
-from ..cli.outputs import drawn
-from ..conversion.layout import AUTO_MAP, CODE_FILES
+from ..conversion.layout import AUTO_MAP, CODE_FILES, ROOT
+from ..modeling_plt import IQuestPLTCoderForCausalLM
 from ..tokenization import bpe
+from ..utils.figures import drawn
 from . import evaluate
 from .card import SAMPLE_PROMPT, plot_curve, render_card
 from .kernels import register_attention
-from .records import read_json, write_json
+from .records import last_checkpoint, read_json, write_json
 
 
 LOOPS = (1, 2, 3)  # loop counts that are measured; the model is trained with 2
@@ -40,8 +38,6 @@ GOLDEN_TOKENS, GOLDEN_POSITIONS = 128, 8  # a text longer than the window, and i
 
 def export(out: str | Path, folder: str | Path, stdlib: Path | None = None) -> dict:
     """Writes the model folder for the last checkpoint of the run `out`; returns its metrics. Replaces what is there."""
-    from .small import last_checkpoint
-
     out, folder = Path(out), Path(folder)
     checkpoint = last_checkpoint(out)
     if checkpoint is None:
@@ -87,14 +83,13 @@ def write_model(checkpoint: Path, folder: Path, tokenizer) -> None:
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", {**config, "auto_map": AUTO_MAP})
     bpe.save(tokenizer, folder)
-    root = Path(iquest_plt.__file__).resolve().parent
     for name in CODE_FILES:
         target = folder / name
         target.unlink(missing_ok=True)
-        if folder.resolve().is_relative_to(root):  # inside the repository nothing is copied
-            target.symlink_to(os.path.relpath(root / name, folder.resolve()))
+        if folder.resolve().is_relative_to(ROOT):  # inside the repository nothing is copied
+            target.symlink_to(os.path.relpath(ROOT / name, folder.resolve()))
         else:
-            shutil.copyfile(root / name, target)
+            shutil.copyfile(ROOT / name, target)
 
 
 @torch.no_grad()

@@ -38,8 +38,8 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from ..cli.outputs import drawn
 from ..tokenization import bpe
+from ..utils.figures import drawn
 from . import data, evaluate, small
 from .elastic import ElasticLoops
 from .records import read_json, write_json

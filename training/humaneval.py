@@ -49,8 +49,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging
 
-from ..cli.talk import load
-from ..cli.weights import Dtype
+from ..conversion.convert import FLOATS
+from ..conversion.loading import load_model
 from ..tokenization.tool_calls import parse_response
 from .records import read_json, write_json
 from .sandbox import Limits, Sandbox, Verdict
@@ -229,7 +229,7 @@ def make_completions(
     missing = [at for at in starts if not log.entries.keys() >= set(keys[at : at + args.batch_size])]
     if not missing:
         return
-    model, tokenizer = load(args.model, None, args.dtype and Dtype(args.dtype), args.device)
+    model, tokenizer = load_model(args.model, dtype=args.dtype, device=args.device)
     loops = model.config.check_num_loops(args.num_loops)
     options = {"max_new_tokens": args.max_new_tokens, "num_loops": loops, "do_sample": args.temperature > 0}
     if args.temperature > 0:
@@ -344,7 +344,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num-loops", type=positive, help="loops per token; default: the model's")
     parser.add_argument("--chat", action="store_true", help="ask for the function in a chat")
     parser.add_argument("--batch-size", type=positive, default=8)
-    parser.add_argument("--dtype", choices=[dtype.value for dtype in Dtype], help="default: as stored")
+    parser.add_argument("--dtype", choices=list(FLOATS), help="default: as stored")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds for each program")
     parser.add_argument("--allow-code-execution", action="store_true", help="run what the model wrote, see above")

@@ -11,10 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""JSON files that a run writes and reads back when it goes on."""
+"""What a run writes and reads back when it goes on: JSON files, and the checkpoints of the library's Trainer."""
 
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -54,3 +55,12 @@ def is_whole(checkpoint: Path) -> bool:
         return False
     # PyTorch's files are zip archives, whose table stands at their end.
     return all(zipfile.is_zipfile(file) for kind in ("*.pt", "*.pth", "*.bin") for file in checkpoint.glob(kind))
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The newest complete checkpoint; one cut off while it was written is deleted."""
+    folders = [path for path in out.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    found = sorted(folders, key=lambda path: int(path.name.split("-")[1]))
+    while found and not is_whole(found[-1]):
+        shutil.rmtree(found.pop())
+    return found[-1] if found else None

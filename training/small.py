@@ -24,7 +24,6 @@ trains nothing. Logs: `tensorboard --logdir OUT/logs`.
 
 import argparse
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,15 +34,16 @@ from torch.func import functional_call
 from torch.utils.data import SequentialSampler
 from transformers import AutoTokenizer, PrinterCallback, Trainer, TrainingArguments
 
-from iquest_plt import IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM
-
+from ..configuration_plt import IQuestPLTCoderConfig
+from ..modeling_plt import IQuestPLTCoderForCausalLM
 from ..tokenization import bpe
 from . import data
+from .export import export
 from .guard import DivergedError, Guard
 from .kernels import chunked_cross_entropy, register_attention
 from .optimizer import make_optimizer
 from .progress import Progress
-from .records import is_whole, read_json, write_json
+from .records import last_checkpoint, read_json, write_json
 
 
 @dataclass
@@ -206,15 +206,6 @@ def build_model(recipe: Recipe, tokenizer) -> IQuestPLTCoderForCausalLM:
     return model
 
 
-def last_checkpoint(out: Path) -> Path | None:
-    """The newest complete checkpoint; one cut off while it was written is deleted."""
-    folders = [path for path in out.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
-    found = sorted(folders, key=lambda path: int(path.name.split("-")[1]))
-    while found and not is_whole(found[-1]):
-        shutil.rmtree(found.pop())
-    return found[-1] if found else None
-
-
 def train(
     out: str | Path,
     recipe: Recipe,
@@ -285,8 +276,6 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if args.export is None:
             train(args.out, Recipe(tokens=args.tokens))
-        from .export import export
-
         export(args.out, args.export or args.out / "export")
     except (ValueError, OSError, DivergedError) as error:
         raise SystemExit(" ".join(str(error).split())) from error

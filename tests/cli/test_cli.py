@@ -202,9 +202,9 @@ def test_chat_of_several_turns(converted):
 
 @pytest.fixture(scope="module")
 def model_and_tokenizer(converted):
-    from iquest_plt.cli.talk import load
+    from iquest_plt.conversion.loading import load_model
 
-    return load(str(converted), None, None, "cpu")
+    return load_model(str(converted), device="cpu")
 
 
 def test_a_turn_reads_only_what_is_new_and_says_the_same(model_and_tokenizer, monkeypatch):

@@ -33,8 +33,9 @@ from tiny import llama_of, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from iquest_plt.benchmarks import small_report
 from iquest_plt.cli import diagnose, outputs, sweep, texts
-from iquest_plt.diagnostics import GainCost, report, small_report, wording
+from iquest_plt.diagnostics import GainCost, report, wording
 from iquest_plt.diagnostics import plots as diagnostic_plots
 
 

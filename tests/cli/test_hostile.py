@@ -30,7 +30,6 @@ from tiny import tiny_model
 from vendor import write_vendor
 
 from iquest_plt import cli
-from iquest_plt.cli.common import visible
 from iquest_plt.cli.conversation import Conversation
 from iquest_plt.cli.streamer import print_text
 from iquest_plt.conversion.bounded import bounded
@@ -41,6 +40,7 @@ from iquest_plt.conversion.tokenizer import load_tokenizer
 from iquest_plt.conversion.verify import verify
 from iquest_plt.conversion.writer import new_folder
 from iquest_plt.tokenization.tool_calls import RESPONSE_TEMPLATE, ToolCallStream, parse_response
+from iquest_plt.utils.terminal import visible
 
 
 @pytest.fixture(scope="module")

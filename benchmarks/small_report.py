@@ -16,7 +16,7 @@ The report of the small model in `docs/diagnostics`, made anew: on files of Pyth
 of its training, each checked against the hash in its data manifest. With `--family`, the sweep over the checkpoints of
 the tiny family in `docs/family`, on the starts of files held out of theirs.
 
-    python -m iquest_plt.diagnostics.small_report [--family]
+    python -m iquest_plt.benchmarks.small_report [--family]
 """
 
 import argparse

@@ -1,0 +1,42 @@
+# Copyright 2026 The iquest-plt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Pictures, which may fail without a loss to what was measured."""
+
+import io
+import sys
+from collections.abc import Callable
+
+from .terminal import visible
+
+
+def drawn(name: str, draw: Callable, *arguments):
+    """What `draw(*arguments)` returns. If it fails, None: a picture must not cost what was measured."""
+    try:
+        return draw(*arguments)
+    except Exception as error:
+        note_missing(name, error)
+        return None
+
+
+def note_missing(name: str, error: Exception) -> None:
+    """Says on standard error that a picture is missing, and why."""
+    reason = visible(" ".join(f"{type(error).__name__}: {error}".split()))
+    print(f"note: {name} was not drawn ({reason}); the numbers are complete", file=sys.stderr)
+
+
+def png(figure) -> bytes:
+    """A matplotlib figure as a PNG, the same for the same figure."""
+    target = io.BytesIO()
+    figure.savefig(target, format="png", dpi=120, facecolor="white", metadata={"Software": None})
+    return target.getvalue()
