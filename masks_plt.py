@@ -186,7 +186,7 @@ def prepare_mask(config, inputs_embeds, attention_mask, position_ids, cache) -> 
     """
     global_mask = create_causal_mask(config, inputs_embeds, attention_mask, cache, position_ids=position_ids)
     tokens = None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :].bool()
-    return {"global_mask": global_mask, "tokens": None if tokens is None or _is_true(tokens.all()) else tokens}
+    return {"global_mask": global_mask, "tokens": None if tokens is None or _is_known_true(tokens.all()) else tokens}
 
 
 def create_layout(config, inputs) -> Layout:
@@ -201,7 +201,7 @@ def create_layout(config, inputs) -> Layout:
         return _layout_of_4d_mask(mask, config.loop_window)
     if isinstance(mask, dict):
         is_new = mask["tokens"]
-        is_new = None if is_new is None or _is_true(is_new.all()) else is_new
+        is_new = None if is_new is None or _is_known_true(is_new.all()) else is_new
         global_mask, is_padded, position_ids = mask["global_mask"], False, None
     else:
         mask, is_new = _drop_if_full(mask, embeds.shape[1])
@@ -232,7 +232,7 @@ def _drop_if_full(mask: torch.Tensor | None, num_tokens: int) -> tuple[torch.Ten
     if mask is None:
         return None, None
     is_new = mask[:, -num_tokens:]
-    is_full, is_new_full = _are_true(mask.all(), is_new.all())
+    is_full, is_new_full = _are_known_true(mask.all(), is_new.all())
     return None if is_full else mask, None if is_new_full else is_new
 
 
@@ -296,7 +296,7 @@ def _has_padding_after_tokens(is_token, is_new, cache) -> bool:
     """Whether windows have gaps. The cache itself leaves padding out, except while it records the past."""
     if is_token is None or not (is_new is not None or cache.layers[0].record_past):
         return False
-    return is_exporting() or not _is_true((is_token[:, 1:] >= is_token[:, :-1]).all())
+    return is_exporting() or not _is_known_true((is_token[:, 1:] >= is_token[:, :-1]).all())
 
 
 def _segments(is_token, previous, length: int, device) -> torch.Tensor:
@@ -392,7 +392,7 @@ def _previous_tokens(is_token: torch.Tensor) -> torch.Tensor:
 def _previous_in_document(position_ids: torch.Tensor) -> torch.Tensor | None:
     """The same where any step of the positions other than +1 starts a document, as in the library's masks."""
     follows = torch.diff(position_ids) == 1
-    if _is_true(follows.all()):
+    if _is_known_true(follows.all()):
         return None
     columns = torch.arange(1, position_ids.shape[1], device=position_ids.device)
     previous = torch.where(follows, columns, 0)
@@ -400,15 +400,15 @@ def _previous_in_document(position_ids: torch.Tensor) -> torch.Tensor | None:
     return torch.cat([torch.zeros_like(last), previous, last], dim=1)
 
 
-def _are_true(*conditions: torch.Tensor) -> list[bool]:
+def _are_known_true(*conditions: torch.Tensor) -> list[bool]:
     """Which scalar tensors are known to be true, in one transfer. While compiling none is: a graph has to serve all."""
     if torch.compiler.is_compiling():
         return [False] * len(conditions)
     return torch.stack([condition.to(conditions[0].device) for condition in conditions]).tolist()
 
 
-def _is_true(condition: torch.Tensor) -> bool:
-    return _are_true(condition)[0]
+def _is_known_true(condition: torch.Tensor) -> bool:
+    return _are_known_true(condition)[0]
 
 
 def has_gaps(attention_mask: torch.Tensor) -> bool:
@@ -416,7 +416,7 @@ def has_gaps(attention_mask: torch.Tensor) -> bool:
     if is_exporting():
         return True
     starts = attention_mask[:, 1:] & ~attention_mask[:, :-1]
-    return not _is_true((attention_mask[:, 0].long() + starts.sum(-1) <= 1).all())
+    return not _is_known_true((attention_mask[:, 0].long() + starts.sum(-1) <= 1).all())
 
 
 __all__ = ["Cells", "Layout", "Window", "create_layout", "prepare_mask"]

@@ -24,19 +24,20 @@ import typer
 from transformers.utils import logging
 from typer.core import TyperGroup
 
-from ..utils.terminal import visible
-from . import diagnose, serve, sweep, talk, texts, weights
+from ..utils.terminal import printable
+from . import chat, checkpoints, diagnose, generate, serve, sweep
+from .data import ManyFiles
 
 
 class Commands(TyperGroup):
-    """The commands, whose errors about arguments, such as names of files, are `visible` texts."""
+    """The commands, whose errors about arguments, such as names of files, are `printable` texts."""
 
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
         except Exception as error:
             if isinstance(getattr(error, "message", None), str) and hasattr(error, "format_message"):
-                error.message = visible(error.message)
+                error.message = printable(error.message)
             raise
 
 
@@ -48,10 +49,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (weights.convert, weights.verify, weights.info, talk.generate, talk.chat, serve.serve):
+for command in (
+    checkpoints.convert,
+    checkpoints.verify,
+    checkpoints.info,
+    generate.generate,
+    chat.chat,
+    serve.serve,
+):
     app.command()(command)
 for command in (diagnose.diagnose, sweep.sweep):
-    app.command(cls=texts.ManyFiles)(command)
+    app.command(cls=ManyFiles)(command)
 
 
 def main() -> None:
@@ -70,4 +78,4 @@ def main() -> None:
         if os.environ.get("IQUEST_PLT_DEBUG"):
             raise
         name = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-        sys.exit(f"error: {name}{visible(' '.join(str(error).split()))}")
+        sys.exit(f"error: {name}{printable(' '.join(str(error).split()))}")

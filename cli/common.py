@@ -11,30 +11,24 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the commands share: options, progress bars, and their two ways to answer."""
+"""What the commands share: sizes, progress bars, and how they print a result."""
 
 import contextlib
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from ..configuration_plt import MAX_LOOPS
 from ..conversion.checkpoint import is_unicode
-from ..utils.terminal import HIDDEN, visible
+from ..utils.terminal import HIDDEN, printable
 
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")]
-NumLoops = Annotated[int | None, typer.Option(min=1, max=MAX_LOOPS, help="Loops per token. [default: the model's]")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit, of a repository on the Hub.")]
 
 
 def parse_size(text: str) -> int:
@@ -46,7 +40,7 @@ def parse_size(text: str) -> int:
     return size
 
 
-def human(size: float) -> str:
+def human_size(size: float) -> str:
     """Bytes for people, in powers of ten."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
@@ -71,11 +65,11 @@ def require_text(text: str | None, what: str) -> None:
         raise ValueError(f"{what} is no UTF-8 text: convert it.")
 
 
-def answer(document: dict, as_json: bool, table: Table | str) -> None:
-    """Prints the document as JSON, or the table, whose cells are `visible` texts."""
+def print_result(document: dict, as_json: bool, table: Table | str) -> None:
+    """Prints the document as JSON, or the table, whose cells are `printable` texts."""
     if as_json:
         text = json.dumps(document, indent=1, ensure_ascii=False)
         print(HIDDEN.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text))
     else:
-        table = visible(table, line_ends=True) if isinstance(table, str) else table
+        table = printable(table, line_ends=True) if isinstance(table, str) else table
         Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False, emoji=False).print(table)

@@ -27,12 +27,12 @@ from rich.text import Text
 from ..configuration_plt import MAX_LOOPS
 from ..conversion.loading import load_model
 from ..diagnostics import AttentionMaps, GainCost, LoopLens, attention_maps, encode_documents, loop_lens, measure
-from ..diagnostics.wording import documents_text
-from ..utils.figures import drawn, note_missing, png
-from .common import Json, Revision, answer
-from .outputs import check_folder, need, report_folder
-from .talk import Device, Model, OfDtype
-from .texts import Data, read_text, read_texts, sample
+from ..diagnostics.interpretation import documents_text
+from ..utils.figures import note_missing, png, try_draw
+from .common import print_result
+from .data import Data, read_text, read_texts, sample
+from .options import Device, DtypeOption, Json, Model, Revision
+from .output_folder import check_folder, report_folder, require_modules
 
 
 RESULT, REPORT = "gain_cost.json", "report.html"
@@ -64,13 +64,13 @@ def diagnose(
     max_length: MaxLength = None,
     max_tokens: MaxTokens = 100_000,
     seed: Seed = 0,
-    dtype: OfDtype = None,
+    dtype: DtypeOption = None,
     device: Device = None,
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
     """Measure what each loop gains and costs on held-out text: one HTML report, with its numbers and pictures."""
-    need("matplotlib")
+    require_modules("matplotlib")
     check_folder(out, FILES, RESULT)
     texts = read_texts(data)
     title, shown = (text.name, read_text(text)) if text else next(iter(texts.items()))
@@ -93,7 +93,7 @@ def diagnose(
     found = f"{rules} alone" if advice.limit > 1 else "1 loop"
     measured = f"{documents_text(len(documents))}, {result.tokens:,} tokens"
     summary = f"{out / REPORT}: {found} ({measured})\n{result.reason}"
-    answer(result.to_dict(), as_json, summary)
+    print_result(result.to_dict(), as_json, summary)
 
 
 def write(out: Path, result: GainCost, lens: LoopLens, maps: AttentionMaps, notes: list[str]) -> None:
@@ -115,7 +115,7 @@ def write(out: Path, result: GainCost, lens: LoopLens, maps: AttentionMaps, note
         folder.write_text("gain_cost.csv", report.to_csv(result))
         folder.write_text("lens.json", json.dumps(report.lens_data(lens), allow_nan=False) + "\n")
         for file, draw in zip(PICTURES, draws, strict=True):
-            picture = drawn(file, _png, draw)
+            picture = try_draw(file, _png, draw)
             if picture is not None:
                 folder.write(file, [picture])
         try:

@@ -24,8 +24,7 @@ import typer
 from ..conversion import layout
 from ..conversion.download import fetch
 from ..serving.transformers_cli import note_missing_template
-from .common import NumLoops, Revision
-from .talk import Model, OfDtype
+from .options import DtypeOption, Model, NumLoops, Revision
 
 
 PARSER = "loopcoder"  # as `serving/vllm` registers it
@@ -42,7 +41,7 @@ def serve(
     parsers: Annotated[bool, typer.Option(help="Tell thoughts and tool calls from text.")] = True,
     num_loops: NumLoops = None,
     tensor_parallel: Annotated[int, typer.Option(min=1, help="Devices that share the model.")] = 1,
-    dtype: OfDtype = None,
+    dtype: DtypeOption = None,
     revision: Revision = None,
 ) -> None:
     """Serve the model with OpenAI's API on /v1: by vLLM if it is installed, else by Transformers."""

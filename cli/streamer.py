@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from ..utils.terminal import visible
+from ..utils.terminal import printable
 
 
 CONTEXT = 16  # tokens kept before what comes: more than any character or token needs to be decoded as in the whole text
@@ -83,4 +83,4 @@ class TextPrinter(BaseStreamer):
 
 def print_text(text: str) -> None:
     """To standard output, at once. A terminal gets no control characters of the model's."""
-    print(visible(text, line_ends=True) if sys.stdout.isatty() else text, end="", flush=True)
+    print(printable(text, line_ends=True) if sys.stdout.isatty() else text, end="", flush=True)

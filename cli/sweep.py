@@ -28,13 +28,13 @@ from ..conversion.loading import load_model
 from ..diagnostics import encode_documents, measure
 from ..diagnostics import sweep as sweeps
 from ..diagnostics.trace import MAX_LENGTH, check_model
-from ..utils.figures import drawn, png
-from ..utils.terminal import visible
-from .common import Json, Revision, answer
+from ..utils.figures import png, try_draw
+from ..utils.terminal import printable
+from .common import print_result
+from .data import Data, read_texts, sample
 from .diagnose import MaxLength, MaxTokens, Seed, token_bar
-from .outputs import check_folder, need, report_folder
-from .talk import Device, OfDtype
-from .texts import Data, read_texts, sample
+from .options import Device, DtypeOption, Json, Revision
+from .output_folder import check_folder, report_folder, require_modules
 
 
 RESULT, PAGE, PICTURE = "sweep.json", "sweep.md", "sweep.png"
@@ -57,13 +57,13 @@ def sweep(
     max_length: MaxLength = None,
     max_tokens: MaxTokens = 100_000,
     seed: Seed = 0,
-    dtype: OfDtype = None,
+    dtype: DtypeOption = None,
     device: Device = None,
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
     """Compare numbers of loops: loss, tokens per second, cache and diagnostics, in one table and one picture."""
-    need("matplotlib", "greenlet")
+    require_modules("matplotlib", "greenlet")
     if len(paths) > 1 and max_loops is not None:
         raise typer.BadParameter("--max-loops is for one checkpoint; several run with their own number of loops.")
     check_folder(out, FILES, RESULT)
@@ -101,12 +101,12 @@ def sweep(
     titles, *lines = sweeps.table(found)
     table = Table(*titles, box=None)
     for line in lines:
-        table.add_row(visible(line[0]), *(visible(cell).replace(" (", "\n(") for cell in line[1:]))
+        table.add_row(printable(line[0]), *(printable(cell).replace(" (", "\n(") for cell in line[1:]))
     if as_json:
-        answer(found.to_dict(), True, "")
+        print_result(found.to_dict(), True, "")
     else:
         Console(highlight=False, markup=False, emoji=False).print(table)
-        answer({}, False, "\n" + "\n".join([*sweeps.sentences(found), f"{out / PAGE}"]))
+        print_result({}, False, "\n" + "\n".join([*sweeps.sentences(found), f"{out / PAGE}"]))
 
 
 def time_rows(rows: list[tuple], length: int, new_tokens: int, prompt: int) -> list[sweeps.Timing]:
@@ -144,7 +144,7 @@ def write(out: Path, found: sweeps.Sweep, notes: list[str]) -> None:
     """
     from ..diagnostics import plots  # matplotlib takes a second to import
 
-    picture = drawn(PICTURE, lambda: png(plots.plot_sweep(found)))
+    picture = try_draw(PICTURE, lambda: png(plots.plot_sweep(found)))
     with report_folder(out, FILES, RESULT) as folder:
         folder.write_text(RESULT, json.dumps(found.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         folder.write_text("sweep.csv", sweeps.to_csv(found))

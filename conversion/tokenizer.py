@@ -25,8 +25,8 @@ from ..configuration_plt import IQuestPLTCoderConfig
 from ..tokenization import bpe, chat, spm
 from ..tokenization.tokenization_plt import IQuestPLTCoderTokenizer
 from . import layout
-from .bounded import bounded
 from .checkpoint import inside, read_json
+from .limits import run_limited
 from .writer import Folder
 
 
@@ -67,7 +67,7 @@ def write_tokenizer(out: Folder, source: Path, config: PreTrainedConfig, is_plt_
             vocabulary = _tried(lambda: PreTrainedTokenizerFast(tokenizer_file=file)).get_vocab()
     elif (source / "tokenizer.model").exists():
         with layout.refusals("tokenizer.model"):
-            text, fields = bounded(lambda: _from_sentencepiece(source), CONVERSION_SECONDS, TOKENIZER_BYTES)
+            text, fields = run_limited(lambda: _from_sentencepiece(source), CONVERSION_SECONDS, TOKENIZER_BYTES)
         out.write_text("tokenizer.json", text)
         vocabulary = Tokenizer.from_str(text).get_vocab()
     elif found := [name for name in OTHERS if (source / name).exists()]:
@@ -155,7 +155,7 @@ def render(tokenizer: PreTrainedTokenizerFast, messages: list[dict], seconds: fl
     def call() -> str:
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)
 
-    return bounded(call, TEMPLATE_SECONDS if seconds is None else seconds, TEMPLATE_BYTES)
+    return run_limited(call, TEMPLATE_SECONDS if seconds is None else seconds, TEMPLATE_BYTES)
 
 
 def _tried(load: Callable[[], PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
@@ -167,7 +167,7 @@ def _tried(load: Callable[[], PreTrainedTokenizerFast]) -> PreTrainedTokenizerFa
     def attempt() -> None:
         load()(PROBE)
 
-    bounded(attempt, LOAD_SECONDS, TOKENIZER_BYTES)
+    run_limited(attempt, LOAD_SECONDS, TOKENIZER_BYTES)
     return load()
 
 

@@ -24,12 +24,12 @@ does. And both papers measured models with the shift alone, so they cannot tell 
 a model with `plt_cross_loop_shift=False` is the control they lack.
 """
 
-from .catalogue import METRICS, Metric
 from .collect import measure
 from .documents import Document, encode_documents
 from .lens import LoopLens, TokenRecord, loop_lens
 from .maps import AttentionMaps, attention_maps
 from .measurements import Curve, Recommendation
+from .metric_info import METRICS, Metric
 from .result import GainCost
 
 

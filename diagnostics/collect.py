@@ -27,10 +27,10 @@ import torch
 from transformers import PreTrainedModel
 
 from . import bootstrap, metrics
-from .catalogue import ATTENTION_METRICS, GATE_METRICS, LAYER_METRICS, LENS_METRICS, STATE_METRICS
 from .documents import Document, check_document, pieces
 from .lens import CHUNK_ELEMENTS, Predictions, predict
 from .measurements import Curve, Recommendation, without_nan
+from .metric_info import ATTENTION_METRICS, GATE_METRICS, LAYER_METRICS, LENS_METRICS, STATE_METRICS
 from .result import GainCost
 from .trace import BRANCHES, Trace, check_model, check_settings, trace
 

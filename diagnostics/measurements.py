@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from ..configuration_plt import LOOP_ATTENTIONS
-from .catalogue import LAYER_METRICS, METRICS
+from .metric_info import LAYER_METRICS, METRICS
 
 
 FORMAT = "iquest-plt gain-cost"

@@ -34,9 +34,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .catalogue import METRICS
 from .maps import AttentionMaps
 from .measurements import Curve, Measurements
+from .metric_info import METRICS
 from .sweep import Sweep
 
 

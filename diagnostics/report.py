@@ -27,10 +27,10 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from . import plots, wording
-from .catalogue import BOTH_BRANCHES, METRICS
+from . import interpretation, plots
 from .lens import LoopLens
 from .maps import AttentionMaps
+from .metric_info import BOTH_BRANCHES, METRICS
 from .result import GainCost
 
 
@@ -91,7 +91,11 @@ def render(
     """
     svg = partial(_svg, on_error)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals |= {"percent": wording.percent, "loops_text": wording.loops_text, "quoted": quoted}
+    environment.globals |= {
+        "percent": interpretation.percent,
+        "loops_text": interpretation.loops_text,
+        "quoted": quoted,
+    }
     show_lens = lens is not None and lens.max_loops > 1 and bool(lens.tokens)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         result=result,
@@ -99,13 +103,13 @@ def render(
         advice=result.recommendation,
         gated=_gated(result),
         both_branches=BOTH_BRANCHES,
-        wording=wording,
+        interpretation=interpretation,
         gain_cost=svg("gain-cost", "Refinement and offset cost of each loop", plots.plot, result),
         rule=svg("rule", "Change of loss and of effective rank in each loop", plots.plot_rule, result),
         gates=svg("gates", "Mean gate of each layer and loop, and a histogram of gates", plots.plot_gates, result),
         charts=_charts(result, svg),
         table=[
-            [name, [wording.parts(result.metrics[name], loop) for loop in range(1, result.max_loops + 1)]]
+            [name, [interpretation.parts(result.metrics[name], loop) for loop in range(1, result.max_loops + 1)]]
             for name in TABLE
             if name in result.metrics
         ],

@@ -25,9 +25,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from . import bootstrap, wording
-from .catalogue import METRICS
+from . import bootstrap, interpretation
 from .measurements import Curve, Measurements
+from .metric_info import METRICS
 
 
 FORMAT = "iquest-plt sweep"
@@ -177,13 +177,13 @@ def sweep(
 def sentences(found: Sweep) -> list[str]:
     """What the table says."""
     best, first = found.best, found.rows[0]
-    sure = "" if best.lowest_share is None else f", in {wording.percent(best.lowest_share)} of the resamples"
+    sure = "" if best.lowest_share is None else f", in {interpretation.percent(best.lowest_share)} of the resamples"
     said = [f"The lowest loss is that of {label(found, best)}: {text(best.bits_per_byte)} bits per byte{sure}."]
     if best is not first:
         cache = best.kv_bytes_per_sequence / first.kv_bytes_per_sequence - 1
         size = "larger" if cache >= 0 else "smaller"
         said.append(
-            f"Beside {label(found, first)}, with {wording.number(first.bits_per_byte.mean)}, a token takes "
+            f"Beside {label(found, first)}, with {interpretation.number(first.bits_per_byte.mean)}, a token takes "
             f"{best.time_ratio / first.time_ratio:.2f} times as long to decode, and the cache of {found.length:,} "
             f"tokens is {100 * abs(cache):.1f} % {size}."
         )
@@ -197,7 +197,7 @@ def sentences(found: Sweep) -> list[str]:
     if best.lowest_share is None:
         said.append("One document was measured, so nothing can be said of how sure this is: measure several.")
     if len(found.results) == 1:
-        said += wording.recommendation(found.results[0])
+        said += interpretation.recommendation(found.results[0])
     else:
         said.append("Each model is run with its own number of loops; what else differs between them is not told apart.")
     return said
@@ -205,11 +205,11 @@ def sentences(found: Sweep) -> list[str]:
 
 def label(found: Sweep, row: Row) -> str:
     """A row's name: its loops, and its model where there are several."""
-    return wording.loops_text(row.loops) + (f" ({row.model})" if len(found.results) > 1 else "")
+    return interpretation.loops_text(row.loops) + (f" ({row.model})" if len(found.results) > 1 else "")
 
 
 def text(estimate: Estimate) -> str:
-    return wording.estimate(Curve([estimate.mean], [estimate.low], [estimate.high]), 1)
+    return interpretation.estimate(Curve([estimate.mean], [estimate.low], [estimate.high]), 1)
 
 
 def table(found: Sweep) -> list[list[str]]:
@@ -228,13 +228,13 @@ def table(found: Sweep) -> list[list[str]]:
     ]
     for name in DIAGNOSTICS:
         unit = f" ({METRICS[name].unit})" if METRICS[name].unit else ""
-        cells = (wording.number(row.diagnostics[name]) for row in found.rows)
+        cells = (interpretation.number(row.diagnostics[name]) for row in found.rows)
         lines.append([f"{METRICS[name].title}{unit}", *cells])
     return lines if len(found.results) > 1 else lines[1:]
 
 
 def _share(share: float | None) -> str:
-    return "–" if share is None else wording.percent(share)
+    return "–" if share is None else interpretation.percent(share)
 
 
 def to_markdown(found: Sweep, picture: str | None = None, notes: Sequence[str] = ()) -> str:
@@ -246,10 +246,10 @@ def to_markdown(found: Sweep, picture: str | None = None, notes: Sequence[str] =
     lines += ["", *("| " + " | ".join(cells) + " |" for cells in (titles, ["---"] * len(titles), *rows)), ""]
     lines += [f"![Loss, time, memory, gain and cost of each number of loops]({picture})", ""] if picture else []
     lines += [
-        f"Loss on {first.tokens:,} tokens of {wording.documents_text(len(first.documents))}, in contexts of up to "
-        f"{first.settings['max_length']:,} tokens, with {100 * first.settings['confidence']:g} % bootstrap intervals; "
-        "“lowest in” is the share of resamples of the documents. Times are medians over decode steps of all rows in "
-        "turns, so the ratios hold on this machine; the refinement Δp and the offset cost Ω have no common unit. "
+        f"Loss on {first.tokens:,} tokens of {interpretation.documents_text(len(first.documents))}, in contexts of up "
+        f"to {first.settings['max_length']:,} tokens, with {100 * first.settings['confidence']:g} % bootstrap "
+        "intervals; “lowest in” is the share of resamples of the documents. Times are medians over decode steps of all "
+        "rows in turns, so the ratios hold on this machine; the refinement Δp and the offset cost Ω have no common unit. "
         + " ".join(notes)
         + (" " if notes else "")
         + ", ".join(f"{name} {value}" for name, value in found.environment.items())

@@ -48,7 +48,7 @@ class RootIsNoPackage:
 
 
 def pytest_configure(config):
-    pytest.register_assert_rewrite("tuning")  # a helper that asserts: its failures show values, as a test's do
+    pytest.register_assert_rewrite("finetuning")  # a helper that asserts: its failures show values, as a test's do
     config.pluginmanager.register(RootIsNoPackage(config.rootpath))
 
 

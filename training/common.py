@@ -33,9 +33,9 @@ from transformers import (
 
 from ..conversion.layout import read_plt_config
 from ..utils.files import visible_files
-from .guard import DivergedError, Guard
+from .divergence import DivergedError, Guard
 from .progress import Progress
-from .records import last_checkpoint, read_json, write_json
+from .run_files import last_checkpoint, read_json, write_json
 
 
 def count(text: str) -> int:

@@ -25,11 +25,11 @@ from transformers import AutoTokenizer, GenerationConfig
 from ..conversion.layout import AUTO_MAP, CODE_FILES, ROOT
 from ..modeling_plt import IQuestPLTCoderForCausalLM
 from ..tokenization import bpe
-from ..utils.figures import drawn
+from ..utils.figures import try_draw
 from . import evaluate
 from .card import SAMPLE_PROMPT, plot_curve, render_card
 from .kernels import register_attention
-from .records import last_checkpoint, read_json, write_json
+from .run_files import last_checkpoint, read_json, write_json
 
 
 LOOPS = (1, 2, 3)  # loop counts that are measured; the model is trained with 2
@@ -62,7 +62,7 @@ def export(out: str | Path, folder: str | Path, stdlib: Path | None = None) -> d
     }
     metrics["python_version"] = manifest["python_version"]
     write_json(folder / "metrics.json", metrics)
-    drawn("training_curve.png", plot_curve, folder / "training_curve.png", log, manifest, metrics)
+    try_draw("training_curve.png", plot_curve, folder / "training_curve.png", log, manifest, metrics)
     sample = complete(folder, tokenizer, SAMPLE_PROMPT)
     (folder / "README.md").write_text(render_card(metrics, manifest, recipe, sample))
     print(json.dumps(metrics["bits_per_byte"]), flush=True)

@@ -39,10 +39,10 @@ import torch
 from matplotlib.figure import Figure
 
 from ..tokenization import bpe
-from ..utils.figures import drawn
+from ..utils.figures import try_draw
 from . import data, evaluate, small
 from .elastic import ElasticLoops
-from .records import read_json, write_json
+from .run_files import read_json, write_json
 
 
 LOOPS = (1, 2, 3, 4)
@@ -308,7 +308,7 @@ def train_all(args, stdlib: Path | None) -> None:
         # After every seed: a family that is not complete is one with fewer seeds.
         write_json(args.out / "metrics.json", metrics, indent=None)
         (args.out / "family.md").write_text(f"{table(metrics)}\n\n{gaps(metrics)}\n")
-        drawn("family.png", draw, args.out / "family.png", metrics)
+        try_draw("family.png", draw, args.out / "family.png", metrics)
     print(table(metrics))
     print(json.dumps({"runs": len(metrics), "torch": torch.__version__}))
 

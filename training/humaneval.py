@@ -52,7 +52,7 @@ from transformers.utils import logging
 from ..conversion.convert import FLOATS
 from ..conversion.loading import load_model
 from ..tokenization.tool_calls import parse_response
-from .records import read_json, write_json
+from .run_files import read_json, write_json
 from .sandbox import Limits, Sandbox, Verdict
 
 

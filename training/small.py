@@ -38,12 +38,12 @@ from ..configuration_plt import IQuestPLTCoderConfig
 from ..modeling_plt import IQuestPLTCoderForCausalLM
 from ..tokenization import bpe
 from . import data
+from .divergence import DivergedError, Guard
 from .export import export
-from .guard import DivergedError, Guard
 from .kernels import chunked_cross_entropy, register_attention
 from .optimizer import make_optimizer
 from .progress import Progress
-from .records import last_checkpoint, read_json, write_json
+from .run_files import last_checkpoint, read_json, write_json
 
 
 @dataclass

@@ -17,10 +17,10 @@ import io
 import sys
 from collections.abc import Callable
 
-from .terminal import visible
+from .terminal import printable
 
 
-def drawn(name: str, draw: Callable, *arguments):
+def try_draw(name: str, draw: Callable, *arguments):
     """What `draw(*arguments)` returns. If it fails, None: a picture must not cost what was measured."""
     try:
         return draw(*arguments)
@@ -31,7 +31,7 @@ def drawn(name: str, draw: Callable, *arguments):
 
 def note_missing(name: str, error: Exception) -> None:
     """Says on standard error that a picture is missing, and why."""
-    reason = visible(" ".join(f"{type(error).__name__}: {error}".split()))
+    reason = printable(" ".join(f"{type(error).__name__}: {error}".split()))
     print(f"note: {name} was not drawn ({reason}); the numbers are complete", file=sys.stderr)
 
 

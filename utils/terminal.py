@@ -20,7 +20,7 @@ import re
 HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def visible(text: object, line_ends: bool = False) -> str:
+def printable(text: object, line_ends: bool = False) -> str:
     """
     Text of a checkpoint, a file name or an error, for a terminal: what could move its cursor, recolour it or reorder
     a line is written as an escape, and so is what cannot be encoded. Newlines and tabs stay with `line_ends`.

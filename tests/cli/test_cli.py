@@ -25,11 +25,11 @@ from paths import ROOT, SMALL
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
-from vendor import write_vendor
+from vendor_checkpoints import write_vendor
 
 from iquest_plt import cli
-from iquest_plt.cli import talk
-from iquest_plt.cli.common import human, parse_size
+from iquest_plt.cli import chat
+from iquest_plt.cli.common import human_size, parse_size
 from iquest_plt.cli.conversation import Conversation
 
 
@@ -266,7 +266,7 @@ def test_a_template_that_changes_what_was_said_is_read_anew(model_and_tokenizer)
 def test_after_an_interrupt_only_the_reply_is_printed(model_and_tokenizer, monkeypatch, capsys):
     model, tokenizer = model_and_tokenizer
     conversation = Conversation(model, tokenizer, do_sample=False, max_new_tokens=4)
-    put, calls = talk.TextPrinter.put, []
+    put, calls = chat.TextPrinter.put, []
 
     def interrupted(self, value):
         calls.append(value)
@@ -274,10 +274,10 @@ def test_after_an_interrupt_only_the_reply_is_printed(model_and_tokenizer, monke
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(talk.TextPrinter, "put", interrupted)
+    monkeypatch.setattr(chat.TextPrinter, "put", interrupted)
     console = Console(stderr=True)
-    talk.turn(conversation, "import os", console)
-    talk.turn(conversation, "import sys", console)
+    chat.run_line(conversation, "import os", console)
+    chat.run_line(conversation, "import sys", console)
     captured = capsys.readouterr()
     assert "interrupted" in captured.err and "system" not in captured.out and "<|im_start|>" not in captured.out
 
@@ -286,7 +286,7 @@ def test_an_error_ends_the_turn_and_not_the_chat(model_and_tokenizer, capsys):
     model, tokenizer = model_and_tokenizer
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = "{{ raise_exception('no such role') }}"
-    talk.turn(Conversation(model, tokenizer), "import os", Console(stderr=True))
+    chat.run_line(Conversation(model, tokenizer), "import os", Console(stderr=True))
     assert "no such role" in capsys.readouterr().err
 
 
@@ -326,4 +326,4 @@ def test_what_is_no_size(text):
 
 
 def test_human():
-    assert [human(size) for size in (12, 1234, 15_231_499_360)] == ["12 B", "1.23 kB", "15.23 GB"]
+    assert [human_size(size) for size in (12, 1234, 15_231_499_360)] == ["12 B", "1.23 kB", "15.23 GB"]

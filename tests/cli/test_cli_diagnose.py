@@ -34,8 +34,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from iquest_plt.benchmarks import small_report
-from iquest_plt.cli import diagnose, outputs, sweep, texts
-from iquest_plt.diagnostics import GainCost, report, wording
+from iquest_plt.cli import data as cli_data
+from iquest_plt.cli import diagnose, output_folder, sweep
+from iquest_plt.diagnostics import GainCost, interpretation, report
 from iquest_plt.diagnostics import plots as diagnostic_plots
 
 
@@ -91,7 +92,7 @@ def test_diagnose_writes_a_report(reported, data):
     assert "".join(lens["text"]) == (data / "a.py").read_text()
     page = (out / "report.html").read_text()
     assert "a tiny one" in page and "<code>a.py</code>" in page and str(data) not in page
-    assert all(html.escape(sentence, quote=False) in html.unescape(page) for sentence in wording.loss(result))
+    assert all(html.escape(sentence, quote=False) in html.unescape(page) for sentence in interpretation.loss(result))
     assert (out / "gain_cost.csv").read_text() == report.to_csv(result)
     assert all((out / name).read_bytes()[:4] == b"\x89PNG" for name in diagnose.PICTURES)
 
@@ -251,8 +252,8 @@ def test_data_takes_all_files_that_follow(monkeypatch):
 
     app, seen = typer.Typer(), []
 
-    @app.command(cls=texts.ManyFiles)
-    def command(path: str, data: texts.Data, seed: int = 0):
+    @app.command(cls=cli_data.ManyFiles)
+    def command(path: str, data: cli_data.Data, seed: int = 0):
         seen.append((path, [str(file) for file in data], seed))
 
     for line in ("p --data a b c --seed 3", "p --seed 3 --data a --data b c", "p --data=a --data b --data c --seed 3"):
@@ -267,30 +268,30 @@ def test_texts_of_files_folders_and_json_lines(tmp_path):
     (tmp_path / "in" / "blank.py").write_text(" \n")
     (tmp_path / "in" / "picture.png").write_bytes(b"\x89PNG\xff")
     (tmp_path / "in" / "rows.jsonl").write_text('{"text": "one"}\n\n{"text": "three \\ud800"}\n')
-    found = texts.read_texts([tmp_path / "in", tmp_path / "in" / "a.py"])
+    found = cli_data.read_texts([tmp_path / "in", tmp_path / "in" / "a.py"])
     assert list(found) == ["a.py", "rows.jsonl:1", "rows.jsonl:3", "sub/b.md"]
     assert found["a.py"] == "text of in/a.py\r\n" and found["rows.jsonl:3"] == "three ?"
-    assert list(texts.read_texts([tmp_path / "in" / "sub" / "b.md"])) == ["b.md"]
+    assert list(cli_data.read_texts([tmp_path / "in" / "sub" / "b.md"])) == ["b.md"]
 
 
 def test_a_sample_is_drawn_by_seed_and_keeps_the_order(checkpoint):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
     many = {str(i): "x" * 9 for i in range(20)}
-    chosen, note = texts.sample(tokenizer, many, 35, 0)
+    chosen, note = cli_data.sample(tokenizer, many, 35, 0)
     assert len(chosen) == 4 and list(chosen) == sorted(chosen, key=int)  # 10 tokens each, with the end
     assert note == "4 of 20 documents, drawn at random until they had 35 tokens."
-    assert texts.sample(tokenizer, many, 35, 0)[0] == chosen
-    assert any(texts.sample(tokenizer, many, 35, seed)[0] != chosen for seed in range(1, 5))
-    assert texts.sample(tokenizer, many, 10**6, 0) == (many, "")
+    assert cli_data.sample(tokenizer, many, 35, 0)[0] == chosen
+    assert any(cli_data.sample(tokenizer, many, 35, seed)[0] != chosen for seed in range(1, 5))
+    assert cli_data.sample(tokenizer, many, 10**6, 0) == (many, "")
 
 
 def test_a_long_text_is_cut_at_so_many_tokens(checkpoint, tmp_path):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
-    chosen, note = texts.sample(tokenizer, {"long": "ab" * 500, "short": "c" * 5}, 100, 0)
+    chosen, note = cli_data.sample(tokenizer, {"long": "ab" * 500, "short": "c" * 5}, 100, 0)
     assert chosen["long"] == "ab" * 49 + "a"  # and an end token
     assert note.endswith("Of long the first 100 tokens.")
-    assert texts.sample(tokenizer, {"a": "x" * 99}, 100, 0) == ({"a": "x" * 99}, "")
-    assert texts.sample(tokenizer, {"a": "xyz"}, 1, 0)[0] == {"a": "x"}
+    assert cli_data.sample(tokenizer, {"a": "x" * 99}, 100, 0) == ({"a": "x" * 99}, "")
+    assert cli_data.sample(tokenizer, {"a": "xyz"}, 1, 0)[0] == {"a": "x"}
     (tmp_path / "long.txt").write_text("word " * 1000)
     flags = ["--max-tokens", 50, *FAST]
     code, output, error = run("diagnose", checkpoint, "--data", tmp_path, "--out", tmp_path / "out", "--json", *flags)
@@ -382,7 +383,7 @@ def test_a_folder_left_by_a_killed_run_does_no_harm(tmp_path):
         for name in (".out.iquest-plt-new", ".out.iquest-plt-old"):
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / "a").write_text("half")
-        with outputs.report_folder(out, files, "a") as folder:
+        with output_folder.report_folder(out, files, "a") as folder:
             folder.write("a", [content])
         assert (out / "a").read_bytes() == content
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
@@ -395,7 +396,7 @@ def test_what_is_not_a_reports_is_never_removed(tmp_path, name):
     (tmp_path / name / "mine").write_text("mine")
     for content in (b"1", b"2"):
         try:
-            with outputs.report_folder(out, files, "a") as folder:
+            with output_folder.report_folder(out, files, "a") as folder:
                 folder.write("a", [content])
         except ValueError as error:
             assert "iquest-plt" in name and "in the way" in str(error)
@@ -404,28 +405,30 @@ def test_what_is_not_a_reports_is_never_removed(tmp_path, name):
 
 def test_a_folder_that_cannot_be_written_is_found_before(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cannot be written"):
-        outputs.check_folder(tmp_path / ("x" * 250), frozenset({"a"}), "a")  # no name is left for the partial folder
+        output_folder.check_folder(
+            tmp_path / ("x" * 250), frozenset({"a"}), "a"
+        )  # no name is left for the partial folder
     mount = tmp_path / "mount"
     mount.mkdir()
-    outputs.check_folder(mount, frozenset({"a"}), "a")
-    monkeypatch.setattr(outputs.os.path, "ismount", lambda path: path == mount)
+    output_folder.check_folder(mount, frozenset({"a"}), "a")
+    monkeypatch.setattr(output_folder.os.path, "ismount", lambda path: path == mount)
     with pytest.raises(ValueError, match="mount point"):
-        outputs.check_folder(mount, frozenset({"a"}), "a")
+        output_folder.check_folder(mount, frozenset({"a"}), "a")
     assert {path.name for path in tmp_path.iterdir()} == {"mount"}
 
 
 def test_a_replacement_that_fails_leaves_the_earlier_folder(tmp_path, monkeypatch):
-    out, rename = tmp_path / "out", outputs.os.rename
+    out, rename = tmp_path / "out", output_folder.os.rename
 
     def fail(source, target):
         if (Path(source).name, Path(target)) == (".out.iquest-plt-new", out):
             raise OSError(16, "Device or resource busy")
         rename(source, target)
 
-    monkeypatch.setattr(outputs.os, "rename", fail)
-    with outputs.report_folder(out, frozenset({"a"}), "a") as folder:
+    monkeypatch.setattr(output_folder.os, "rename", fail)
+    with output_folder.report_folder(out, frozenset({"a"}), "a") as folder:
         folder.write("a", [b"1"])
-    with pytest.raises(ValueError, match="busy"), outputs.report_folder(out, frozenset({"a"}), "a") as folder:
+    with pytest.raises(ValueError, match="busy"), output_folder.report_folder(out, frozenset({"a"}), "a") as folder:
         folder.write("a", [b"2"])
     assert tree(tmp_path) == {"out/a": b"1"}
 
@@ -456,7 +459,13 @@ def test_the_shipped_report_is_what_its_numbers_say():
     assert [document["name"] for document in result.documents] == sorted(small_report.FILES)
     assert result.model["name"] == "checkpoints/small" and result.max_loops == 4
     page = html.unescape((folder / "report.html").read_text())
-    for sentences in (wording.recommendation, wording.gain_cost, wording.loss, wording.rank, wording.motion):
+    for sentences in (
+        interpretation.recommendation,
+        interpretation.gain_cost,
+        interpretation.loss,
+        interpretation.rank,
+        interpretation.motion,
+    ):
         assert all(sentence in page for sentence in sentences(result)), sentences
     assert "PSF-2.0" in page and (folder / "gain_cost.csv").read_text() == report.to_csv(result)
     assert sum(path.stat().st_size for path in folder.iterdir()) < 3_000_000

@@ -27,20 +27,20 @@ import pytest
 from command_line import run
 from paths import SMALL
 from tiny import tiny_model
-from vendor import write_vendor
+from vendor_checkpoints import write_vendor
 
 from iquest_plt import cli
 from iquest_plt.cli.conversation import Conversation
 from iquest_plt.cli.streamer import print_text
-from iquest_plt.conversion.bounded import bounded
 from iquest_plt.conversion.card import license_of
 from iquest_plt.conversion.checkpoint import Checkpoint, StoredTensor, read_json
 from iquest_plt.conversion.convert import convert
+from iquest_plt.conversion.limits import run_limited
 from iquest_plt.conversion.tokenizer import load_tokenizer
 from iquest_plt.conversion.verify import verify
 from iquest_plt.conversion.writer import new_folder
 from iquest_plt.tokenization.tool_calls import RESPONSE_TEMPLATE, ToolCallStream, parse_response
-from iquest_plt.utils.terminal import visible
+from iquest_plt.utils.terminal import printable
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ NO_LICENSE = {"newlines", "spaces", "nesting", "nested keys", "a long licence"}
 @pytest.mark.parametrize("card", CARDS)
 def test_a_card_takes_no_time(card, tmp_path):
     (tmp_path / "README.md").write_text(CARDS[card])
-    found = bounded(lambda: license_of(tmp_path), 15)
+    found = run_limited(lambda: license_of(tmp_path), 15)
     assert found == ({} if card in NO_LICENSE else {"license": "mit"})
 
 
@@ -133,7 +133,7 @@ def test_what_a_card_says_of_the_licence(block, expected, tmp_path):
 
 def test_a_card_of_aliases_does_not_hang_a_conversion(source, tmp_path):
     (source / "README.md").write_text(CARDS["aliases"])
-    bounded(lambda: convert(str(source), tmp_path / "target") and None, 60)
+    run_limited(lambda: convert(str(source), tmp_path / "target") and None, 60)
     assert "license: mit" in (tmp_path / "target" / "README.md").read_text()
 
 
@@ -282,15 +282,15 @@ def test_a_sentencepiece_model_is_bounded(source, tmp_path, monkeypatch):
 
 
 def test_a_bounded_call_returns_and_raises():
-    assert bounded(lambda: ["é\ud800", 1], 20) == ["é\ud800", 1]
+    assert run_limited(lambda: ["é\ud800", 1], 20) == ["é\ud800", 1]
     with pytest.raises(ValueError, match=r"^ZeroDivisionError: division by zero$"):
-        bounded(lambda: 1 / 0, 20)
+        run_limited(lambda: 1 / 0, 20)
     with pytest.raises(ValueError, match=r"^invalid literal"):
-        bounded(lambda: int("no"), 20)
+        run_limited(lambda: int("no"), 20)
     with pytest.raises(MemoryError):
-        bounded(lambda: os._exit(1), 20)
+        run_limited(lambda: os._exit(1), 20)
     results = []
-    thread = threading.Thread(target=lambda: results.append(bounded(lambda: "in a thread", 20)))
+    thread = threading.Thread(target=lambda: results.append(run_limited(lambda: "in a thread", 20)))
     thread.start()
     thread.join()
     assert results == ["in a thread"]
@@ -362,10 +362,10 @@ ESCAPES = "\x1b]0;title\x07\x1b[31mred\x9b1m\r\u202ereversed\udcff"
 
 
 def test_nothing_hidden_is_printed():
-    shown = visible(ESCAPES)
+    shown = printable(ESCAPES)
     assert shown == r"\x1b]0;title\x07\x1b[31mred\x9b1m\r\u202ereversed\udcff"
-    assert visible("a\n\tb", line_ends=True) == "a\n\tb" and visible("a\n\tb") == r"a\n\tb"
-    assert visible("Größe 中文 🙂") == "Größe 中文 🙂"
+    assert printable("a\n\tb", line_ends=True) == "a\n\tb" and printable("a\n\tb") == r"a\n\tb"
+    assert printable("Größe 中文 🙂") == "Größe 中文 🙂"
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])

@@ -29,7 +29,7 @@ from paths import SMALL
 from safetensors.torch import load_file, save_file
 from tiny import ROPES, TOLERANCE, distance, llama_of, oracle, tiny_model, tokens
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
-from vendor import contents, write_shards, write_vendor
+from vendor_checkpoints import contents, write_shards, write_vendor
 
 from iquest_plt.conversion.convert import convert
 from iquest_plt.conversion.verify import verify

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny import tiny_model
-from vendor import write_vendor
+from vendor_checkpoints import write_vendor
 
 from iquest_plt.conversion.convert import convert
 from iquest_plt.conversion.verify import verify

@@ -23,7 +23,7 @@ import torch
 from paths import SMALL
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
-from vendor import write_vendor
+from vendor_checkpoints import write_vendor
 
 from iquest_plt.conversion.convert import convert
 from iquest_plt.conversion.verify import verify

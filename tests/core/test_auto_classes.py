@@ -20,11 +20,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from auto_folder import HEADS, load, load_as_remote_code
+from auto_classes import HEADS, load, load_as_remote_code
+from finetuning import write_model
 from paths import ROOT
 from tiny import llama_of, tiny_config
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from tuning import write_model
 
 from iquest_plt import IQuestPLTCoderForCausalLM, IQuestPLTCoderTokenizer
 from iquest_plt.conversion.convert import convert

@@ -15,6 +15,7 @@
 
 import pytest
 import torch
+from finetuning import write_model
 from tiny import VOCAB, llama_of, tiny_model, tokens
 from transformers import (
     AutoModelForQuestionAnswering,
@@ -25,7 +26,6 @@ from transformers import (
     LlamaForTokenClassification,
     pipeline,
 )
-from tuning import write_model
 
 
 PAD = 0

@@ -35,12 +35,12 @@ from iquest_plt.diagnostics import (
     LoopLens,
     Recommendation,
     TokenRecord,
+    interpretation,
     plots,
     report,
     sweep,
-    wording,
 )
-from iquest_plt.diagnostics.catalogue import LAYER_METRICS
+from iquest_plt.diagnostics.metric_info import LAYER_METRICS
 
 
 LOOPS, LAYERS = 4, 3
@@ -263,24 +263,26 @@ def test_svg_follows_the_page_and_is_the_same_twice():
 
 def test_sentences_follow_the_numbers():
     falling, rising = make_result(loss=(2.0, 1.5, 1.2, 1.0)), make_result(loss=(2.0, 2.5, 2.6, 2.7))
-    assert wording.loss(falling)[0] == "Loop 2 lowers the held-out loss by 0.500 (0.490 to 0.510) nats per token."
-    assert wording.loss(rising)[0] == "Loop 2 raises the held-out loss by 0.500 (0.490 to 0.510) nats per token."
-    assert wording.rank(falling)[0].startswith("Loop 2 raises the effective rank by 10.0 ")
-    assert wording.rank(falling)[1].startswith("Loop 3 lowers the effective rank by 5.00 ")
+    assert (
+        interpretation.loss(falling)[0] == "Loop 2 lowers the held-out loss by 0.500 (0.490 to 0.510) nats per token."
+    )
+    assert interpretation.loss(rising)[0] == "Loop 2 raises the held-out loss by 0.500 (0.490 to 0.510) nats per token."
+    assert interpretation.rank(falling)[0].startswith("Loop 2 raises the effective rank by 10.0 ")
+    assert interpretation.rank(falling)[1].startswith("Loop 3 lowers the effective rank by 5.00 ")
 
 
 def test_an_interval_that_holds_zero_says_so():
     result = make_result(loss=(2.0, 1.5, 1.495, 1.0))
-    first, second, third = wording.loss(result)
+    first, second, third = interpretation.loss(result)
     assert "chance" in second and "lowers" not in second
     assert "chance" not in first + third
     result = make_result(spread=None, documents=1)
-    assert all("One document" in sentence for sentence in wording.loss(result))
+    assert all("One document" in sentence for sentence in interpretation.loss(result))
 
 
 def test_the_course_of_a_curve():
     def say(values, spread):
-        return wording.course(curve(2, values, spread), "X", "")
+        return interpretation.course(curve(2, values, spread), "X", "")
 
     assert "X falls from 3.00" in say([3.0, 2.0, 1.0], 0.1) and "do not overlap" in say([3.0, 2.0, 1.0], 0.1)
     assert "X rises from 1.00" in say([1.0, 2.0, 3.0], 0.1)
@@ -289,44 +291,44 @@ def test_the_course_of_a_curve():
     assert "by way of" not in say([1.0, 2.0, 3.0], 0.1)
     assert "no intervals" in say([1.0, 2.0, 3.0], None)
     assert say([1.0], 0.1) == "X is 1.00 (0.900 to 1.10) in loop 2."
-    assert wording.course(Curve([None], [None], [None]), "X", "") == ""
+    assert interpretation.course(Curve([None], [None], [None]), "X", "") == ""
 
 
 def test_the_recommendation_says_where_the_rules_disagree(no_pictures):
     agree = make_result()
     disagree = make_result(rank=(60.0, 50.0, 55.0, 54.0))
     assert (agree.recommendation.loops, agree.recommendation.loops_by_loss) == (2, 2)
-    assert not any("disagree" in sentence for sentence in wording.recommendation(agree))
-    assert any("disagree: 1 loop " in sentence for sentence in wording.recommendation(disagree))
-    assert any("measure more loops" in s for s in wording.recommendation(make_result(loss=(4.0, 3.0, 2.0, 1.0))))
-    assert any("Only 3 documents" in s for s in wording.recommendation(make_result(documents=3)))
-    assert any("One document" in s for s in wording.recommendation(make_result(spread=None, documents=1)))
+    assert not any("disagree" in sentence for sentence in interpretation.recommendation(agree))
+    assert any("disagree: 1 loop " in sentence for sentence in interpretation.recommendation(disagree))
+    assert any("measure more loops" in s for s in interpretation.recommendation(make_result(loss=(4.0, 3.0, 2.0, 1.0))))
+    assert any("Only 3 documents" in s for s in interpretation.recommendation(make_result(documents=3)))
+    assert any("One document" in s for s in interpretation.recommendation(make_result(spread=None, documents=1)))
     html = report.render(disagree)
     assert "<strong>1 loop</strong>" in html and "<strong>2 loops</strong>" in html
 
 
 def test_gates_motion_and_shift():
     result = make_result()
-    text = " ".join(wording.gates(result))
+    text = " ".join(interpretation.gates(result))
     assert "Layer 2 reads loop 1's keys most (0.500), layer 0 least (0.100)" in text
     assert "mix the two branches" in text  # no bin of this histogram lies within 0.1 of an end
     result.gate_histogram["edges"] = [0.0, 0.1, 0.5, 0.9, 1.0]
-    assert "50 % of the gates are within 0.1" in " ".join(wording.gates(result))
+    assert "50 % of the gates are within 0.1" in " ".join(interpretation.gates(result))
     result.metrics["step_size"], result.metrics["fixed_point_gap"] = curve(1, [10.0] * LOOPS), curve(1, [0.5] * LOOPS)
     result.metrics["angular_change"] = curve(2, [0.5, 0.005, -0.5])
-    said = " ".join(wording.motion(result))
+    said = " ".join(interpretation.motion(result))
     assert "5.0 % of the first step: they have all but come to rest" in said
     assert [said.index(s) for s in ("goes on in the", "neither on nor", "takes back")] == sorted(
         said.index(s) for s in ("goes on in the", "neither on nor", "takes back")
     )
     result.metrics["fixed_point_gap"] = curve(1, [20.0] * LOOPS)
-    assert "200 % of the first step: they are still moving" in " ".join(wording.motion(result))
-    assert not any("no shift" in sentence for sentence in wording.gain_cost(result))
-    assert any("no shift" in sentence for sentence in wording.gain_cost(make_result(cross_loop_shift=False)))
+    assert "200 % of the first step: they are still moving" in " ".join(interpretation.motion(result))
+    assert not any("no shift" in sentence for sentence in interpretation.gain_cost(result))
+    assert any("no shift" in sentence for sentence in interpretation.gain_cost(make_result(cross_loop_shift=False)))
 
 
 def test_the_lens_counts_tokens():
-    first, *later = wording.lens(make_lens())
+    first, *later = interpretation.lens(make_lens())
     assert first.startswith(
         "Loop 2 lowers the loss of 50 % of them and raises it for 50 %; the mean change is 0.500 nats"
     )
@@ -338,7 +340,7 @@ def test_the_lens_counts_tokens():
     [(0, "0.00"), (1234.5, "1,234"), (99.96, "100"), (-0.276, "−0.276"), (0.000256, "0.000256"), (3e-7, "3e−7")],
 )
 def test_numbers_for_people(value, text):
-    assert wording.number(value) == text
+    assert interpretation.number(value) == text
 
 
 @pytest.mark.parametrize(
@@ -346,12 +348,12 @@ def test_numbers_for_people(value, text):
     [(0, "0 %"), (1, "100 %"), (0.5, "50 %"), (0.9972, "99.7 %"), (0.99999, "over 99.9 %"), (0.0001, "under 0.1 %")],
 )
 def test_shares_for_people(share, text):
-    assert wording.percent(share) == text
+    assert interpretation.percent(share) == text
 
 
 def test_no_change_is_no_rise():
     result = make_result(loss=(2.0, 1.5, 1.5, 1.6), spread=None, documents=1)
-    assert wording.loss(result)[1] == "Loop 3 does not change the held-out loss. One document, so no interval."
+    assert interpretation.loss(result)[1] == "Loop 3 does not change the held-out loss. One document, so no interval."
 
 
 @pytest.mark.parametrize("attention", ["gated", "shared", "own"])
@@ -420,7 +422,7 @@ def test_the_page_says_what_was_measured(page):
     result = make_result()
     for part in (f"loops 1 to 4 on {result.tokens} tokens", "no common unit", "2510.24824", "2606.18023", "without it"):
         assert part in text
-    assert all(sentence in text for sentence in (*wording.loss(result), *wording.gates(result)))
+    assert all(sentence in text for sentence in (*interpretation.loss(result), *interpretation.gates(result)))
     assert "<sup>" not in text and "{{" not in text  # no markup shown as text
     for name in ("step_size", "effective_rank", "offset_cost", "refinement", "gate"):
         assert text.count(METRICS[name].title) >= 2  # in the table and in the definitions

@@ -29,7 +29,7 @@ import torch
 from tiny import tiny_model, tokens
 from transformers import AutoModelForCausalLM, DataCollatorWithFlattening, Trainer, TrainingArguments
 
-from iquest_plt.training import common, finetune, guard
+from iquest_plt.training import common, divergence, finetune
 from iquest_plt.training.elastic import ElasticTrainer
 
 
@@ -126,13 +126,13 @@ def killed_at(step: int):
         if state.global_step == step:
             raise KilledError
 
-    before, guard.Guard.on_log = guard.Guard.on_log, on_log
+    before, divergence.Guard.on_log = divergence.Guard.on_log, on_log
     try:
         yield
     except KilledError:
         pass
     finally:
-        guard.Guard.on_log = before
+        divergence.Guard.on_log = before
 
 
 def script(folder: Path, out: str, processes: int = 1) -> list[str]:

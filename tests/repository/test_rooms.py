@@ -113,7 +113,7 @@ def test_no_modules_import_each_other_in_a_circle():
     [
         ("iquest_plt.grid_plt", "from .conversion import layout", "iquest_plt.conversion.layout"),
         ("iquest_plt.tokenization.bpe", "from .. import __version__", "iquest_plt"),
-        ("iquest_plt.training.sft", "def f():\n    from ..cli.common import answer", "iquest_plt.cli.common"),
+        ("iquest_plt.training.sft", "def f():\n    from ..cli.common import print_result", "iquest_plt.cli.common"),
         ("iquest_plt.diagnostics.metrics", "import iquest_plt.training.data as data", "iquest_plt.training.data"),
         ("iquest_plt.serving.vllm.carry", "from ...cli import main", "iquest_plt.cli"),
     ],

@@ -24,7 +24,7 @@ import pytest
 from command_line import run
 from paths import SMALL
 
-from iquest_plt.serving.bodies import find_problem, without_nulls
+from iquest_plt.serving.request_checks import find_problem, without_nulls
 from iquest_plt.serving.transformers_cli import take_max_length
 
 

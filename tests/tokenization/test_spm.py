@@ -36,12 +36,12 @@ from hypothesis import strategies as st
 from tiny import tiny_model
 from tokenizers import AddedToken, Tokenizer, normalizers
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
-from vendor import write_vendor
+from vendor_checkpoints import write_vendor
 
 from iquest_plt.conversion.convert import convert
 from iquest_plt.conversion.verify import verify
 from iquest_plt.tokenization import spm
-from iquest_plt.tokenization.spm_reference import Reference
+from iquest_plt.tokenization.spm_encoder import SentencePieceEncoder
 
 
 sentencepiece = pytest.importorskip("sentencepiece")
@@ -475,11 +475,11 @@ def test_check_says_where(models, vendor_folder):
     folder, _ = vendor_folder
     path = folder / "tokenizer.model"
     tokenizer, _ = spm.convert_folder(folder)
-    assert Reference(path).check(tokenizer, []) == 0
-    assert Reference(path, NAMES).check(tokenizer, (line for line in ["def f(x):", "<|im_start|>a"])) == 2
+    assert SentencePieceEncoder(path).check(tokenizer, []) == 0
+    assert SentencePieceEncoder(path, NAMES).check(tokenizer, (line for line in ["def f(x):", "<|im_start|>a"])) == 2
     with pytest.raises(ValueError, match=r"row 3, segment 3 'x y': from token 0 on SentencePiece has \[\d+"):
         other = spm.convert(models("no prefix"), added_tokens={5000: AddedToken("<|im_end|>", special=True)})
-        probe = Reference(models("vendor"), added_tokens={5000: AddedToken("<|im_end|>", special=True)})
+        probe = SentencePieceEncoder(models("vendor"), added_tokens={5000: AddedToken("<|im_end|>", special=True)})
         probe.check(other, ["", "<|im_end|>", "<|im_end|><|im_end|>x y"], "row")
 
 

@@ -31,7 +31,7 @@ pytest.importorskip("accelerate", reason="the training scripts need it: pip inst
 pytest.importorskip("datasets", reason="the training scripts need it: pip install 'iquest-plt[training]'")
 
 import distributed_worker as worker
-from tuning import one_thread, write_model, write_texts  # noqa: F401 (a fixture for all)
+from finetuning import one_thread, write_model, write_texts  # noqa: F401 (a fixture for all)
 
 from iquest_plt.conversion.verify import verify
 from iquest_plt.training import finetune

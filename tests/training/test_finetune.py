@@ -30,8 +30,7 @@ from transformers import AutoTokenizer, DataCollatorWithFlattening, LlamaConfig,
 pytest.importorskip("accelerate", reason="the training scripts need it: pip install 'iquest-plt[training]'")
 pytest.importorskip("datasets", reason="the training scripts need it: pip install 'iquest-plt[training]'")
 
-from transformers import Trainer, TrainerState, TrainingArguments
-from tuning import (
+from finetuning import (
     Gradients,
     assert_same,
     losses_of,
@@ -39,10 +38,11 @@ from tuning import (
     write_model,
     write_texts,
 )
+from transformers import Trainer, TrainerState, TrainingArguments
 
 from iquest_plt.conversion.convert import convert
 from iquest_plt.conversion.verify import verify
-from iquest_plt.training import common, finetune, guard, records, small
+from iquest_plt.training import common, divergence, finetune, run_files, small
 
 
 ROWS = [{"input_ids": tokens(length, seed=length).tolist()} for length in (3, 17, 9, 2, 12, 5, 7, 11)]
@@ -262,7 +262,7 @@ def test_a_killed_run_goes_on_to_the_bit(command, tmp_path, monkeypatch, capsys)
             raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(guard.Guard, "on_log", kill)
+        patch.setattr(divergence.Guard, "on_log", kill)
         with pytest.raises(KilledError):
             finetune.main(command)
     (tmp_path / "run" / "checkpoint-4").mkdir()  # as if killed while it was written
@@ -281,16 +281,16 @@ def test_stops_when_diverged(command):
 
 
 def test_guard():
-    calm = guard.Guard()
+    calm = divergence.Guard()
     for step in range(100):
         calm.check(5.0 - step / 25 + step % 2, step)
-    with pytest.raises(guard.DivergedError, match="The loss around step 10"):
+    with pytest.raises(divergence.DivergedError, match="The loss around step 10"):
         for step in range(100, 110):
             calm.check(8.0, step)
-    with pytest.raises(guard.DivergedError, match="The loss at step 7 is inf"):
-        guard.Guard().check(float("inf"), 7)
-    with pytest.raises(guard.DivergedError, match="The held-out loss at step 9 is nan"):
-        guard.Guard().on_log(None, TrainerState(global_step=9), None, logs={"eval_loss": float("nan")})
+    with pytest.raises(divergence.DivergedError, match="The loss at step 7 is inf"):
+        divergence.Guard().check(float("inf"), 7)
+    with pytest.raises(divergence.DivergedError, match="The held-out loss at step 9 is nan"):
+        divergence.Guard().on_log(None, TrainerState(global_step=9), None, logs={"eval_loss": float("nan")})
 
 
 @pytest.mark.parametrize(
@@ -356,18 +356,18 @@ def test_damaged_settings_are_named(content, command, tmp_path, capsys):
 
 
 def test_a_record_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    records.write_json(tmp_path / "a.json", {"x": 1})
+    run_files.write_json(tmp_path / "a.json", {"x": 1})
     for content in (object(), {"y": object()}):
         with pytest.raises(TypeError):
-            records.write_json(tmp_path / "a.json", content)
+            run_files.write_json(tmp_path / "a.json", content)
 
     def fail(*args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", fail)
     with pytest.raises(OSError, match="No space"):
-        records.write_json(tmp_path / "a.json", {"x": 2})
-    assert records.read_json(tmp_path / "a.json") == {"x": 1}
+        run_files.write_json(tmp_path / "a.json", {"x": 2})
+    assert run_files.read_json(tmp_path / "a.json") == {"x": 1}
 
 
 @pytest.mark.parametrize("name", ["trainer_state.json", "model.safetensors", "optimizer.pt", "scheduler.pt"])

@@ -27,14 +27,14 @@ pytest.importorskip("datasets", reason="the training scripts need it: pip instal
 pytest.importorskip("peft", reason="adapters need it: pip install 'iquest-plt[training]'")
 
 import peft
-from safetensors.torch import load_file
-from tuning import (
+from finetuning import (
     VOCAB_SIZE,
     losses_of,
     one_thread,  # noqa: F401 (a fixture for all)
     write_model,
     write_texts,
 )
+from safetensors.torch import load_file
 
 from iquest_plt import IQuestPLTCoderForCausalLM
 from iquest_plt.conversion.convert import convert
@@ -166,7 +166,7 @@ def test_frozen_weights_of_few_bits(options, dtype, command, model_folder, tmp_p
 def test_a_killed_run_goes_on_to_the_bit(command, tmp_path, monkeypatch):
     lora.main([*command, "--out", str(tmp_path / "whole")])
     with monkeypatch.context() as patch:
-        patch.setattr("iquest_plt.training.guard.Guard.on_log", kill_at_step_3)
+        patch.setattr("iquest_plt.training.divergence.Guard.on_log", kill_at_step_3)
         with pytest.raises(KeyError, match="killed"):
             lora.main(command)
     lora.main(command)

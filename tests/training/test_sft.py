@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed import Kill, KilledError
+from interrupted_run import Kill, KilledError
 from paths import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -28,7 +28,7 @@ pytest.importorskip("trl", reason="the script needs it: pip install 'iquest-plt[
 pytest.importorskip("peft", reason="the script needs it: pip install 'iquest-plt[training]'")
 
 import peft
-from tuning import (
+from finetuning import (
     Gradients,
     assert_same,
     losses_of,

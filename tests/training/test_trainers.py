@@ -29,6 +29,7 @@ pytest.importorskip("peft", reason="adapters need it: pip install 'iquest-plt[tr
 pytest.importorskip("trl", reason="preference training needs it: pip install 'iquest-plt[training]'")
 
 from datasets import Dataset
+from finetuning import one_thread, write_model  # noqa: F401 (a fixture for all)
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from trl import (
     DPOConfig,
@@ -42,7 +43,6 @@ from trl import (
     SFTConfig,
     SFTTrainer,
 )
-from tuning import one_thread, write_model  # noqa: F401 (a fixture for all)
 
 from iquest_plt.training.elastic import ElasticTrainer
 

@@ -20,7 +20,7 @@ import math
 
 import pytest
 import torch
-from killed import Kill, KilledError
+from interrupted_run import Kill, KilledError
 from paths import SMALL
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytest.importorskip("datasets", reason="the training scripts need it: pip install 'iquest-plt[training]'")
 
-from tuning import one_thread, write_model, write_texts  # noqa: F401 (a fixture for all)
+from finetuning import one_thread, write_model, write_texts  # noqa: F401 (a fixture for all)
 
 from iquest_plt.conversion.convert import convert
 from iquest_plt.training import finetune

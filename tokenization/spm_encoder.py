@@ -42,7 +42,7 @@ class Segment(NamedTuple):
     decoded: str
 
 
-class Reference:
+class SentencePieceEncoder:
     """SentencePiece's own encoding, with tokens added to it: what a converted tokenizer must equal.
 
     `special_tokens` are texts that become special tokens: pieces of the model, or new ones, which get the next ids.

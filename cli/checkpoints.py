@@ -27,12 +27,12 @@ from ..conversion import verify as verification
 from ..conversion.checkpoint import dtype_name
 from ..conversion.download import fetch
 from ..modeling_plt import IQuestPLTCoderForCausalLM
-from ..utils.terminal import visible
-from .common import Json, NumLoops, Revision, answer, human, parse_size, progress_bar
+from ..utils.terminal import printable
+from .common import human_size, parse_size, print_result, progress_bar
+from .options import Dtype, Json, NumLoops, Revision
 
 
 Kind = Enum("Kind", {"plt": "plt", "dense": "dense"})
-Dtype = Enum("Dtype", {name: name for name in conversion.FLOATS})
 
 
 def convert(
@@ -78,8 +78,8 @@ def convert(
             progress=progress,
         )
     size = sum(entry["size"] for entry in manifest["files"].values())
-    text = f"{target}: {len(manifest['tensors'])} tensors, {len(manifest['files'])} files, {human(size)}"
-    answer({"target": str(target), **manifest}, as_json, text)
+    text = f"{target}: {len(manifest['tensors'])} tensors, {len(manifest['files'])} files, {human_size(size)}"
+    print_result({"target": str(target), **manifest}, as_json, text)
 
 
 def verify(
@@ -93,9 +93,9 @@ def verify(
     with progress_bar("Reading") as progress:
         report = verification.verify(path, logits=logits, progress=progress)
     lines = [*report["problems"], *(f"note: {note}" for note in report["notes"])]
-    summary = f"{report['tensors']} tensors, {human(report['bytes'])}"
+    summary = f"{report['tensors']} tensors, {human_size(report['bytes'])}"
     lines.append(f"{path}: {len(report['problems'])} problems" if report["problems"] else f"{path}: whole, {summary}")
-    answer(report, as_json, "\n".join(lines))
+    print_result(report, as_json, "\n".join(lines))
     if report["problems"]:
         raise typer.Exit(1)
 
@@ -147,7 +147,7 @@ def info(
     for name, value in document.items():
         if name == "bytes":
             for part, size in value.items():
-                table.add_row(part.replace("_", " "), f"{size:,} bytes ({human(size)})")
+                table.add_row(part.replace("_", " "), f"{size:,} bytes ({human_size(size)})")
         else:
-            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else visible(value))
-    answer(document, as_json, table)
+            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else printable(value))
+    print_result(document, as_json, table)

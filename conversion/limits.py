@@ -34,7 +34,7 @@ MAX_BYTES = 50_000_000  # of a result
 SECONDS_MORE = 5  # that a child lives at most if this process is killed
 
 
-def bounded(call: Callable[[], Any], seconds: float, memory: int = 1 << 30) -> Any:
+def run_limited(call: Callable[[], Any], seconds: float, memory: int = 1 << 30) -> Any:
     """
     `call()`, computed in a forked process that may take so many seconds, and so many bytes of memory more than this one
     has. The result must be what JSON can hold. Signal handlers and timers of this process stay as they are.

@@ -104,7 +104,7 @@ def _replace(path: Path, new: Path, old: Path) -> None:
         raise ValueError(f"{path} was not replaced: {error.strerror}.") from error
 
 
-def need(*modules: str) -> None:
+def require_modules(*modules: str) -> None:
     """Raises ValueError, naming the extra, if one of the libraries that draw and time is not installed."""
     for module in modules:
         try:

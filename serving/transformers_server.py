@@ -35,7 +35,7 @@ from starlette.responses import JSONResponse
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.cli.serving import utils
 
-from .bodies import find_problem, without_nulls
+from .request_checks import find_problem, without_nulls
 
 
 SECONDS_TO_STOP = 10  # for replies that are being made, after a signal
