@@ -19,7 +19,8 @@ rises or falls where its intervals leave that open.
 import re
 
 from .lens import LoopLens
-from .measurements import Curve, Measurements, loops_text
+from .loop_names import SHARED_KEYS, loop_name, loops_text
+from .measurements import Curve, Measurements
 
 
 FEW_DOCUMENTS = 10
@@ -38,13 +39,13 @@ def number(value: float | None) -> str:
 
 
 def parts(curve: Curve, loop: int) -> tuple[str, str]:
-    """Mean and interval of one loop, from 1; "" for no interval."""
-    low, high = curve.low[loop - 1], curve.high[loop - 1]
-    return number(curve.mean[loop - 1]), "" if low is None or high is None else f"{number(low)} to {number(high)}"
+    """Mean and interval of one loop; "" for no interval."""
+    low, high = curve.low[loop], curve.high[loop]
+    return number(curve.mean[loop]), "" if low is None or high is None else f"{number(low)} to {number(high)}"
 
 
 def estimate(curve: Curve, loop: int) -> str:
-    """Mean and interval of one loop, from 1, in one."""
+    """Mean and interval of one loop, in one."""
     mean, between = parts(curve, loop)
     return f"{mean} ({between})" if between else mean
 
@@ -63,30 +64,30 @@ def direction(curve: Curve, loop: int) -> int | None:
     Of a curve of changes, whether it is above (1) or below (−1) zero in that loop, 0 where the interval holds zero, and
     None where there is no interval.
     """
-    low, high = curve.low[loop - 1], curve.high[loop - 1]
+    low, high = curve.low[loop], curve.high[loop]
     if low is None or high is None:
         return None
     return 1 if low > 0 else -1 if high < 0 else 0
 
 
 def known_loops(curve: Curve) -> list[int]:
-    """The loops, from 1, in which the curve has a value."""
-    return [loop for loop, value in enumerate(curve.mean, 1) if value is not None]
+    """The loops in which the curve has a value."""
+    return [loop for loop, value in enumerate(curve.mean) if value is not None]
 
 
 def changes(result: Measurements, name: str, what: str, unit: str) -> list[str]:
     """A sentence for each loop about a curve of changes, `name`."""
     curve, sentences = result.metrics[name], []
     for loop in known_loops(curve):
-        value, clear = curve.mean[loop - 1], direction(curve, loop)
+        value, clear, this = curve.mean[loop], direction(curve, loop), loop_name(loop).capitalize()
         verb = "lowers" if value < 0 else "raises"
-        if value == 0 and not curve.low[loop - 1] and not curve.high[loop - 1]:
+        if value == 0 and not curve.low[loop] and not curve.high[loop]:
             note = " One document, so no interval." if clear is None else ""
-            sentences.append(f"Loop {loop} does not change {what}.{note}")
+            sentences.append(f"{this} does not change {what}.{note}")
             continue
         if clear == 0:
             sentences.append(
-                f"Loop {loop} changes {what} by {estimate(curve, loop)}{unit}: the interval holds zero, so this may "
+                f"{this} changes {what} by {estimate(curve, loop)}{unit}: the interval holds zero, so this may "
                 "be chance."
             )
             continue
@@ -94,7 +95,7 @@ def changes(result: Measurements, name: str, what: str, unit: str) -> list[str]:
         if value < 0:
             size.low, size.high = size.high, size.low
         note = " One document, so no interval: this may be chance." if clear is None else ""
-        sentences.append(f"Loop {loop} {verb} {what} by {estimate(size, loop)}{unit}.{note}")
+        sentences.append(f"{this} {verb} {what} by {estimate(size, loop)}{unit}.{note}")
     return sentences
 
 
@@ -105,12 +106,12 @@ def course(curve: Curve, what: str, unit: str) -> str:
         return ""
     first, last = loops[0], loops[-1]
     if first == last:
-        return f"{what} is {estimate(curve, first)}{unit} in loop {first}."
-    ends = f"from {estimate(curve, first)}{unit} in loop {first} to {estimate(curve, last)} in loop {last}"
-    ends += "".join(f", by way of {estimate(curve, loop)} in loop {loop}" for loop in _detour(curve, loops))
-    verb = "falls" if curve.mean[last - 1] < curve.mean[first - 1] else "rises"
-    bounds = [curve.low[first - 1], curve.high[first - 1], curve.low[last - 1], curve.high[last - 1]]
-    if curve.mean[first - 1] == curve.mean[last - 1]:
+        return f"{what} is {estimate(curve, first)}{unit} in {loop_name(first)}."
+    ends = f"from {estimate(curve, first)}{unit} in {loop_name(first)} to {estimate(curve, last)} in {loop_name(last)}"
+    ends += "".join(f", by way of {estimate(curve, loop)} in {loop_name(loop)}" for loop in _detour(curve, loops))
+    verb = "falls" if curve.mean[last] < curve.mean[first] else "rises"
+    bounds = [curve.low[first], curve.high[first], curve.low[last], curve.high[last]]
+    if curve.mean[first] == curve.mean[last]:
         return f"{what} is the same in the first and the last loop, {estimate(curve, first)}{unit}."
     if None in bounds:
         return f"{what} {verb} {ends} (one document, no intervals)."
@@ -121,12 +122,12 @@ def course(curve: Curve, what: str, unit: str) -> str:
 
 def _detour(curve: Curve, loops: list[int]) -> list[int]:
     """The loops between the first and the last that are clearly above or below both: the farthest each way."""
-    if len(loops) < 3 or curve.low[loops[0] - 1] is None:
+    if len(loops) < 3 or curve.low[loops[0]] is None:
         return []
-    ends = (loops[0] - 1, loops[-1] - 1)
-    least, most = (choose(loops[1:-1], key=lambda loop: curve.mean[loop - 1]) for choose in (min, max))
-    found = {least} if curve.high[least - 1] < min(curve.low[end] for end in ends) else set()
-    found |= {most} if curve.low[most - 1] > max(curve.high[end] for end in ends) else set()
+    ends = (loops[0], loops[-1])
+    least, most = (choose(loops[1:-1], key=lambda loop: curve.mean[loop]) for choose in (min, max))
+    found = {least} if curve.high[least] < min(curve.low[end] for end in ends) else set()
+    found |= {most} if curve.low[most] > max(curve.high[end] for end in ends) else set()
     return sorted(found)
 
 
@@ -166,10 +167,10 @@ def gain_cost(result: Measurements) -> list[str]:
     if not known_loops(metrics["refinement"]):
         return ["One loop was measured, so there is no loop before it to compare with."]
     shares = metrics["refinement_share"]
-    best = max(known_loops(shares), key=lambda loop: shares.mean[loop - 1])
+    best = max(known_loops(shares), key=lambda loop: shares.mean[loop])
     sentences = [
         course(metrics["refinement"], "The refinement Δp", " nats"),
-        f"Of the further loops, loop {best} changes the prediction most for {percent(shares.mean[best - 1])} of the "
+        f"Of the further loops, {loop_name(best)} changes the prediction most for {percent(shares.mean[best])} of the "
         "tokens.",
         course(metrics["offset_cost"], "The offset cost Ω", ""),
     ]
@@ -194,18 +195,19 @@ def motion(result: Measurements) -> list[str]:
     rest = "they have all but come to rest" if share < SETTLED else "they are still moving"
     sentences = [
         course(steps, "The step size", ""),
-        f"One loop more than the {result.max_loops} measured would move the states by {estimate(gap, result.max_loops)}"
-        f", {percent(share) if share <= 1 else f'{100 * share:,.0f} %'} of the first step: {rest}.",
+        f"One loop more than the {result.max_loops} measured would move the states by "
+        f"{estimate(gap, result.max_loops - 1)}, {percent(share) if share <= 1 else f'{100 * share:,.0f} %'} of the "
+        f"first step: {rest}.",
     ]
     for loop in known_loops(angle):
         turn = direction(angle, loop)
-        sign = (angle.mean[loop - 1] > 0) - (angle.mean[loop - 1] < 0) if turn is None else turn
+        sign = (angle.mean[loop] > 0) - (angle.mean[loop] < 0) if turn is None else turn
         meaning = {
             1: "it goes on in the direction of the loop before",
             0: "neither on nor back, as far as the interval tells",
             -1: "it takes back a part of what the loop before did",
         }[sign]
-        sentences.append(f"The cosine of loop {loop} is {estimate(angle, loop)}: {meaning}.")
+        sentences.append(f"The cosine of {loop_name(loop)} is {estimate(angle, loop)}: {meaning}.")
     return [sentence for sentence in sentences if sentence]
 
 
@@ -218,7 +220,7 @@ def attention(result: Measurements) -> list[str]:
         course(metrics["attention_entropy_mixture"], "The entropy of attention", " nats"),
     ]
     if result.model["loop_attention"] != "gated":
-        kind = {"shared": "loop 1's keys alone", "own": "each loop's own keys alone"}[result.model["loop_attention"]]
+        kind = {"shared": f"{SHARED_KEYS} alone", "own": "each loop's own keys alone"}[result.model["loop_attention"]]
         sentences.append(f"This model's loops read {kind}: there is one branch, and no gate.")
     return [sentence for sentence in sentences if sentence]
 
@@ -229,9 +231,9 @@ def gates(result: Measurements) -> list[str]:
     if histogram is None:
         return []
     loop = known_loops(curve)[0]
-    layers = result.layers["gate"][loop - 1]
+    layers = result.layers["gate"][loop]
     high, low = (choose(range(len(layers)), key=layers.__getitem__) for choose in (max, min))
-    counts = [sum(bins) for bins in zip(*histogram["counts"][loop - 1], strict=True)]
+    counts = [sum(bins) for bins in zip(*histogram["counts"][loop], strict=True)]
     ends = [
         count
         for count, left, right in zip(counts, histogram["edges"], histogram["edges"][1:], strict=False)
@@ -239,12 +241,12 @@ def gates(result: Measurements) -> list[str]:
     ]
     share = sum(ends) / sum(counts)
     sentences = [
-        f"In loop {loop} the gates give {estimate(curve, loop)} of the weight to loop 1's keys and the rest to the "
-        "window."
+        f"In {loop_name(loop)} the gates give {estimate(curve, loop)} of the weight to {SHARED_KEYS} and the rest to "
+        "the window."
     ]
     if high != low:
         sentences.append(
-            f"Layer {high} reads loop 1's keys most ({number(layers[high])}), layer {low} least ({number(layers[low])})"
+            f"Layer {high} reads {SHARED_KEYS} most ({number(layers[high])}), layer {low} least ({number(layers[low])})"
             "; layers count from 0."
         )
     habit = "most gates choose one of the two branches" if share > 0.5 else "most gates mix the two branches"
@@ -255,13 +257,14 @@ def gates(result: Measurements) -> list[str]:
 def lens(found: LoopLens) -> list[str]:
     """What each loop does to the tokens of one text."""
     sentences = []
-    for loop in range(2, found.max_loops + 1):
-        changed = [token.loss[loop - 1] - token.loss[loop - 2] for token in found.tokens]
+    for loop in range(1, found.max_loops):
+        changed = [token.loss[loop] - token.loss[loop - 1] for token in found.tokens]
         falls = sorted((-change for change in changed if change < 0), reverse=True)
         rises = sum(change > 0 for change in changed)
-        total, sentence = len(changed), f"Loop {loop} lowers the loss of {percent(len(falls) / len(changed))} of them"
-        sentence += (
-            f" and raises it for {percent(rises / total)}; the mean change is {number(sum(changed) / total)} nats"
+        total = len(changed)
+        sentence = (
+            f"{loop_name(loop).capitalize()} lowers the loss of {percent(len(falls) / total)} of them and raises it "
+            f"for {percent(rises / total)}; the mean change is {number(sum(changed) / total)} nats"
         )
         if falls:
             tenth = falls[: max(1, round(total / 10))]

@@ -75,7 +75,7 @@ def attention_maps(
     layers: list[int] | None = None,
 ) -> AttentionMaps:
     """
-    Maps of the first `max_tokens` tokens of a text, the start token before it included, in loops 1 … `max_loops`, of
+    Maps of the first `max_tokens` tokens of a text, the start token before it included, in `max_loops` loops, of
     `layers` (counted from 0; all by default).
 
     Raises:
@@ -95,7 +95,7 @@ def attention_maps(
     recorded = trace(model, inputs, max_loops)
 
     maps = {branch: [] for branch in BRANCHES}
-    for loop in range(1, max_loops + 1):
+    for loop in range(max_loops):
         of_loop = [recorded.log_attention(loop, layer, 0, len(inputs)) for layer in layers]
         for branch, found in maps.items():
             found.append([None if of[branch] is None else _numpy(of[branch].exp().mean(0)) for of in of_loop])

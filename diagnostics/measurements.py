@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from ..configuration_plt import LOOP_ATTENTIONS
+from .loop_names import loop_name, loops_text
 from .metric_info import LAYER_METRICS, METRICS
 
 
@@ -44,7 +45,7 @@ DOCUMENT = {"name": str, "tokens": int, "bytes": int | None, "pieces": int}
 
 @dataclass
 class Curve:
-    """A metric over loops 1 … R: mean and interval. None where the metric has no value, or one document no interval."""
+    """A metric over loops: mean and interval. None where the metric has no value, or one document no interval."""
 
     mean: list[float | None]
     low: list[float | None]
@@ -85,7 +86,7 @@ class Measurements:
         documents: of each its name, tokens (that are predicted), bytes (None: unknown), pieces, and loss per loop.
         metrics: a curve for each metric, over loops.
         layers: for each metric of attention, [loop][layer]; None for a loop without it.
-        gate_histogram: edges (bins + 1), and counts [loop][layer][bin], None for loop 1. None for models without gates.
+        gate_histogram: edges (bins + 1), and counts [loop][layer][bin], None for loop 0. None for models without gates.
         recommendation: how many loops are worth it.
     """
 
@@ -116,15 +117,15 @@ class Measurements:
     def reason(self) -> str:
         """Why so many loops are recommended, in one sentence with this model's numbers."""
         advice = self.recommendation
-        loops = advice.loops
+        loops = advice.loops  # and the loop that would come next
         if advice.limit == 1:
             return "One loop was measured, which allows no recommendation: measure two at least."
         if loops == advice.limit:
             return f"The rule did not stop: it may go on beyond the {loops_text(loops)} that were measured."
         rank, loss = self.metrics["effective_rank_change"], self.metrics["loss_change"]
         reason = (
-            f"Loop {loops + 1} changes the effective rank by {_number(rank, loops, '.2f')} and the loss by "
-            f"{_number(loss, loops, '.4f')} nats per token, so the rule stops at {loops_text(loops)}"
+            f"{loop_name(loops).capitalize()} changes the effective rank by {_number(rank, loops, '.2f')} and the loss "
+            f"by {_number(loss, loops, '.4f')} nats per token, so the rule stops at {loops_text(loops)}"
         )
         if advice.loops_by_loss != loops:
             reason += f"; the loss alone falls up to {loops_text(advice.loops_by_loss)}"
@@ -254,10 +255,6 @@ def without_nan(values) -> list:
     if isinstance(values, float):
         return None if math.isnan(values) else values
     return [without_nan(value) for value in values]
-
-
-def loops_text(count: int) -> str:
-    return "1 loop" if count == 1 else f"{count} loops"
 
 
 def _number(curve: Curve, index: int, style: str) -> str:

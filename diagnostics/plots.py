@@ -34,6 +34,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from .loop_names import SHARED_KEYS, loop_name, loop_number
 from .maps import AttentionMaps
 from .measurements import Curve, Measurements
 from .metric_info import METRICS
@@ -141,23 +142,23 @@ def plot_gates(result: Measurements) -> Figure | None:
     histogram = result.gate_histogram
     if histogram is None:
         return None
-    loops = [loop for loop, layers in enumerate(result.layers["gate"], 1) if layers is not None]
-    means = np.array([result.layers["gate"][loop - 1] for loop in loops], dtype=float).T
+    loops = [loop for loop, layers in enumerate(result.layers["gate"]) if layers is not None]
+    means = np.array([result.layers["gate"][loop] for loop in loops], dtype=float).T
     with matplotlib.rc_context(RC):
         figure, (left, right) = _figure(6.8, max(3.0, 1.2 + 0.22 * len(means)), columns=2)
         mesh = left.pcolormesh(means, cmap="cividis", vmin=0, vmax=1, edgecolor="none")
         left.set(xlabel="loop", ylabel="layer (from 0)", title="Mean gate")
-        left.set_xticks(np.arange(len(loops)) + 0.5, loops)
+        left.set_xticks(np.arange(len(loops)) + 0.5, map(loop_number, loops))
         left.set_yticks(np.arange(len(means)) + 0.5, range(len(means)))
         left.invert_yaxis()
         if means.size <= 80:
             for (layer, column), value in np.ndenumerate(means):
                 color = "#000000" if value > 0.5 else "#ffffff"
                 left.text(column + 0.5, layer + 0.5, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
-        figure.colorbar(mesh, ax=left, label="0: window … 1: loop 1's keys")
+        figure.colorbar(mesh, ax=left, label=f"0: window … 1: {SHARED_KEYS}")
         for loop, color, style in zip(loops, (GAIN, COST, THIRD, INK), ("-", "--", "-.", ":"), strict=False):
-            counts = np.sum(histogram["counts"][loop - 1], axis=0)
-            right.stairs(counts / counts.sum(), histogram["edges"], color=color, linestyle=style, label=f"loop {loop}")
+            counts = np.sum(histogram["counts"][loop], axis=0)
+            right.stairs(counts / counts.sum(), histogram["edges"], color=color, linestyle=style, label=loop_name(loop))
         right.set(xlabel="gate", ylabel="share of gates", title="All layers and heads", xlim=(0, 1), ylim=(0, None))
         right.legend(fontsize=8)
     return figure
@@ -174,7 +175,7 @@ def plot_attention(maps: AttentionMaps, branch: str = "mixture") -> Figure | Non
     if branch not in BRANCHES:
         raise ValueError(f"Attention has the branches {', '.join(BRANCHES)}, not {branch!r}.")
     by_loop = maps.global_ if branch == "global" else getattr(maps, branch)
-    loops = [loop for loop, layers in enumerate(by_loop, 1) if layers[0] is not None]
+    loops = [loop for loop, layers in enumerate(by_loop) if layers[0] is not None]
     if not loops:
         return None
     count = min(MAX_MAP_LAYERS, len(maps.layers))
@@ -182,7 +183,7 @@ def plot_attention(maps: AttentionMaps, branch: str = "mixture") -> Figure | Non
     with matplotlib.rc_context(RC):
         figure, grid = _figure(1.9 * count + 0.9, 1.8 * len(loops) + 0.5, columns=count, rows=len(loops))
         for axes, (loop, column) in zip(grid, ((loop, c) for loop in loops for c in columns), strict=True):
-            weights = by_loop[loop - 1][column]
+            weights = by_loop[loop][column]
             future = np.triu(np.ones_like(weights, dtype=bool), k=1)
             shown = np.ma.array(np.sqrt(weights), mask=future)  # roots bring out the middling weights
             image = axes.imshow(shown, cmap="cividis", vmin=0, vmax=1, interpolation="none")
@@ -190,7 +191,7 @@ def plot_attention(maps: AttentionMaps, branch: str = "mixture") -> Figure | Non
             if loop == loops[0]:
                 axes.set_title(f"layer {maps.layers[column]}", fontsize=9)
             if column == columns[0]:
-                axes.set_ylabel(f"loop {loop}", fontsize=9)
+                axes.set_ylabel(loop_name(loop), fontsize=9)
         bar = figure.colorbar(image, ax=grid.tolist(), label="attention weight", shrink=0.6, ticks=[0, 0.5, 1])
         bar.ax.set_yticklabels(["0", "0.25", "1"])
     return figure
@@ -267,7 +268,7 @@ def _plot_up(axes: Axes, values: list[float | None], color: str, style: str = "o
 
 
 def _draw_curve(axes: Axes, curve: Curve, color: str, style: str, label: str | None = None, shift: float = 0) -> None:
-    draw_interval(axes, np.arange(1, len(curve.mean) + 1) + shift, curve, color, style, label)
+    draw_interval(axes, loop_number(np.arange(len(curve.mean))) + shift, curve, color, style, label)
 
 
 def _chart_metrics(result: Measurements, title: str) -> list[str]:
@@ -296,7 +297,7 @@ def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tup
 
 
 def _loop_axis(axes: Axes, loops: int) -> None:
-    axes.set(xlabel="loop r", xlim=(0.6, loops + 0.4))
+    axes.set(xlabel="loop r", xlim=(loop_number(0) - 0.4, loop_number(loops - 1) + 0.4))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 
 

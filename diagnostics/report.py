@@ -29,6 +29,7 @@ from markupsafe import Markup
 
 from . import interpretation, plots
 from .lens import LoopLens
+from .loop_names import loop_number, loops_text
 from .maps import AttentionMaps
 from .metric_info import BOTH_BRANCHES, METRICS
 from .result import GainCost
@@ -93,7 +94,7 @@ def render(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals |= {
         "percent": interpretation.percent,
-        "loops_text": interpretation.loops_text,
+        "loops_text": loops_text,
         "quoted": quoted,
     }
     show_lens = lens is not None and lens.max_loops > 1 and bool(lens.tokens)
@@ -109,7 +110,7 @@ def render(
         gates=svg("gates", "Mean gate of each layer and loop, and a histogram of gates", plots.plot_gates, result),
         charts=_charts(result, svg),
         table=[
-            [name, [interpretation.parts(result.metrics[name], loop) for loop in range(1, result.max_loops + 1)]]
+            [name, [interpretation.parts(result.metrics[name], loop) for loop in range(result.max_loops)]]
             for name in TABLE
             if name in result.metrics
         ],
@@ -129,7 +130,7 @@ def quoted(text: str) -> str:
 def lens_data(lens: LoopLens) -> dict:
     """
     What the page's script and `lens.json` hold: a list for each field of `TokenRecord`, numbers in four digits, and in
-    place of the likeliest tokens their indices in `names`.
+    place of the likeliest tokens their indices in `names`. `best` counts loops from 1.
     """
     names = list(dict.fromkeys(top for token in lens.tokens for top in token.top))
     index = {name: position for position, name in enumerate(names)}
@@ -140,25 +141,25 @@ def lens_data(lens: LoopLens) -> dict:
     return columns | {
         "loops": lens.max_loops,
         "text": [token.text for token in lens.tokens],
-        "best": [token.best for token in lens.tokens],
+        "best": [None if token.best is None else loop_number(token.best) for token in lens.tokens],
         "names": names,
         "top": [[index[top] for top in token.top] for token in lens.tokens],
     }
 
 
 def to_csv(result: GainCost) -> str:
-    """Every number as a row: metric, unit, layer (empty: all of them), loop, mean, low, high."""
+    """Every number as a row: metric, unit, layer (empty: all of them), loop (from 1), mean, low, high."""
     target = io.StringIO()
     rows = csv.writer(target, lineterminator="\n")
     rows.writerow(["metric", "unit", "layer", "loop", "mean", "low", "high"])
     for name, curve in result.metrics.items():
-        for loop, values in enumerate(zip(curve.mean, curve.low, curve.high, strict=True), 1):
+        for loop, values in enumerate(zip(curve.mean, curve.low, curve.high, strict=True)):
             if values[0] is not None:
-                rows.writerow([name, METRICS[name].unit, "", loop, *values])
+                rows.writerow([name, METRICS[name].unit, "", loop_number(loop), *values])
     for name, by_loop in result.layers.items():
-        for loop, layers in enumerate(by_loop, 1):
+        for loop, layers in enumerate(by_loop):
             for layer, value in enumerate(layers or ()):
-                rows.writerow([name, METRICS[name].unit, layer, loop, value, None, None])
+                rows.writerow([name, METRICS[name].unit, layer, loop_number(loop), value, None, None])
     return target.getvalue()
 
 

@@ -26,6 +26,7 @@ from itertools import pairwise
 import numpy as np
 
 from . import bootstrap, interpretation
+from .loop_names import loops_text
 from .measurements import Curve, Measurements
 from .metric_info import METRICS
 
@@ -121,8 +122,9 @@ def sweep(
     results: Sequence[tuple[Measurements, int]], timings: Sequence[Timing], length: int, environment: dict
 ) -> Sweep:
     """
-    A sweep of `results`, each with the loop that is meant, all measured on the same documents, and the timings that
-    belong to them. Bits per byte are what is compared: they are common to models with different tokenizers.
+    A sweep of `results`, each with the number of loops that is meant, all measured on the same documents, and the
+    timings that belong to them. Bits per byte are what is compared: models with different tokenizers have them
+    in common.
 
     Raises:
         ValueError: if the documents or the lengths they were cut to differ, or the bytes of one are unknown.
@@ -141,8 +143,8 @@ def sweep(
         raise ValueError("The bytes of a document are unknown, so bits per byte are: use `encode_documents`.")
     bits = np.array(
         [
-            [entry["tokens"] * entry["loss"][loop - 1] / math.log(2) for entry in result.documents]
-            for result, loop in results
+            [entry["tokens"] * entry["loss"][loops - 1] / math.log(2) for entry in result.documents]
+            for result, loops in results
         ]
     ).T
     sizes = np.tile([[entry["bytes"]] for entry in first.documents], len(results))
@@ -151,23 +153,23 @@ def sweep(
     drawn = bootstrap.ratios(counts, bits, sizes) if len(bits) > 1 else None
     lowest = None if drawn is None else np.bincount(drawn.argmin(1), minlength=len(means)) / len(drawn)
     rows = []
-    for index, ((result, loop), timing) in enumerate(zip(results, timings, strict=True)):
+    for index, ((result, loops), timing) in enumerate(zip(results, timings, strict=True)):
         confidence = result.settings["confidence"]
         change = Estimate(None)
         if index:
             before = None if drawn is None else drawn[:, [index]] - drawn[:, [index - 1]]
             change = _estimate(means[index] - means[index - 1], before, confidence)
-        loss = result.metrics["loss"]
+        loss, last = result.metrics["loss"], loops - 1
         rows.append(
             Row(
                 model=result.model["name"],
-                loops=loop,
-                loss=Estimate(loss.mean[loop - 1], loss.low[loop - 1], loss.high[loop - 1]),
+                loops=loops,
+                loss=Estimate(loss.mean[last], loss.low[last], loss.high[last]),
                 bits_per_byte=_estimate(means[index], None if drawn is None else drawn[:, [index]], confidence),
                 change=change,
                 lowest_share=None if lowest is None else float(lowest[index]),
                 **asdict(timing),
-                diagnostics={name: result.metrics[name].mean[loop - 1] for name in DIAGNOSTICS},
+                diagnostics={name: result.metrics[name].mean[last] for name in DIAGNOSTICS},
             )
         )
     distinct = [result for index, (result, _) in enumerate(results) if all(result is not r for r, _ in results[:index])]
@@ -205,11 +207,11 @@ def sentences(found: Sweep) -> list[str]:
 
 def label(found: Sweep, row: Row) -> str:
     """A row's name: its loops, and its model where there are several."""
-    return interpretation.loops_text(row.loops) + (f" ({row.model})" if len(found.results) > 1 else "")
+    return loops_text(row.loops) + (f" ({row.model})" if len(found.results) > 1 else "")
 
 
 def text(estimate: Estimate) -> str:
-    return interpretation.estimate(Curve([estimate.mean], [estimate.low], [estimate.high]), 1)
+    return interpretation.estimate(Curve([estimate.mean], [estimate.low], [estimate.high]), 0)
 
 
 def table(found: Sweep) -> list[list[str]]:
@@ -249,7 +251,8 @@ def to_markdown(found: Sweep, picture: str | None = None, notes: Sequence[str] =
         f"Loss on {first.tokens:,} tokens of {interpretation.documents_text(len(first.documents))}, in contexts of up "
         f"to {first.settings['max_length']:,} tokens, with {100 * first.settings['confidence']:g} % bootstrap "
         "intervals; “lowest in” is the share of resamples of the documents. Times are medians over decode steps of all "
-        "rows in turns, so the ratios hold on this machine; the refinement Δp and the offset cost Ω have no common unit. "
+        "rows in turns, so the ratios hold on this machine; the refinement Δp and the offset cost Ω have no common "
+        "unit. "
         + " ".join(notes)
         + (" " if notes else "")
         + ", ".join(f"{name} {value}" for name, value in found.environment.items())

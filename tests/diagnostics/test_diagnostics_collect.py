@@ -120,7 +120,7 @@ def assert_agrees(result: GainCost, expected: Values, rtol: float) -> None:
             continue
         assert_curves(result.metrics[name].mean, expected.curve(name, loops), rtol)
         first = METRICS[name].first_loop
-        assert all(value is None for value in result.metrics[name].mean[: first - 1])
+        assert all(value is None for value in result.metrics[name].mean[:first])
         for loop in range(loops) if name in result.layers else ():
             of_layers = [expected.curve(name, loops, layer)[loop] for layer in range(layers)]
             assert_curves(result.layers[name][loop] or [None] * layers, of_layers, rtol)
@@ -159,7 +159,7 @@ def test_one_loop_has_what_needs_no_second():
     result = measure(model, documents(), max_length=MAX_LENGTH, resamples=20)
     assert_agrees(result, measure_in_numpy(model, ids_of(), 1, MAX_LENGTH), 2e-4)
     for name, metric in METRICS.items():
-        assert (result.metrics[name].mean == [None]) == (metric.first_loop > 1)
+        assert (result.metrics[name].mean == [None]) == (metric.first_loop > 0)
     assert result.gate_histogram is None
     assert (result.recommendation.loops, result.recommendation.share) == (1, [1.0])
     assert "allows no recommendation" in result.reason
@@ -184,7 +184,7 @@ def test_attention_is_what_the_model_records(kind):
     for loop in range(1, 4):
         recorded = model(ids[None], num_loops=loop, **RECORDS)
         for layer in range(model.config.num_hidden_layers):
-            found = seen.log_attention(loop, layer, 0, 15)
+            found = seen.log_attention(loop - 1, layer, 0, 15)
             for branch, maps in (("global", recorded.attentions), ("window", recorded.window_attentions)):
                 maps = () if maps is None else [of_layer for of_layer in maps if of_layer is not None]
                 assert (found[branch] is None) == (not maps)
@@ -322,7 +322,7 @@ def test_every_metric_has_a_curve_or_says_why_not(result):
     assert list(result.metrics) and set(result.metrics) == set(METRICS)
     for name, curve in result.metrics.items():
         for points in (curve.mean, curve.low, curve.high):
-            assert [value is None for value in points] == [loop < METRICS[name].first_loop for loop in (1, 2, 3)]
+            assert [value is None for value in points] == [loop < METRICS[name].first_loop for loop in (0, 1, 2)]
         for low, mean, high in zip(curve.low, curve.mean, curve.high, strict=True):
             assert mean is None or low - 1e-9 <= high
     nothing_known = measure(tiny_model(), [Document([1, 2, 3]), *documents()], max_length=MAX_LENGTH, resamples=2)
@@ -359,7 +359,7 @@ def summarized(losses, ranks, resamples=4000):
     tallies = []
     for loss, rank in zip(losses, ranks, strict=True):
         tally = collecting.Tally(len(loss), 1)
-        for loop, (a, b) in enumerate(zip(loss, rank, strict=True), 1):
+        for loop, (a, b) in enumerate(zip(loss, rank, strict=True)):
             tally.add("loss", loop, torch.tensor([a]))
             tally.add("effective_rank", loop, torch.tensor([b]))
         tallies.append(tally)
@@ -511,10 +511,11 @@ def test_the_loop_lens_tells_each_tokens_story(tokenizer):
         changes = [(b[index] * (b[index] / a[index]).log()).sum().item() for a, b in itertools.pairwise(p)]
         assert record.loss == pytest.approx(losses, rel=1e-4)
         assert record.refinement == [None, *(pytest.approx(change, rel=1e-3, abs=1e-6) for change in changes)]
-        assert record.best == 2 + changes.index(max(changes))
+        assert record.best == 1 + changes.index(max(changes))
         assert record.rank == [1 + (of_loop[index] > of_loop[index, record.id]).sum().item() for of_loop in p]
         assert record.top == [tokenizer.decode([of_loop[index].argmax().item()]) for of_loop in p]
-    json.dumps(lens.to_dict(), allow_nan=False)
+    document = json.loads(json.dumps(lens.to_dict(), allow_nan=False))
+    assert [token["best"] for token in document["tokens"]] == [record.best + 1 for record in lens.tokens]  # from 1
     assert loop_lens(model, tokenizer, text, max_loops=1).tokens[0].best is None
 
 

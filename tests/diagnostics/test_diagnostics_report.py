@@ -62,7 +62,7 @@ HOSTILE = [
 
 def curve(first: int, values: list[float], spread: float | None = 0.01) -> Curve:
     """Values from loop `first` on, with an interval around each unless `spread` is None."""
-    mean = [None] * (first - 1) + values
+    mean = [None] * first + values
     low, high = ([None if v is None or spread is None else v + s * spread for v in mean] for s in (-1, 1))
     return Curve(mean, low, high)
 
@@ -74,14 +74,14 @@ def make_result(
     metrics = {}
     for index, (name, metric) in enumerate(METRICS.items()):
         metrics[name] = curve(
-            metric.first_loop, [index + 1 + 0.1 * r for r in range(metric.first_loop, LOOPS + 1)], spread
+            metric.first_loop, [index + 1.1 + 0.1 * r for r in range(metric.first_loop, LOOPS)], spread
         )
-    metrics["loss"], metrics["effective_rank"] = curve(1, list(loss), spread), curve(1, list(rank), spread)
-    metrics["loss_change"] = curve(2, np.diff(loss).tolist(), spread)
-    metrics["effective_rank_change"] = curve(2, np.diff(rank).tolist(), spread)
-    metrics["refinement"] = curve(2, [0.8, 0.1, 0.05], spread)
-    metrics["offset_cost"] = curve(2, [20.0, 21.0, 22.0], spread)
-    metrics["refinement_share"] = curve(2, [0.9, 0.07, 0.03], spread)
+    metrics["loss"], metrics["effective_rank"] = curve(0, list(loss), spread), curve(0, list(rank), spread)
+    metrics["loss_change"] = curve(1, np.diff(loss).tolist(), spread)
+    metrics["effective_rank_change"] = curve(1, np.diff(rank).tolist(), spread)
+    metrics["refinement"] = curve(1, [0.8, 0.1, 0.05], spread)
+    metrics["offset_cost"] = curve(1, [20.0, 21.0, 22.0], spread)
+    metrics["refinement_share"] = curve(1, [0.9, 0.07, 0.03], spread)
     gates = [None] + [[0.1 * loop + 0.2 * layer for layer in range(LAYERS)] for loop in range(1, LOOPS)]
     layers = {name: gates if name == "gate" else [[0.5] * LAYERS] * LOOPS for name in LAYER_METRICS}
     best = 1 + int(np.cumprod(np.diff(loss) < 0).sum())
@@ -116,12 +116,12 @@ def make_result(
 
 
 def make_lens(texts=("def", " f", "():\n", "\treturn"), loops=LOOPS) -> LoopLens:
-    """Loop 2 halves the loss of even tokens and doubles that of odd ones; later loops change nothing."""
+    """Loop 1 halves the loss of even tokens and doubles that of odd ones; later loops change nothing."""
     records = []
     for i, text in enumerate(texts):
         losses = [2.0, *[1.0 if i % 2 == 0 else 4.0] * (loops - 1)]
         refinement = [None, 0.25 + i, *[0.0] * (loops - 2)][:loops]
-        records.append(TokenRecord(i, text, losses, refinement, 2, [i + 1] * loops, [0.5] * loops, [text] * loops))
+        records.append(TokenRecord(i, text, losses, refinement, 1, [i + 1] * loops, [0.5] * loops, [text] * loops))
     return LoopLens("hostile <name>.py", loops, records)
 
 
@@ -282,7 +282,7 @@ def test_an_interval_that_holds_zero_says_so():
 
 def test_the_course_of_a_curve():
     def say(values, spread):
-        return interpretation.course(curve(2, values, spread), "X", "")
+        return interpretation.course(curve(1, values, spread), "X", "")
 
     assert "X falls from 3.00" in say([3.0, 2.0, 1.0], 0.1) and "do not overlap" in say([3.0, 2.0, 1.0], 0.1)
     assert "X rises from 1.00" in say([1.0, 2.0, 3.0], 0.1)
@@ -314,14 +314,14 @@ def test_gates_motion_and_shift():
     assert "mix the two branches" in text  # no bin of this histogram lies within 0.1 of an end
     result.gate_histogram["edges"] = [0.0, 0.1, 0.5, 0.9, 1.0]
     assert "50 % of the gates are within 0.1" in " ".join(interpretation.gates(result))
-    result.metrics["step_size"], result.metrics["fixed_point_gap"] = curve(1, [10.0] * LOOPS), curve(1, [0.5] * LOOPS)
-    result.metrics["angular_change"] = curve(2, [0.5, 0.005, -0.5])
+    result.metrics["step_size"], result.metrics["fixed_point_gap"] = curve(0, [10.0] * LOOPS), curve(0, [0.5] * LOOPS)
+    result.metrics["angular_change"] = curve(1, [0.5, 0.005, -0.5])
     said = " ".join(interpretation.motion(result))
     assert "5.0 % of the first step: they have all but come to rest" in said
     assert [said.index(s) for s in ("goes on in the", "neither on nor", "takes back")] == sorted(
         said.index(s) for s in ("goes on in the", "neither on nor", "takes back")
     )
-    result.metrics["fixed_point_gap"] = curve(1, [20.0] * LOOPS)
+    result.metrics["fixed_point_gap"] = curve(0, [20.0] * LOOPS)
     assert "200 % of the first step: they are still moving" in " ".join(interpretation.motion(result))
     assert not any("no shift" in sentence for sentence in interpretation.gain_cost(result))
     assert any("no shift" in sentence for sentence in interpretation.gain_cost(make_result(cross_loop_shift=False)))
@@ -469,7 +469,7 @@ def test_csv_holds_every_number():
     assert float(found["loss", "", 2]["mean"]) == 1.5 and float(found["loss", "", 2]["low"]) == pytest.approx(1.49)
     assert float(found["gate", "2", 3]["mean"]) == pytest.approx(0.6)
     assert ("gate", "", 1) not in found and found["refinement", "", 2]["unit"] == "nats"
-    assert len([row for row in rows if not row["layer"]]) == sum(LOOPS - m.first_loop + 1 for m in METRICS.values())
+    assert len([row for row in rows if not row["layer"]]) == sum(LOOPS - m.first_loop for m in METRICS.values())
 
 
 # -- sweeps ------------------------------------------------------------------------------------------------------------

@@ -13,8 +13,7 @@
 # limitations under the License.
 """The gain–cost measurements in float64 NumPy, from their definitions and the oracle's states: the tests' oracle.
 
-Nothing is streamed: every attention matrix and every prediction exists at once, so texts must be short. Loops are
-counted from 1 here; `Reference` counts them from 0.
+Nothing is streamed: every attention matrix and every prediction exists at once, so texts must be short.
 """
 
 import itertools
@@ -87,30 +86,30 @@ class Values:
             self.weights[key] += weight * values.size
 
     def curve(self, name, loops, layer=None):
-        keys = [(name, loop, layer) for loop in range(1, loops + 1)]
+        keys = [(name, loop, layer) for loop in range(loops)]
         return [self.sums[key] / self.weights[key] if self.weights[key] else None for key in keys]
 
 
 def measure_piece(values: Values, oracle: Observed, inputs, targets, loops: int) -> None:
     config = oracle.config
-    _, states = oracle(inputs, loops + 2)  # so that those of loop `loops` + 1 are fed back too
+    _, states = oracle(inputs, loops + 2)  # so that those of loop `loops` are fed back too
     embeddings = oracle.weights["model.embed_tokens.weight"][np.asarray(inputs)]
     h = [embeddings, *states[: loops + 1]]
     normed = h if config.plt_normalize_per_loop else [None, *(oracle.norm("model.norm", state) for state in h[1:])]
     time, size = embeddings.shape
-    for r in range(1, loops + 1):
-        step = h[r] - h[r - 1]
+    for r in range(loops):  # loop r makes h[r + 1] of h[r]
+        step = h[r + 1] - h[r]
         values.add("step_size", r, length(step))
-        values.add("fixed_point_gap", r, length(h[r + 1] - h[r]))
-        values.add("effective_rank", r, rank_of(normed[r]), weight=time)
-        if r > 1:
-            last = h[r - 1] - h[r - 2]
+        values.add("fixed_point_gap", r, length(h[r + 2] - h[r + 1]))
+        values.add("effective_rank", r, rank_of(normed[r + 1]), weight=time)
+        if r > 0:
+            last = h[r] - h[r - 1]
             moved = (length(step) > 0) & (length(last) > 0)
             cosine = (step * last).sum(-1)[moved] / (length(step) * length(last))[moved]
             values.add("angular_change", r, cosine)
-            given = np.roll(h[r - 1], 1, axis=0)  # what loop r is given of token i is that of i − 1
-            cost = length(h[r - 1] - given)[1:]
-            values.add("aligned_step", r, length(h[r] - given)[1:] if config.plt_cross_loop_shift else length(step))
+            given = np.roll(h[r], 1, axis=0)  # what loop r is given of token i is that of i − 1
+            cost = length(h[r] - given)[1:]
+            values.add("aligned_step", r, length(h[r + 1] - given)[1:] if config.plt_cross_loop_shift else length(step))
             values.add("offset_cost", r, cost)
             values.add("offset_cost_per_sqrt_d", r, cost / np.sqrt(size))
     measure_attention(values, oracle, loops)
@@ -122,15 +121,15 @@ def measure_attention(values: Values, oracle: Observed, loops: int) -> None:
     for layer in range(oracle.config.num_hidden_layers):
         before = {}
         first_keys = oracle.seen[0][layer][1]
-        for r in range(1, loops + 1):
-            q, k, g = oracle.seen[r - 1][layer]
+        for r in range(loops):
+            q, k, g = oracle.seen[r][layer]
             now = {"global": weights_of(q, first_keys)}
             now["mixture"] = now["global"]
-            if r > 1 and kind == "gated":
+            if r > 0 and kind == "gated":
                 now["window"] = weights_of(q, k, oracle.config.plt_window_size[0])
                 now["mixture"] = g[..., None] * now["global"] + (1 - g[..., None]) * now["window"]
                 values.add("gate", r, g, layer=layer)
-            elif r > 1 and kind == "own":
+            elif r > 0 and kind == "own":
                 now = dict.fromkeys(("window", "mixture"), weights_of(q, k))
             for branch, weights in now.items():
                 heads = len(weights)
@@ -152,18 +151,18 @@ def measure_predictions(values: Values, oracle: Observed, normed, targets, loops
     p = np.exp(logits - logits.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)  # (R, T, V)
     changes = np.stack([kl(after, before) for before, after in itertools.pairwise(p)]) if loops > 1 else None
-    for r in range(1, loops + 1):
-        of_target = p[r - 1][np.arange(len(targets)), targets]
-        rank = 1 + (p[r - 1] > of_target[:, None]).sum(-1)
+    for r in range(loops):
+        of_target = p[r][np.arange(len(targets)), targets]
+        rank = 1 + (p[r] > of_target[:, None]).sum(-1)
         values.add("loss", r, -np.log(of_target))
         values.add("true_rank", r, rank)
         values.add("top1_accuracy", r, rank == 1)
-        values.add("entropy", r, entropy(p[r - 1]))
-        values.add("agreement", r, p[r - 1].argmax(-1) == p[-1].argmax(-1))
-        if r > 1:
-            values.add("refinement", r, changes[r - 2])
+        values.add("entropy", r, entropy(p[r]))
+        values.add("agreement", r, p[r].argmax(-1) == p[-1].argmax(-1))
+        if r > 0:
+            values.add("refinement", r, changes[r - 1])
             near = changes.max(0) - changes <= 1e-5  # of the loops that are near the largest, the first
-            values.add("refinement_share", r, near[r - 2] & ~near[: r - 2].any(0))
+            values.add("refinement_share", r, near[r - 1] & ~near[: r - 1].any(0))
 
 
 def measure(model, documents: list[list[int]], loops: int, max_length: int) -> Values:
