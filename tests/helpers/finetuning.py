@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 What the training scripts work on: a tiny model folder with tokenizer and chat template, and text for it. And what the
 tests ask of a run: its losses, its gradients.
@@ -66,7 +55,7 @@ def write_model(folder: Path, **overrides) -> Path:
 
 def write_texts(folder: Path) -> Path:
     """A folder of documents of very different lengths, one of them empty, and a hidden file that is no text."""
-    lines = (ROOT / "masks_plt.py").read_text().splitlines()[20:90]
+    lines = (ROOT / "masks_plt.py").read_text().splitlines()[9:79]
     (folder / "deeper").mkdir(parents=True)
     for index, size in enumerate((1, 9, 3, 14, 2, 6, 4, 11)):
         place = folder / "deeper" if index % 2 else folder
