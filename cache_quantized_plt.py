@@ -12,6 +12,9 @@ from .compat_plt import Fp8QuantizedLayer
 class _QuantizedLoopStates(LoopStates):
     """Loop 0's keys and values quantized by the library, in groups of tokens; windows and carries as they are."""
 
+    _quantized_keys: torch.Tensor
+    _quantized_values: torch.Tensor
+
     def _refuse(self, *args, **kwargs):
         raise ValueError(
             "A quantized cache cannot be cropped, regrouped or, as assisted generation does, rolled back: its tokens "
@@ -38,7 +41,7 @@ QUANTIZED_LAYERS = {"quanto": PLTQuantoCacheLayer, "hqq": PLTHQQCacheLayer}
 
 if Fp8QuantizedLayer is not None:
 
-    class PLTFp8CacheLayer(_QuantizedLoopStates, Fp8QuantizedLayer):
+    class PLTFp8CacheLayer(_QuantizedLoopStates, Fp8QuantizedLayer):  # type: ignore[valid-type, misc]
         """8-bit floats, without a further dependency."""
 
     QUANTIZED_LAYERS["fp8"] = PLTFp8CacheLayer

@@ -19,7 +19,7 @@ NEWEST = "5.24"  # the newest minor version that the tests were run with; setup.
 
 
 def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.match(r"[\d.]*\d", version)[0].split("."))
+    return tuple(int(number) for number in re.match(r"[\d.]*\d", version)[0].split("."))  # type: ignore[index]
 
 
 INSTALLED = _release(transformers.__version__)

@@ -20,7 +20,7 @@ from .masks_plt import Cells
 class SharedKeysAttention(IQuestPLTCoderAttention):
     """All loops attend to loop 0's keys."""
 
-    def attend_later(self, query_BHNC, key_BKNC, value_BKNC, cells: Cells, cache, **kwargs) -> None:
+    def attend_later(self, query_BHNC, key_BKNC, value_BKNC, cells: Cells, cache, **kwargs) -> None:  # type: ignore[override]
         return None
 
     def mix(self, global_BNHC, local, residual_BND, query_BHNC, cells: Cells) -> torch.Tensor:

@@ -2,9 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a PLT model costs to serve, computed from its configuration."""
 
+from typing import Any
+
+import torch
+
 
 class PLTCosts:
     """Bytes of the cache and operations of a decode step, for a model with `config`, `dtype` and `base_model`."""
+
+    config: Any
+    dtype: torch.dtype
+    base_model: Any
 
     def kv_bytes_per_token(self, num_loops: int | None = None) -> int:
         """

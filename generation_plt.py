@@ -6,8 +6,10 @@ import contextlib
 import functools
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
+from typing import Any, NoReturn
 
 import torch
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.generation import GenerationMixin
 
 from .cache_plt import PLTCache
@@ -27,7 +29,9 @@ class PLTGenerationMixin(GenerationMixin):
     """
 
     @functools.wraps(GenerationMixin.generate)
-    def generate(self, inputs=None, generation_config=None, *args, **kwargs):
+    def generate(
+        self, inputs: torch.Tensor | None = None, generation_config: GenerationConfig | None = None, *args, **kwargs
+    ) -> Any:
         inputs, kwargs = _unpack_tokenizer_output(inputs, kwargs)
         if any(name in kwargs for name in CACHE_NAMES):
             kwargs[CACHE_NAME] = take_cache(kwargs)
@@ -54,8 +58,15 @@ class PLTGenerationMixin(GenerationMixin):
         return super().__call__(*args, **kwargs)
 
     def create_masks_for_generate(
-        self, config, inputs_embeds, attention_mask, cache=None, position_ids=None, past_key_values=None, **kwargs
-    ):
+        self,
+        config: PreTrainedConfig,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        cache: PLTCache | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: PLTCache | None = None,
+        **kwargs,
+    ) -> dict[str, Any]:
         """
         What `generate()` prepares ahead of a compiled step, see `prepare_mask`; `forward` takes it in place of a mask.
         """
@@ -94,7 +105,7 @@ class PLTGenerationMixin(GenerationMixin):
             generator.get_candidates = _restoring_layers(generator.get_candidates, self.model.config)
         return generator
 
-    def init_continuous_batching(self, *args, **kwargs):
+    def init_continuous_batching(self, *args, **kwargs) -> NoReturn:
         """Not available: raises ValueError."""
         raise ValueError(
             "Continuous batching is not available for PLT models: its paged cache has no room for the loops' windows "

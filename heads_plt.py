@@ -27,7 +27,7 @@ class IQuestPLTCoderForSequenceClassification(GenericForSequenceClassification, 
     """
 
     def __init__(self, config: IQuestPLTCoderConfig):
-        IQuestPLTCoderPreTrainedModel.__init__(self, config)
+        IQuestPLTCoderPreTrainedModel.__init__(self, config)  # type: ignore[call-arg]
         self.model = IQuestPLTCoderModel(config)
         self.num_labels = config.num_labels
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
@@ -38,7 +38,7 @@ class IQuestPLTCoderForTokenClassification(GenericForTokenClassification, IQuest
     """Logits (batch, time, num_labels): what `AutoModelForTokenClassification` loads."""
 
     def __init__(self, config: IQuestPLTCoderConfig):
-        IQuestPLTCoderPreTrainedModel.__init__(self, config)
+        IQuestPLTCoderPreTrainedModel.__init__(self, config)  # type: ignore[call-arg]
         self.model = IQuestPLTCoderModel(config)
         self.num_labels = config.num_labels
         dropout = getattr(config, "classifier_dropout", None)
@@ -51,7 +51,7 @@ class IQuestPLTCoderForQuestionAnswering(GenericForQuestionAnswering, IQuestPLTC
     """Logits (batch, time) of where an answer starts and ends: what `AutoModelForQuestionAnswering` loads."""
 
     def __init__(self, config: IQuestPLTCoderConfig):
-        IQuestPLTCoderPreTrainedModel.__init__(self, config)
+        IQuestPLTCoderPreTrainedModel.__init__(self, config)  # type: ignore[call-arg]
         self.model = IQuestPLTCoderModel(config)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()

@@ -4,6 +4,7 @@
 
 import functools
 import weakref
+from typing import Any
 
 import torch
 import yaml
@@ -16,6 +17,8 @@ class ModelPath(str):
 
     Trainers load their reference model so. To everything else this is the path alone.
     """
+
+    plt_num_loops: int | None
 
     def __new__(cls, path: str, plt_num_loops: int | None = None):
         self = super().__new__(cls, path)
@@ -39,7 +42,7 @@ class Family(weakref.WeakSet):
 _BOUND = {"_compiled_call", "_compiled_call_impl", "_hf_hook", "_old_forward", "_original_forward"}
 
 
-def share_parts(module: nn.Module, config) -> nn.Module:
+def share_parts(module: nn.Module, config) -> Any:
     """
     A module with another configuration, on the same parts: not only the weights, but the very dictionaries of
     submodules and hooks. So what is replaced or added later (adapters, a resized embedding) is there in both.

@@ -122,7 +122,7 @@ class Layout:
     global_mask: torch.Tensor | None
     window: Window | None = None
     previous: torch.Tensor | None = None
-    position_embeddings: tuple[torch.Tensor, torch.Tensor] = field(default=(), repr=False)
+    position_embeddings: tuple[torch.Tensor, torch.Tensor] = field(default=(), repr=False)  # type: ignore[assignment]
 
     def allows_tails(self, cache: Cache | None) -> bool:
         """Whether loops >= 1 may run over the last tokens alone: in tiles, unless a rollback may need the others."""
@@ -236,7 +236,7 @@ def _create_window(config, inputs, is_new, position_ids, previous) -> Window:
     window.is_token = _window_tokens(inputs, is_new, past)
     has_gaps = _has_padding_after_tokens(window.is_token, is_new, cache)
     if has_gaps and cache is not None:
-        window.keep = last_tokens(window.is_token, window.left)
+        window.keep = last_tokens(window.is_token, window.left)  # type: ignore[arg-type]
     # Sizes decide nothing while a model is exported: the graph has to serve all.
     is_short = not is_exporting() and past + num_tokens <= window.left + 1
     takes_tiles = get_kernel(config._attn_implementation).takes_tiles and not inputs.records and not is_exporting()

@@ -47,8 +47,8 @@ for command in (
     serve.serve,
 ):
     app.command()(command)
-for command in (diagnose.diagnose, sweep.sweep):
-    app.command(cls=ManyFiles)(command)
+for command_of_files in (diagnose.diagnose, sweep.sweep):
+    app.command(cls=ManyFiles)(command_of_files)
 
 
 def main() -> None:

@@ -33,7 +33,8 @@ class Conversation:
 
     def _forget(self) -> None:
         """The cache, not the messages."""
-        self.cache, self.text, self.ids = None, "", []
+        self.cache: PLTCache | None = None
+        self.text, self.ids = "", []
 
     def set_num_loops(self, num_loops: int) -> None:
         """From the next turn on; that reads everything again, as a cache belongs to one number of loops."""

@@ -3,7 +3,7 @@
 """Options that several commands have, and the arguments of `generate()` that follow from them."""
 
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,7 +11,7 @@ from ..configuration_plt import MAX_LOOPS
 from ..conversion.convert import FLOATS
 
 
-Dtype = Enum("Dtype", {name: name for name in FLOATS})
+Dtype = Enum("Dtype", {name: name for name in FLOATS})  # type: ignore[misc]
 
 Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")]
 NumLoops = Annotated[int | None, typer.Option(min=1, max=MAX_LOOPS, help="Loops per token. [default: the model's]")]
@@ -27,7 +27,7 @@ DtypeOption = Annotated[Dtype | None, typer.Option(help="[default: as stored]")]
 
 def sampling(model, max_new_tokens: int, greedy: bool, temperature: float | None) -> dict:
     """Arguments of `generate()`: the model's own generation configuration, but for what is asked for."""
-    options = {"max_new_tokens": max_new_tokens}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens}
     if greedy and temperature is not None:
         raise typer.BadParameter("--greedy and --temperature exclude each other.")
     if greedy:

@@ -27,7 +27,8 @@ class TextPrinter(BaseStreamer):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], None]):
         self.tokenizer, self.write = tokenizer, write
-        self.ids, self.written = [], None
+        self.ids: list[int] = []
+        self.written: str | None = None  # before the prompt
 
     def _text(self) -> str:
         return self.tokenizer.decode(self.ids, skip_special_tokens=True)
@@ -61,7 +62,7 @@ class TextPrinter(BaseStreamer):
                 if rest and text.endswith(rest):
                     return self._keep(count)
         if len(self.ids) > 2 * MAX_TOKENS:  # such as bytes that are no character: they are not waited for any longer
-            self.write(text[len(self.written) :])
+            self.write(text[len(self.written) :])  # type: ignore[arg-type]
             self._keep(CONTEXT)
 
     def end(self) -> None:

@@ -105,11 +105,11 @@ def time_rows(rows: list[tuple], length: int, new_tokens: int, prompt: int) -> l
     """
     from ..utils.timing import decode_step_times
 
-    runs = {
+    runs: dict[int | str, tuple] = {
         index: (model, {"num_loops": loops, "min_new_tokens": WARM_UP + 1 + new_tokens})  # the end token ends no run
         for index, (model, loops) in enumerate(rows)
     }
-    base = next((index for index, (_, loops) in enumerate(rows) if loops == 1), None)
+    base: int | str | None = next((index for index, (_, loops) in enumerate(rows) if loops == 1), None)
     if base is None:
         base, runs["base"] = "base", (rows[0][0], {**runs[0][1], "num_loops": 1})
     vocabulary = min(model.config.vocab_size for model, _ in rows)

@@ -129,7 +129,7 @@ def model_card(
     text = (PLT if is_plt else DENSE) + REST
     text = text.format(
         title=f"{name} for Transformers" if is_plt else f"{name}, dense",
-        loops=config.plt_num_loops if is_plt else 1,
+        loops=config.plt_num_loops if is_plt else 1,  # type: ignore[union-attr]
         load=LOAD.format(argument=""),
         load_remote=LOAD.format(argument=", trust_remote_code=True"),
         table="\n".join(f"| {what} | {value} |" for what, value in _shape(config, parameters).items()),

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import torch
@@ -118,7 +118,7 @@ def config_json(config: PreTrainedConfig, dtype: torch.dtype) -> dict:
     return fields | ({"auto_map": AUTO_MAP} if is_plt else {})
 
 
-def expected_shapes(config: PreTrainedConfig, names: set[str]) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: PreTrainedConfig, names: Set[str]) -> dict[str, tuple[int, ...]]:
     """
     Name and shape of every tensor of the model. `names` are those that are there: they decide whether an output layer
     tied to the embedding is stored. Raises ValueError if the configuration has another number of layers than they.

@@ -16,7 +16,7 @@ from typing import Any
 try:
     import resource
 except ImportError:  # Windows, which has no `fork` either
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 
 MAX_BYTES = 50_000_000  # of a result

@@ -253,7 +253,9 @@ def _check_logits(folder: Path, path: Path) -> list[str]:
     for name, num_loops in loops.items():
         with layout.refusals(path.name):
             found = model(golden["input_ids"], num_loops=num_loops).logits[:, golden["positions"]]
-            error = float((found - golden[name]).abs().max() / golden[name].abs().max())
-        if not error <= LOGITS_TOLERANCE:
-            problems.append(f"{name} differs by {error:.1e} of the largest logit, {LOGITS_TOLERANCE:.0e} is allowed.")
+            difference = float((found - golden[name]).abs().max() / golden[name].abs().max())
+        if not difference <= LOGITS_TOLERANCE:
+            problems.append(
+                f"{name} differs by {difference:.1e} of the largest logit, {LOGITS_TOLERANCE:.0e} is allowed."
+            )
     return problems

@@ -13,7 +13,7 @@ import shutil
 import signal
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +76,7 @@ class Folder:
         self.path, self.progress = path, progress
         self.files: dict[str, dict] = {}
 
-    def write(self, name: str, chunks) -> None:
+    def write(self, name: str, chunks: Iterable[bytes]) -> None:
         """A file of the bytes of `chunks`, on disk when this returns."""
         digest, size = hashlib.sha256(), 0
         path = self.path / name
@@ -111,7 +111,8 @@ class Folder:
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
         """A safetensors file. Takes no more memory than the header and a piece of a tensor, or a new tensor."""
-        header, offset = {"__metadata__": {"format": "pt"}}, 0
+        header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+        offset = 0
         for key, tensor in tensors.items():
             offsets = [offset, offset + tensor.nbytes]
             header[key] = {

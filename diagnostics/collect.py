@@ -10,6 +10,7 @@ all loops are kept; what grows faster, attention weights and predictions, is red
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,7 +119,7 @@ def tally_predictions(tally: Tally, predictions: Predictions) -> None:
         tally.add("agreement", loop, predictions.agreement[loop])
         if loop > 0:
             tally.add("refinement", loop, predictions.refinement[loop - 1])
-            tally.add("refinement_share", loop, best == loop)
+            tally.add("refinement_share", loop, best == loop)  # type: ignore[arg-type]
 
 
 def measure(
@@ -204,8 +205,8 @@ def summarize(tallies: list[Tally], documents: list[dict], model: dict, settings
         resampled[name] = bootstrap.ratios(counts, sums.sum(2), weights.sum(2))
         if name in LAYER_METRICS:
             by_layer = bootstrap.ratios(np.ones(count), sums.reshape(count, -1), weights.reshape(count, -1))
-            by_layer = without_nan(by_layer.reshape(loops, -1).tolist())
-            layers[name] = [None if None in of_loop else of_loop for of_loop in by_layer]
+            rows = without_nan(by_layer.reshape(loops, -1).tolist())
+            layers[name] = [None if None in of_loop else of_loop for of_loop in rows]
     for name in ("loss", "effective_rank"):
         for values in (means, resampled):
             first = np.full((len(values[name]), 1), np.nan)
@@ -223,14 +224,14 @@ def summarize(tallies: list[Tally], documents: list[dict], model: dict, settings
         documents=documents,
         metrics=curves,
         layers=layers,
-        gate_histogram=_histogram(sum(tally.histogram for tally in tallies)),
+        gate_histogram=_histogram(np.sum([tally.histogram for tally in tallies], axis=0)),
         recommendation=_recommendation(means, resampled if count > 1 else None, loops),
     )
 
 
 def _recommendation(means: dict, resampled: dict | None, limit: int) -> Recommendation:
     """By the rule and by the loss alone, from means (1, R) and those of the resamples (resamples, R)."""
-    fields = {"limit": limit}
+    fields: dict[str, Any] = {"limit": limit}
     for suffix, names in (("", ("loss", "effective_rank")), ("_by_loss", ("loss",))):
         fields[f"loops{suffix}"] = int(bootstrap.recommend(*(means[name][0] for name in names)))
         fields[f"share{suffix}"] = None

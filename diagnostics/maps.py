@@ -87,7 +87,8 @@ def attention_maps(
     for loop in range(max_loops):
         of_loop = [recorded.log_attention(loop, layer, 0, len(inputs)) for layer in layers]
         for branch, found in maps.items():
-            found.append([None if of[branch] is None else _numpy(of[branch].exp().mean(0)) for of in of_loop])
+            weights = (of[branch] for of in of_loop)
+            found.append([None if log is None else _numpy(log.exp().mean(0)) for log in weights])
     gates = [
         [None if of_loop is None else _numpy(of_loop[layer].float().mean(0)) for layer in layers]
         for of_loop in recorded.gates

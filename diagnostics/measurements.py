@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from ..configuration_plt import LOOP_ATTENTIONS
 from .loop_names import loop_name, loops_text
@@ -134,11 +134,11 @@ class Measurements:
                 f"The result has version {document.get('version')!r}, and this iquest-plt reads version {VERSION}: "
                 "measure again, or use the iquest-plt that wrote it."
             )
-        fields = {field.name for field in dataclasses.fields(cls)}
-        missing = sorted(fields - document.keys())
+        names = {field.name for field in dataclasses.fields(cls)}
+        missing = sorted(names - document.keys())
         if missing:
             raise ValueError(f"The result lacks {', '.join(missing)}: the file is damaged, measure again.")
-        fields = {name: document[name] for name in fields}
+        fields = {name: document[name] for name in names}
         try:
             fields["metrics"] = {name: Curve(**curve) for name, curve in fields["metrics"].items()}
             fields["recommendation"] = Recommendation(**fields["recommendation"])
@@ -207,7 +207,7 @@ class Measurements:
 
     def _check_histogram(self) -> None:
         """As `_check`; the loops with a histogram must be those with a mean gate, and there must be one."""
-        edges, counts = self.gate_histogram["edges"], self.gate_histogram["counts"]
+        edges, counts = self.gate_histogram["edges"], self.gate_histogram["counts"]  # type: ignore[index]
         _check_numbers("the edges of the gates' histogram", edges, len(edges), "numbers")
         _check_length("the gates' histogram", counts, self.max_loops, "loops")
         for of_loop in filter(None, counts):
@@ -239,7 +239,7 @@ def _check_numbers(part: str, values: list, count: int, unit: str, optional: boo
             raise TypeError(f"{part} holds {value!r}")
 
 
-def without_nan(values) -> list:
+def without_nan(values: Any) -> Any:
     """Nested lists of floats with None in place of NaN."""
     if isinstance(values, float):
         return None if math.isnan(values) else values

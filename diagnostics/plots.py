@@ -9,7 +9,7 @@ Figures are objects of their own (no `pyplot`, no global state): show them in a 
 import io
 import math
 import re
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +34,7 @@ from .sweep import Sweep
 INK, FAINT = "#22272e", "#8b949e"
 GAIN, COST, THIRD = "#0072b2", "#d55e00", "#009e73"
 VARIABLES = {FAINT: "faint", GAIN: "gain", COST: "cost", THIRD: "third"}
-RC = {
+RC: Any = {  # settings of matplotlib
     "font.family": "sans-serif",
     "font.size": 10,
     "svg.fonttype": "none",  # text stays text: small files, the page's own font
@@ -222,7 +222,7 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     `currentColor`, others `var(--gain)` …), its ids begin with `name`, and `label` is read to who does not see it.
     """
     target = io.StringIO()
-    salt = {"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif"}
+    salt: Any = {"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif"}
     with matplotlib.rc_context(salt):
         figure.savefig(target, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = target.getvalue()
@@ -233,13 +233,13 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     svg = svg.replace(INK, "currentColor").replace("'DejaVu Sans', ", "")
     for color, variable in VARIABLES.items():
         svg = svg.replace(color, f"var(--{variable}, {color})")
-    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()
+    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()  # type: ignore[union-attr]
     label = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     opening = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}" role="img" '
     return re.sub(r"<svg[^>]*>", lambda _: f'{opening}aria-label="{label}">', svg, count=1).strip()
 
 
-def draw_interval(axes: Axes, x: Sequence[float], curve: Curve, color: str, style: str, label: str | None = None):
+def draw_interval(axes: Axes, x: np.ndarray, curve: Curve, color: str, style: str, label: str | None = None) -> None:
     """A curve at `x`, with error bars where it has an interval."""
     mean, low, high = (np.array(values, dtype=float) for values in (curve.mean, curve.low, curve.high))
     known = ~np.isnan(mean)
@@ -257,7 +257,7 @@ def _plot_up(axes: Axes, values: list[float | None], color: str, style: str = "o
 
 
 def _draw_curve(axes: Axes, curve: Curve, color: str, style: str, label: str | None = None, shift: float = 0) -> None:
-    draw_interval(axes, loop_number(np.arange(len(curve.mean))) + shift, curve, color, style, label)
+    draw_interval(axes, np.arange(len(curve.mean)) + loop_number(0) + shift, curve, color, style, label)
 
 
 def _chart_metrics(result: Measurements, title: str) -> list[str]:

@@ -86,7 +86,8 @@ def render(
         "loops_text": loops_text,
         "quoted": quoted,
     }
-    show_lens = lens is not None and lens.max_loops > 1 and bool(lens.tokens)
+    if lens is not None and (lens.max_loops == 1 or not lens.tokens):
+        lens = None
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         result=result,
         metrics=METRICS,
@@ -103,8 +104,8 @@ def render(
             for name in TABLE
             if name in result.metrics
         ],
-        lens=lens if show_lens else None,
-        lens_data=lens_data(lens) if show_lens else None,
+        lens=lens,
+        lens_data=None if lens is None else lens_data(lens),
         maps=maps,
         attention=_attention(maps, svg),
         notes=notes,

@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """`GainCost`: what the diagnostics found, with its picture."""
 
+from typing import Any
+
 from .measurements import Measurements
 
 
 class GainCost(Measurements):
     __doc__ = Measurements.__doc__
 
-    def plot(self):
+    def plot(self) -> Any:
         """The curves as a matplotlib figure."""
         from .plots import plot  # matplotlib takes a second to import
 

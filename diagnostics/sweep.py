@@ -180,7 +180,7 @@ def sentences(found: Sweep) -> list[str]:
         )
     for before, row in pairwise(found.rows):
         low, high = row.change.low, row.change.high
-        if low is not None and low <= 0 <= high:
+        if low is not None and low <= 0 <= high:  # type: ignore[operator]
             said.append(
                 f"Between {label(found, before)} and {label(found, row)} there is no sure difference: "
                 f"{text(row.change)} bits per byte."

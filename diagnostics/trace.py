@@ -71,7 +71,7 @@ class Trace:
         if self.loop_attention == "own":
             return {"global": None, "window": log_window, "mixture": log_window}
         log_global = log_attention(query, first_keys, self.scaling, start)
-        gate = self.gates[loop][layer][:, start:stop]
+        gate = self.gates[loop][layer][:, start:stop]  # type: ignore[index]
         mixed = metrics.mixture(log_global, log_window, gate)
         return {"global": log_global, "window": log_window, "mixture": mixed}
 

@@ -39,7 +39,7 @@ def install(max_length: int | None = None) -> None:
         max_tokens = max_length
 
     utils.GenerateManager = Manager
-    uvicorn.Server = Server
+    uvicorn.Server = Server  # type: ignore[misc]
 
 
 class Stop(StoppingCriteria):
@@ -89,7 +89,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config):
         _stopping.clear()
-        config.app.add_exception_handler(ValueError, _refuse)
+        config.app.add_exception_handler(ValueError, _refuse)  # type: ignore[union-attr]
         config.app = Guard(config.app)
         if config.timeout_graceful_shutdown is None:
             config.timeout_graceful_shutdown = SECONDS_TO_STOP

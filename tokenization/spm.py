@@ -268,7 +268,7 @@ def _ties(merges: list[tuple[str, str]], reference: SentencePieceEncoder) -> Ite
 
 
 def _normalizer(spec) -> normalizers.Normalizer:
-    steps = [normalizers.Prepend(SPACE)]
+    steps: list[normalizers.Normalizer] = [normalizers.Prepend(SPACE)]
     if spec.precompiled_charsmap:
         charsmap = normalizers.Precompiled(spec.precompiled_charsmap)
         compose = [normalizers.NFC()] if charsmap.normalize_str("e\u0301") == "\u00e9" else []

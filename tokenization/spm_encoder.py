@@ -74,7 +74,7 @@ class SentencePieceEncoder:
         for match in self._split.finditer(text):
             if match.start() > end:
                 segments.append(self._plain(text[end : match.start()]))
-            index = self._ids[match.lastindex - 1]
+            index = self._ids[match.lastindex - 1]  # type: ignore[operator]
             segments.append(Segment(match.group(), [index], self.added_tokens[index].content))
             end = match.end()
         if end < len(text):
@@ -181,7 +181,7 @@ def _locate(pieces, special_tokens: Iterable[str], added_tokens: Mapping[int, Ad
     for content in special_tokens:
         if not content:
             raise ValueError("a special token is empty")
-        index = next((index for index, token in located.items() if token.content == content), ids.get(content))
+        index = next((index for index, token in located.items() if token.content == content), ids.get(content))  # type: ignore[assignment]
         if index is None:
             index = max(len(pieces), max(located) + 1)
         token = located.setdefault(index, AddedToken(content, normalized=False))

@@ -3,6 +3,7 @@
 """The tokenizer of LoopCoder-V2: the library's fast tokenizer, whose chats also go where a tensor was expected."""
 
 import functools
+from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
@@ -19,14 +20,14 @@ class ChatEncoding(BatchEncoding):
         return super().__getitem__(item) if isinstance(item, str) else self.input_ids[item]
 
     @property
-    def shape(self):
+    def shape(self) -> Any:
         return self.input_ids.shape
 
     @property
-    def device(self):
+    def device(self) -> Any:
         return self.input_ids.device
 
-    def size(self, *args):
+    def size(self, *args) -> Any:
         return self.input_ids.size(*args)
 
 
@@ -37,7 +38,7 @@ class IQuestPLTCoderTokenizer(PreTrainedTokenizerFast):
     """
 
     @functools.wraps(PreTrainedTokenizerFast.apply_chat_template)
-    def apply_chat_template(self, *args, **kwargs):
+    def apply_chat_template(self, *args, **kwargs) -> Any:
         outputs = super().apply_chat_template(*args, **kwargs)
         if isinstance(outputs, BatchEncoding) and hasattr(outputs.get("input_ids"), "shape"):
             return ChatEncoding(outputs.data, outputs.encodings, n_sequences=outputs.n_sequences)

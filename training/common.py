@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainingArguments,
@@ -59,7 +60,7 @@ def make_parser(description: str, lr: float) -> argparse.ArgumentParser:
     return parser
 
 
-def training_arguments(args) -> dict:
+def training_arguments(args: argparse.Namespace) -> dict:
     """The options as fields of `TrainingArguments`."""
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(args.out / "logs")
     return {
@@ -89,7 +90,7 @@ def training_arguments(args) -> dict:
     }
 
 
-def load_model(args, **kwargs):
+def load_model(args: argparse.Namespace, **kwargs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer. Raises ValueError if the folder holds no PLT, or one for shorter texts."""
     config = read_plt_config(args.model)
     if not 2 <= args.length <= config.max_position_embeddings:
@@ -117,8 +118,8 @@ def load_data(path: Path, field: str, cache: Path) -> Dataset:
     try:
         data = load_dataset(**kind, data_files=[str(file) for file in files], split="train", cache_dir=str(cache))
     except Exception as error:  # the library's own say little without their cause
-        reason = error.__cause__ or error
-        reason = "its lines hold no fields." if "corresponds to no data" in str(reason) else reason
+        reason = str(error.__cause__ or error)
+        reason = "its lines hold no fields." if "corresponds to no data" in reason else reason
         raise ValueError(f"{path} cannot be read: {reason}") from error
     if field not in data.column_names:
         raise ValueError(f"{path} has no field {field!r}, but {', '.join(data.column_names)}.")
@@ -133,7 +134,7 @@ def _is_blank(file: Path) -> bool:
         return not any(line.strip() for line in lines)
 
 
-def split_data(args, field: str) -> tuple[Dataset, Dataset | None]:
+def split_data(args: argparse.Namespace, field: str) -> tuple[Dataset, Dataset | None]:
     """What to train on, and what to hold out if anything. Raises ValueError if one document would have to be both."""
     data = load_data(args.data, field, args.out / "cache")
     if args.heldout is not None:
@@ -159,7 +160,7 @@ def freeze_unused_gates(model: PreTrainedModel) -> bool:
     return True
 
 
-def train(trainer: Trainer, args) -> dict[str, torch.Tensor] | None:
+def train(trainer: Trainer, args: argparse.Namespace) -> dict[str, torch.Tensor] | None:
     """
     Trains to the end, from the last checkpoint if there is one, and returns what `gather` does. Raises ValueError if
     that was of another run, and where accelerate would not shard the model although its configuration says so.
@@ -214,7 +215,12 @@ def gather(trainer: Trainer) -> dict[str, torch.Tensor] | None:
     return weights if trainer.is_world_process_zero() else None
 
 
-def save(model: PreTrainedModel, tokenizer, args, weights: dict[str, torch.Tensor] | None = None) -> None:
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    args: argparse.Namespace,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Writes the folder OUT/model, with weights of the dtype that those of --model have; `weights` if given."""
     config = read_plt_config(args.model)
     for name in ("use_cache", "bos_token_id", "eos_token_id", "pad_token_id"):  # the trainer has set them to its own

@@ -89,7 +89,7 @@ def collect(root: str | Path | None = None, packages: Sequence[str] = ()) -> lis
     root = Path(root or sysconfig.get_path("stdlib"))
     files = {file.relative_to(root).as_posix(): file for file in root.rglob("*.py")}
     for name in packages:
-        files |= {file.as_posix(): Path(file.locate()) for file in _distribution(name).files if file.suffix == ".py"}
+        files |= {file.as_posix(): Path(file.locate()) for file in _distribution(name).files if file.suffix == ".py"}  # type: ignore[union-attr]
     documents = []
     for path, file in sorted(files.items()):
         if any(fnmatch.fnmatch(path, pattern) for pattern in EXCLUDED):
@@ -203,7 +203,7 @@ class PackedRows:
         self.rows_per_pass = (len(stream) - length) // length
         if self.rows_per_pass < 1:
             raise ValueError(f"a stream of {len(stream)} tokens holds no row of {length}")
-        self._pass = (-1, 0, None)
+        self._pass = (-1, 0, np.empty(0, dtype=int))
 
     def __len__(self) -> int:
         return self.num_rows

@@ -4,7 +4,7 @@
 
 import math
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 ADVICE = "Start again from an older checkpoint, or in a new folder with lower learning rates."
@@ -24,9 +24,17 @@ class Guard(TrainerCallback):
 
     def __init__(self, memory: float = 0.8, rise: float = 1.5):
         self.memory, self.rise = memory, rise
-        self.smooth_loss, self.best_loss = None, math.inf
+        self.smooth_loss: float | None = None
+        self.best_loss = math.inf
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs,
+    ) -> None:
         if "loss" in logs:
             self.check(logs["loss"], state.global_step)
         if not math.isfinite(logs.get("eval_loss", 0.0)):  # of the last step, after which no other loss may follow

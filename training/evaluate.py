@@ -4,6 +4,7 @@
 
 import lzma
 import math
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -62,7 +63,7 @@ def xz_bits_per_byte(texts: list[str]) -> dict[str, float]:
     return {"together": 8 * together / size, "per_file": 8 * per_file / size}
 
 
-def heldout_documents(manifest: dict, stdlib=None) -> list[data.Document]:
+def heldout_documents(manifest: dict, stdlib: str | Path | None = None) -> list[data.Document]:
     """The held-out files of a manifest, read again.
 
     Raises FileNotFoundError where this Python's library or packages hold other texts than those the manifest names.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from ..conversion.layout import AUTO_MAP, CODE_FILES, ROOT
 from ..modeling_plt import IQuestPLTCoderForCausalLM
@@ -58,7 +58,7 @@ def export(out: str | Path, folder: str | Path, stdlib: Path | None = None) -> d
     return metrics
 
 
-def write_model(checkpoint: Path, folder: Path, tokenizer) -> None:
+def write_model(checkpoint: Path, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """bf16 weights, configurations, tokenizer, and the code files that `trust_remote_code=True` runs."""
     model = IQuestPLTCoderForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
     model.generation_config = GenerationConfig(
@@ -82,7 +82,7 @@ def write_model(checkpoint: Path, folder: Path, tokenizer) -> None:
 
 
 @torch.no_grad()
-def write_golden(folder: Path, tokenizer, text: str) -> None:
+def write_golden(folder: Path, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
     """The first tokens of a held-out file and, per loop count, the logits of the last of them.
 
     Computed in float32 from the saved bf16 weights, `logits_r{R}` (1, positions, vocab_size) at `positions` of
@@ -99,7 +99,7 @@ def write_golden(folder: Path, tokenizer, text: str) -> None:
     save_file(golden, folder / "golden.safetensors")
 
 
-def measure(folder: Path, tokenizer, documents: list) -> dict:
+def measure(folder: Path, tokenizer: PreTrainedTokenizerBase, documents: list) -> dict:
     """Bits per byte on the held-out files, of the model for each loop count and of `xz -9`."""
     model = IQuestPLTCoderForCausalLM.from_pretrained(
         folder, dtype=torch.bfloat16, attn_implementation=register_attention()
@@ -161,7 +161,7 @@ def write_log(folder: Path, state: dict, recipe: dict) -> list[dict]:
 
 
 @torch.no_grad()
-def complete(folder: Path, tokenizer, prompt: str) -> str:
+def complete(folder: Path, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """A greedy continuation of `prompt`."""
     model = IQuestPLTCoderForCausalLM.from_pretrained(folder, dtype=torch.float32)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)

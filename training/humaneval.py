@@ -174,8 +174,8 @@ def complete(
 
 def _until_end(ids: list[int], ends: int | list[int] | None) -> list[int]:
     """The ids before the first end token: what follows it is padding."""
-    ends = {ends} if isinstance(ends, int) else set(ends or ())
-    return ids[: next((at for at, token in enumerate(ids) if token in ends), len(ids))]
+    known = {ends} if isinstance(ends, int) else set(ends or ())
+    return ids[: next((at for at, token in enumerate(ids) if token in known), len(ids))]
 
 
 # -- a run that goes on where it was stopped ---------------------------------------------------------------------------

@@ -5,6 +5,8 @@
 Muon (Jordan et al., 2024): momentum, then the nearest semi-orthogonal matrix by a Newton-Schulz iteration.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -37,7 +39,7 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
             (self._muon if group["kind"] == "muon" else self._adamw)(group, params)

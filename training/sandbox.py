@@ -51,7 +51,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 _SECONDS_TO_CLEAN_UP = 5  # that the sandbox ends by itself after its time, should this process have been killed
@@ -251,7 +251,7 @@ def _limit(limits: Limits, processes: int) -> None:
 
 def _test(program: str, tests: str, entry_point: str) -> str:
     """What came of it. The tests are there first, so that they have Python as it was before the program."""
-    namespace = {"__name__": "tests", "__builtins__": dict(vars(builtins))}
+    namespace: dict[str, Any] = {"__name__": "tests", "__builtins__": dict(vars(builtins))}
     module = types.ModuleType("program")
     sys.modules[module.__name__] = module
     try:

@@ -12,7 +12,11 @@ Attention, windows and the shift between the loops end with the conversation. A 
 is refused. The result is OUT/model, or OUT/adapter with --lora.
 """
 
+import argparse
+
 from jinja2 import TemplateError
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from ..tokenization.chat import training_chat_template
@@ -20,7 +24,9 @@ from .common import load_model, make_parser, run, save, split_data, train, train
 from .lora import add_options, lora_config
 
 
-def make_trainer(args, model, tokenizer) -> SFTTrainer:
+def make_trainer(
+    args: argparse.Namespace, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
+) -> SFTTrainer:
     """The trainer of `model` on the conversations. Raises ValueError if these do not serve."""
     template = tokenizer.chat_template
     if template is None:
@@ -59,7 +65,7 @@ def make_trainer(args, model, tokenizer) -> SFTTrainer:
     return trainer
 
 
-def tune(args) -> SFTTrainer:
+def tune(args: argparse.Namespace) -> SFTTrainer:
     """Trains and saves."""
     model, tokenizer = load_model(args)
     trainer = make_trainer(args, model, tokenizer)

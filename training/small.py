@@ -16,12 +16,20 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.func import functional_call
 from torch.utils.data import SequentialSampler
-from transformers import AutoTokenizer, PrinterCallback, Trainer, TrainingArguments
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 
 from ..configuration_plt import IQuestPLTCoderConfig
 from ..modeling_plt import IQuestPLTCoderForCausalLM
@@ -93,7 +101,7 @@ class SmallTrainer(Trainer):
         self.recipe = recipe
         self.guard = Guard(memory=0.95)
 
-    def create_optimizer(self, model=None):
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         self.optimizer = make_optimizer(
             self.model,
             self.recipe.muon_lr,
@@ -103,14 +111,22 @@ class SmallTrainer(Trainer):
         )
         return self.optimizer
 
-    def create_scheduler(self, num_training_steps, optimizer=None):
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.recipe.lr_factor)
         return self.lr_scheduler
 
     def _get_train_sampler(self, train_dataset=None):
         return SequentialSampler(self.train_dataset)  # PackedRows has shuffled, pass by pass
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: PreTrainedModel,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
         """
         Mean cross-entropy, nats per token. Weights are cast once a step: autocast would cast them in every call.
         `inputs` may hold further arguments of the decoder.
@@ -128,13 +144,15 @@ class SmallTrainer(Trainer):
             self.guard.check(loss.item(), self.state.global_step)
         return (loss, {}) if return_outputs else loss
 
-    def token_loss(self, model, states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+    def token_loss(self, model: PreTrainedModel, states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """Mean loss of the tokens that follow each state (batch, time, hidden)."""
         states, labels = states[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten()
         return chunked_cross_entropy(states, model.lm_head.weight.bfloat16(), labels) / len(labels)
 
 
-def prepare(out: Path, recipe: Recipe, stdlib: Path | None = None):
+def prepare(
+    out: Path, recipe: Recipe, stdlib: Path | None = None
+) -> tuple[PreTrainedTokenizerBase, np.ndarray, np.ndarray, dict]:
     """Makes or reloads the data: returns the tokenizer, the train and held-out streams, and the data manifest."""
     done = out / "data_manifest.json"
     if not done.exists():
@@ -167,7 +185,7 @@ def _load_stream(file: Path) -> np.ndarray:
         raise ValueError(f"{file} cannot be read ({error}): {advice}.") from error
 
 
-def build_model(recipe: Recipe, tokenizer) -> IQuestPLTCoderForCausalLM:
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> IQuestPLTCoderForCausalLM:
     """A freshly initialised float32 model that runs the training kernels."""
     fields = {
         "vocab_size": recipe.vocab_size,

@@ -249,7 +249,7 @@ class IQuestPLTCoderModel(LlamaModel):
         states = []
         sizes = [len(segment.inputs) for segment in segments]
         last_loop = self.config.plt_num_loops - 1
-        for segment, *block in zip(segments, hidden_states.split(sizes), residual.split(sizes), strict=True):
+        for segment, *block in zip(segments, hidden_states.split(sizes), residual.split(sizes), strict=True):  # type: ignore[union-attr]
             for loop, *rows in zip(segment.loops, *(rows.chunk(len(segment.loops)) for rows in block), strict=True):
                 is_normed = loop == last_loop or self.config.plt_normalize_per_loop
                 state = self.norm(*rows)[0] if is_normed else sum(rows)

@@ -108,7 +108,7 @@ def in_parts(backend: type[AttentionBackend], lengths: tuple[int, ...]) -> type[
     """
     stock = backend.get_builder_cls()
 
-    class Builder(stock):
+    class Builder(stock):  # type: ignore[valid-type, misc]
         supports_update_block_table = False  # it would leave the parts as they were
         reorder_batch_threshold = 1  # requests with one new token come first
 
