@@ -15,6 +15,7 @@ from iquest_plt.cli import app
 
 
 README = (ROOT / "README.md").read_text()
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/callers.md", "docs/serving.md"]
 
 
 def blocks(language: str) -> list[str]:
@@ -52,7 +53,7 @@ def test_files_named_by_the_readme_exist():
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/callers.md", "docs/serving.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_tests_named_by_the_docs_exist(page):
     names = {path.name for path in (ROOT / "tests").rglob("*.py")}
     text = (ROOT / page).read_text()
