@@ -40,11 +40,14 @@ test-newest:  ## run the tests on the newest version of everything that setup.cf
 	$(MAKE) test VERSION=newest
 
 test-vllm: $(VLLM)/.installed  ## run the tests of the vLLM plugin, in an environment of its own
-	$(VLLM)/bin/python -m pytest tests/vllm_plugin -m "not slow" $(ARGS)
+	$(VLLM)/bin/python -m pytest tests/serving/vllm_plugin -m "not slow" $(ARGS)
 
-lint: $(VENV)/mlinter-rules.toml  ## check style, formatting and the structure of the model files
+# mypy looks for the package by its name, which this folder need not have.
+lint: $(VENV)/mlinter-rules.toml  ## check style, formatting, types and the structure of the model files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@mkdir -p $(VENV)/types && ln -sfn "$(CURDIR)" $(VENV)/types/iquest_plt
+	MYPYPATH=$(VENV)/types $(BIN)/mypy
 	$(BIN)/mlinter --no-progress --no-cache --rules-toml $< $(MODEL_FILES)
 
 format: $(DEV)  ## fix style and formatting
@@ -61,7 +64,7 @@ train: $(DEV)  ## train the small model; resumes an earlier run
 	$(BIN)/python -m iquest_plt.training.small $(ARGS)
 
 clean:  ## remove build leftovers and caches (.venv stays)
-	rm -rf build dist iquest_plt.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist iquest_plt.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 help:  ## show this list

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 The layers of the key/value cache of the Parallel Loop Transformer.
 
@@ -94,6 +83,8 @@ class LoopStates:
     """
 
     layer_type = LAYER_TYPE
+    keys: torch.Tensor | None  # of the library's layer, as are `values`
+    values: torch.Tensor | None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -172,8 +163,8 @@ class LoopStates:
             is_token = torch.nn.functional.pad(is_token, (kept[0].shape[-2] - seen, 0), value=True)
         elif is_token is not None:
             is_token = is_token[:, -self.window :] if keep is None else is_token.gather(1, keep)
-        self._keep_window(loops, *kept, is_token)
-        return tuple(visible)
+        self._keep_window(loops, *kept, is_token)  # type: ignore[call-arg]
+        return tuple(visible)  # type: ignore[return-value]
 
     def _keep_window(self, loops: range, keys: torch.Tensor, values: torch.Tensor, is_token) -> None:
         if loops.start == 1:
@@ -214,11 +205,11 @@ class LoopStates:
             setattr(self, name, function(tensor, 0 if name == "is_token" else 1))
 
     def reset(self) -> None:
-        super().reset()
+        super().reset()  # type: ignore[misc]
         self._clear_loops()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        super().reorder_cache(beam_idx)
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
         self._map_batch(lambda tensor, dim: tensor.index_select(dim, beam_idx.to(tensor.device)))
 
     # `offload` and `prefetch` are the parent's: they move what grows. Windows and carries are small, and used after the
@@ -239,7 +230,9 @@ class PLTCacheLayer(LoopStates, DynamicLayer):
         super().__init__(*args, **kwargs)
         self._key_buffer, self._value_buffer = GrowingBuffer(), GrowingBuffer()
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         As the library's, but without gradients a step writes behind what is there, which is copied only as often as its
         room of up to `SPARE_COLUMNS` is used up. What it returns is a view of that room, not contiguous.
@@ -339,7 +332,14 @@ class PLTStaticCacheLayer(LoopStates, StaticLayer):
             return torch.zeros(batch_size, self.window, dtype=torch.bool, device=device)
         return self.is_token
 
-    def update_window(self, loops, key_states, value_states, is_token=None, keep=None):
+    def update_window(
+        self,
+        loops: range,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        is_token: torch.Tensor | None = None,
+        keep: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.window and self.window_keys is None:
             batch = key_states.shape[0] // len(loops)
             for name, states in (("window_keys", key_states), ("window_values", value_states)):
@@ -355,11 +355,11 @@ class PLTStaticCacheLayer(LoopStates, StaticLayer):
         if loops.stop == self.num_loops:
             self.is_token.copy_(is_token)
 
-    def update_carries(self, states):
-        states = torch.stack([state[:, -1:] for state in states])
+    def update_carries(self, states: list[torch.Tensor]) -> None:
+        last = torch.stack([state[:, -1:] for state in states])
         if self.carries is None:
-            self._allocate("carries", torch.zeros_like(states))
-        self.carries.copy_(states)
+            self._allocate("carries", torch.zeros_like(last))
+        self.carries.copy_(last)
 
     def _allocate(self, name: str, tensor: torch.Tensor) -> None:
         setattr(self, name, tensor)

@@ -1,18 +1,8 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """The key/value cache of the Parallel Loop Transformer: `cache_layers_plt.py` says what it holds."""
 
+from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from .cache_layers_plt import LAYER_TYPE, LoopStates, PLTCacheLayer, PLTStaticCacheLayer
@@ -66,7 +56,7 @@ class PLTCache(Cache):
         return sum(layer.nbytes for layer in self.layers)
 
 
-def check_cache(cache: Cache, config, num_loops: int, batch: int, has_mask: bool) -> None:
+def check_cache(cache: Cache, config: PreTrainedConfig, num_loops: int, batch: int, has_mask: bool) -> None:
     """Raises ValueError if `cache` is not made of PLT layers, or serves another model, number of loops or batch."""
     layers = getattr(cache, "layers", None)
     # By layer type, not by class: remote code and the installed package are different classes of the same thing.
@@ -98,7 +88,7 @@ def check_cache(cache: Cache, config, num_loops: int, batch: int, has_mask: bool
         raise ValueError("This cache holds padding: pass the `attention_mask` of the cached and the new tokens.")
 
 
-def prepare_cache(cache: Cache, config, num_loops: int) -> None:
+def prepare_cache(cache: Cache, config: PreTrainedConfig, num_loops: int) -> None:
     """Readies a cache that `check_cache` has let pass for a forward pass of `num_loops` loops."""
     for layer in cache.layers:
         layer.set_num_loops(num_loops, config.loop_window)

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """Cache layers that quantize what grows, the keys and values of loop 0, by the library's quantizers."""
 
 import torch
@@ -22,6 +11,9 @@ from .compat_plt import Fp8QuantizedLayer
 
 class _QuantizedLoopStates(LoopStates):
     """Loop 0's keys and values quantized by the library, in groups of tokens; windows and carries as they are."""
+
+    _quantized_keys: torch.Tensor
+    _quantized_values: torch.Tensor
 
     def _refuse(self, *args, **kwargs):
         raise ValueError(
@@ -49,7 +41,7 @@ QUANTIZED_LAYERS = {"quanto": PLTQuantoCacheLayer, "hqq": PLTHQQCacheLayer}
 
 if Fp8QuantizedLayer is not None:
 
-    class PLTFp8CacheLayer(_QuantizedLoopStates, Fp8QuantizedLayer):
+    class PLTFp8CacheLayer(_QuantizedLoopStates, Fp8QuantizedLayer):  # type: ignore[valid-type, misc]
         """8-bit floats, without a further dependency."""
 
     QUANTIZED_LAYERS["fp8"] = PLTFp8CacheLayer

@@ -15,6 +15,7 @@
 
 import copy
 import math
+import os
 import reprlib
 from collections.abc import Callable
 from dataclasses import field
@@ -298,12 +299,12 @@ class IQuestPLTCoderConfig(PicklesRemoteCode, PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.validate()
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """As the library's. PEFT asks for it just before it looks for the layers to adapt."""
         add_peft_targets(self.model_type)
         return super().to_dict()
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """As the library's, with an `auto_map` by which every Auto class loads the folder as remote code."""
         own = {  # a user's class, whose file the library has just put there; not one of where this was loaded from
             name: path
@@ -314,7 +315,7 @@ class IQuestPLTCoderConfig(PicklesRemoteCode, PreTrainedConfig):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "IQuestPLTCoderConfig":
         """As the library's; from the path of another model's configuration, with the number of loops of that model."""
         if isinstance(pretrained_model_name_or_path, str):
             kwargs.setdefault("name_or_path", pretrained_model_name_or_path)
@@ -327,7 +328,7 @@ class IQuestPLTCoderConfig(PicklesRemoteCode, PreTrainedConfig):
 
     @_name_or_path.setter
     def _name_or_path(self, path: str):
-        vars(self)["_name_or_path"] = str(path)
+        vars(self)["_name_or_path"] = str(path)  # type: ignore[index]
 
     @property
     def _attn_implementation_internal(self) -> str | None:
@@ -335,13 +336,13 @@ class IQuestPLTCoderConfig(PicklesRemoteCode, PreTrainedConfig):
 
     @_attn_implementation_internal.setter
     def _attn_implementation_internal(self, name: str | None):
-        vars(self).setdefault("_attn_implementation_internal", [None])[0] = name
+        vars(self).setdefault("_attn_implementation_internal", [None])[0] = name  # type: ignore[attr-defined]
 
     def copy_with_num_loops(self, num_loops: int) -> "IQuestPLTCoderConfig":
         """A copy for a model on the same layers. They have one attention kernel, so the two configurations share it."""
         config = copy.deepcopy(self)
         config.plt_num_loops = self.check_num_loops(num_loops)
-        vars(config)["_attn_implementation_internal"] = vars(self)["_attn_implementation_internal"]
+        vars(config)["_attn_implementation_internal"] = vars(self)["_attn_implementation_internal"]  # type: ignore[index]
         return config
 
     def __setattr__(self, name, value):
@@ -364,10 +365,10 @@ class IQuestPLTCoderConfig(PicklesRemoteCode, PreTrainedConfig):
         windows = {"gated": self.plt_window_size[0], "shared": 0, "own": self.max_position_embeddings}
         return windows[self.plt_loop_attention]
 
-    def validate_layer_type(self):
+    def validate_layer_type(self) -> None:
         """`layer_types` is derived, so there is nothing to check; the parent only knows the library's own names."""
 
-    def validate(self):
+    def validate(self) -> None:
         """Runs all checks. By name: the parent's own list would call its `validate_layer_type`, not the one above."""
         self.validate_plt()
         for validator in PreTrainedConfig.__class_validators__:
@@ -376,16 +377,16 @@ class IQuestPLTCoderConfig(PicklesRemoteCode, PreTrainedConfig):
             except KeyError as error:  # the library's word for a missing rotary setting
                 raise ValueError(f"Invalid configuration: {error.args[0]}") from error
 
-    def validate_plt(self):
+    def validate_plt(self) -> None:
         """Checks every field the model is built from. Raises `ValueError` naming the field and what it may hold."""
         self._check_fields(FIELDS)
         self.plt_window_size = list(self.plt_window_size)
-        if self.num_attention_heads % self.num_key_value_heads:
+        if self.num_attention_heads % self.num_key_value_heads:  # type: ignore[operator]
             raise ValueError(
                 f"`num_attention_heads` ({self.num_attention_heads}) must be a multiple of `num_key_value_heads` "
                 f"({self.num_key_value_heads})."
             )
-        if self.head_dim % 2:
+        if self.head_dim % 2:  # type: ignore[operator]
             raise ValueError(f"`head_dim` must be even for rotary embeddings, got {self.head_dim}.")
         self._check_rope()
 

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Controls for research: PLT with a piece taken out, so that each can be trained and timed from one code base.
 
@@ -31,7 +20,7 @@ from .masks_plt import Cells
 class SharedKeysAttention(IQuestPLTCoderAttention):
     """All loops attend to loop 0's keys."""
 
-    def attend_later(self, query_BHNC, key_BKNC, value_BKNC, cells: Cells, cache, **kwargs) -> None:
+    def attend_later(self, query_BHNC, key_BKNC, value_BKNC, cells: Cells, cache, **kwargs) -> None:  # type: ignore[override]
         return None
 
     def mix(self, global_BNHC, local, residual_BND, query_BHNC, cells: Cells) -> torch.Tensor:

@@ -1,21 +1,18 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """What a PLT model costs to serve, computed from its configuration."""
+
+from typing import Any
+
+import torch
 
 
 class PLTCosts:
     """Bytes of the cache and operations of a decode step, for a model with `config`, `dtype` and `base_model`."""
+
+    config: Any
+    dtype: torch.dtype
+    base_model: Any
 
     def kv_bytes_per_token(self, num_loops: int | None = None) -> int:
         """

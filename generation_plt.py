@@ -1,24 +1,15 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """What `generate()` of a PLT model does differently from the library's: the number of loops, and the cache."""
 
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
+from typing import Any, NoReturn
 
 import torch
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.generation import GenerationMixin
 
 from .cache_plt import PLTCache
@@ -38,7 +29,9 @@ class PLTGenerationMixin(GenerationMixin):
     """
 
     @functools.wraps(GenerationMixin.generate)
-    def generate(self, inputs=None, generation_config=None, *args, **kwargs):
+    def generate(
+        self, inputs: torch.Tensor | None = None, generation_config: GenerationConfig | None = None, *args, **kwargs
+    ) -> Any:
         inputs, kwargs = _unpack_tokenizer_output(inputs, kwargs)
         if any(name in kwargs for name in CACHE_NAMES):
             kwargs[CACHE_NAME] = take_cache(kwargs)
@@ -65,8 +58,15 @@ class PLTGenerationMixin(GenerationMixin):
         return super().__call__(*args, **kwargs)
 
     def create_masks_for_generate(
-        self, config, inputs_embeds, attention_mask, cache=None, position_ids=None, past_key_values=None, **kwargs
-    ):
+        self,
+        config: PreTrainedConfig,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        cache: PLTCache | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: PLTCache | None = None,
+        **kwargs,
+    ) -> dict[str, Any]:
         """
         What `generate()` prepares ahead of a compiled step, see `prepare_mask`; `forward` takes it in place of a mask.
         """
@@ -105,7 +105,7 @@ class PLTGenerationMixin(GenerationMixin):
             generator.get_candidates = _restoring_layers(generator.get_candidates, self.model.config)
         return generator
 
-    def init_continuous_batching(self, *args, **kwargs):
+    def init_continuous_batching(self, *args, **kwargs) -> NoReturn:
         """Not available: raises ValueError."""
         raise ValueError(
             "Continuous batching is not available for PLT models: its paged cache has no room for the loops' windows "

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Classifiers on a Parallel Loop Transformer: of texts (reward models among them), of tokens, and of answers in a text.
 
@@ -38,7 +27,7 @@ class IQuestPLTCoderForSequenceClassification(GenericForSequenceClassification, 
     """
 
     def __init__(self, config: IQuestPLTCoderConfig):
-        IQuestPLTCoderPreTrainedModel.__init__(self, config)
+        IQuestPLTCoderPreTrainedModel.__init__(self, config)  # type: ignore[call-arg]
         self.model = IQuestPLTCoderModel(config)
         self.num_labels = config.num_labels
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
@@ -49,7 +38,7 @@ class IQuestPLTCoderForTokenClassification(GenericForTokenClassification, IQuest
     """Logits (batch, time, num_labels): what `AutoModelForTokenClassification` loads."""
 
     def __init__(self, config: IQuestPLTCoderConfig):
-        IQuestPLTCoderPreTrainedModel.__init__(self, config)
+        IQuestPLTCoderPreTrainedModel.__init__(self, config)  # type: ignore[call-arg]
         self.model = IQuestPLTCoderModel(config)
         self.num_labels = config.num_labels
         dropout = getattr(config, "classifier_dropout", None)
@@ -62,7 +51,7 @@ class IQuestPLTCoderForQuestionAnswering(GenericForQuestionAnswering, IQuestPLTC
     """Logits (batch, time) of where an answer starts and ends: what `AutoModelForQuestionAnswering` loads."""
 
     def __init__(self, config: IQuestPLTCoderConfig):
-        IQuestPLTCoderPreTrainedModel.__init__(self, config)
+        IQuestPLTCoderPreTrainedModel.__init__(self, config)  # type: ignore[call-arg]
         self.model = IQuestPLTCoderModel(config)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()

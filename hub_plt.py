@@ -1,19 +1,9 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """How a PLT model is loaded, saved, pushed to the Hub and distributed, where that differs from any other model."""
 
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard
 from transformers.modeling_utils import PreTrainedModel
@@ -29,7 +19,9 @@ class PLTHubModel(PicklesRemoteCode, PreTrainedModel):
     """The library's model with both names of the gate, a card that is filled in, and refusals that say the way out."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, key_mapping: dict | None = None, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path | None, *args, key_mapping: dict | None = None, **kwargs
+    ) -> Any:
         """As the library's. Training exports name the gate `loop_gate_proj`: both names load."""
         key_mapping = {"self_attn.loop_gate_proj": "self_attn.plt_gate"} | (key_mapping or {})
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, key_mapping=key_mapping, **kwargs)
@@ -39,7 +31,7 @@ class PLTHubModel(PicklesRemoteCode, PreTrainedModel):
             model._source = folder.absolute() if folder.is_dir() else str(pretrained_model_name_or_path)
         return loaded
 
-    def save_pretrained(self, *args, save_original_format: bool = False, **kwargs):
+    def save_pretrained(self, *args, save_original_format: bool = False, **kwargs) -> None:
         """As the library's, but always with the released tensor names: Trainer reads them back as they are."""
         return super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
 
@@ -68,7 +60,7 @@ class PLTHubModel(PicklesRemoteCode, PreTrainedModel):
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     @classmethod
-    def prepare_distribute_model(cls, distributed_config, *args, **kwargs):
+    def prepare_distribute_model(cls, distributed_config: Any, *args, **kwargs) -> Any:
         """As the library's. Raises ValueError for pipeline parallelism."""
         is_dict = isinstance(distributed_config, dict)
         pp_size = distributed_config.get("pp_size") if is_dict else getattr(distributed_config, "pp_size", None)
@@ -80,7 +72,7 @@ class PLTHubModel(PicklesRemoteCode, PreTrainedModel):
         return super().prepare_distribute_model(distributed_config, *args, **kwargs)
 
     @classmethod
-    def maybe_distribute_model(cls, model, distributed_config, *args, **kwargs):
+    def maybe_distribute_model(cls, model: PreTrainedModel, distributed_config: Any, *args, **kwargs) -> Any:
         """As the library's. Raises ValueError for tensor parallelism that would split a key/value head."""
         heads, processes = model.config.num_key_value_heads, getattr(distributed_config, "tp_size", None) or 1
         if heads % processes and not isinstance(distributed_config.tp_plan, dict):

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 How queries reach the library's attention kernels: as they come, grouped by the keys they share, or in tiles.
 
@@ -75,14 +64,18 @@ class _GroupedQueries:
         self.num_key_value_groups = num_key_value_groups
 
 
+def _kernel_name(attention: nn.Module) -> str:
+    return attention.config._attn_implementation  # type: ignore[union-attr, return-value]
+
+
 def attend(attention: nn.Module, query_BHNC, key_BKSC, value_BKSC, mask, **kwargs):
     """Attention of queries at positions of their own, (B, N, H, C), and its weights, or None."""
-    return _call(attention, attention.config._attn_implementation, query_BHNC, key_BKSC, value_BKSC, mask, **kwargs)
+    return _call(attention, _kernel_name(attention), query_BHNC, key_BKSC, value_BKSC, mask, **kwargs)
 
 
 def attend_from_one_position(attention: nn.Module, query_BHNC, key_BKSC, value_BKSC, mask, **kwargs):
     """The same where all queries stand at one position and see the same keys: the loops of one token."""
-    name, num_queries = attention.config._attn_implementation, query_BHNC.shape[2]
+    name, num_queries = _kernel_name(attention), query_BHNC.shape[2]
     as_rows = get_kernel(name).groups_as_rows
     if as_rows is not None and num_queries >= as_rows:
         return _attend_as_rows(attention, name, query_BHNC, key_BKSC, value_BKSC, mask, **kwargs), None

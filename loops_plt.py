@@ -1,20 +1,10 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """One number of loops wherever a model goes: to a second model on the same weights, and through a reload by path."""
 
 import functools
 import weakref
+from typing import Any
 
 import torch
 import yaml
@@ -27,6 +17,8 @@ class ModelPath(str):
 
     Trainers load their reference model so. To everything else this is the path alone.
     """
+
+    plt_num_loops: int | None
 
     def __new__(cls, path: str, plt_num_loops: int | None = None):
         self = super().__new__(cls, path)
@@ -50,7 +42,7 @@ class Family(weakref.WeakSet):
 _BOUND = {"_compiled_call", "_compiled_call_impl", "_hf_hook", "_old_forward", "_original_forward"}
 
 
-def share_parts(module: nn.Module, config) -> nn.Module:
+def share_parts(module: nn.Module, config) -> Any:
     """
     A module with another configuration, on the same parts: not only the weights, but the very dictionaries of
     submodules and hooks. So what is replaced or added later (adapters, a resized embedding) is there in both.

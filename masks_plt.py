@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 What the cells of a block look like to the layers: positions, the masks of both branches, which token follows which.
 
@@ -133,7 +122,7 @@ class Layout:
     global_mask: torch.Tensor | None
     window: Window | None = None
     previous: torch.Tensor | None = None
-    position_embeddings: tuple[torch.Tensor, torch.Tensor] = field(default=(), repr=False)
+    position_embeddings: tuple[torch.Tensor, torch.Tensor] = field(default=(), repr=False)  # type: ignore[assignment]
 
     def allows_tails(self, cache: Cache | None) -> bool:
         """Whether loops >= 1 may run over the last tokens alone: in tiles, unless a rollback may need the others."""
@@ -194,7 +183,7 @@ def prepare_mask(config, inputs_embeds, attention_mask, position_ids, cache) -> 
     """
     global_mask = create_causal_mask(config, inputs_embeds, attention_mask, cache, position_ids=position_ids)
     tokens = None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :].bool()
-    return {"global_mask": global_mask, "tokens": None if tokens is None or _is_true(tokens.all()) else tokens}
+    return {"global_mask": global_mask, "tokens": None if tokens is None or _is_known_true(tokens.all()) else tokens}
 
 
 def create_layout(config, inputs) -> Layout:
@@ -209,7 +198,7 @@ def create_layout(config, inputs) -> Layout:
         return _layout_of_4d_mask(mask, config.loop_window)
     if isinstance(mask, dict):
         is_new = mask["tokens"]
-        is_new = None if is_new is None or _is_true(is_new.all()) else is_new
+        is_new = None if is_new is None or _is_known_true(is_new.all()) else is_new
         global_mask, is_padded, position_ids = mask["global_mask"], False, None
     else:
         mask, is_new = _drop_if_full(mask, embeds.shape[1])
@@ -241,7 +230,7 @@ def _drop_if_full(mask: torch.Tensor | None, num_tokens: int) -> tuple[torch.Ten
     if mask is None:
         return None, None
     is_new = mask[:, -num_tokens:]
-    is_full, is_new_full = _are_true(mask.all(), is_new.all())
+    is_full, is_new_full = _are_known_true(mask.all(), is_new.all())
     return None if is_full else mask, None if is_new_full else is_new
 
 
@@ -256,7 +245,7 @@ def _create_window(config, inputs, is_new, position_ids, previous) -> Window:
     window.is_token = _window_tokens(inputs, is_new, past)
     has_gaps = _has_padding_after_tokens(window.is_token, is_new, cache)
     if has_gaps and cache is not None:
-        window.keep = last_tokens(window.is_token, window.left)
+        window.keep = last_tokens(window.is_token, window.left)  # type: ignore[arg-type]
     # Sizes decide nothing while a model is exported: the graph has to serve all.
     is_short = not is_exporting() and past + num_tokens <= window.left + 1
     takes_tiles = get_kernel(config._attn_implementation).takes_tiles and not inputs.records and not is_exporting()
@@ -306,7 +295,7 @@ def _has_padding_after_tokens(is_token, is_new, cache) -> bool:
     """Whether windows have gaps. The cache itself leaves padding out, except while it records the past."""
     if is_token is None or not (is_new is not None or cache.layers[0].record_past):
         return False
-    return is_exporting() or not _is_true((is_token[:, 1:] >= is_token[:, :-1]).all())
+    return is_exporting() or not _is_known_true((is_token[:, 1:] >= is_token[:, :-1]).all())
 
 
 def _segments(is_token, previous, length: int, device) -> torch.Tensor:
@@ -402,7 +391,7 @@ def _previous_tokens(is_token: torch.Tensor) -> torch.Tensor:
 def _previous_in_document(position_ids: torch.Tensor) -> torch.Tensor | None:
     """The same where any step of the positions other than +1 starts a document, as in the library's masks."""
     follows = torch.diff(position_ids) == 1
-    if _is_true(follows.all()):
+    if _is_known_true(follows.all()):
         return None
     columns = torch.arange(1, position_ids.shape[1], device=position_ids.device)
     previous = torch.where(follows, columns, 0)
@@ -410,15 +399,15 @@ def _previous_in_document(position_ids: torch.Tensor) -> torch.Tensor | None:
     return torch.cat([torch.zeros_like(last), previous, last], dim=1)
 
 
-def _are_true(*conditions: torch.Tensor) -> list[bool]:
+def _are_known_true(*conditions: torch.Tensor) -> list[bool]:
     """Which scalar tensors are known to be true, in one transfer. While compiling none is: a graph has to serve all."""
     if torch.compiler.is_compiling():
         return [False] * len(conditions)
     return torch.stack([condition.to(conditions[0].device) for condition in conditions]).tolist()
 
 
-def _is_true(condition: torch.Tensor) -> bool:
-    return _are_true(condition)[0]
+def _is_known_true(condition: torch.Tensor) -> bool:
+    return _are_known_true(condition)[0]
 
 
 def has_gaps(attention_mask: torch.Tensor) -> torch.Tensor:

@@ -226,13 +226,13 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             use_cache, cache = False, None  # the layers would not fill it
         records = self._records(kwargs)
         keep = None if records or output_loop_states else states_to_keep or None
-        given = Inputs(inputs_embeds, attention_mask, position_ids, cache, num_loops, records, kwargs, keep=keep)
+        given = Inputs(inputs_embeds, attention_mask, position_ids, cache, num_loops, records, kwargs, keep=keep)  # type: ignore[arg-type]
         inputs = read_inputs(self.config, given, use_cache, loop_schedule, tuple(self._can_record_outputs))
         loop_states = self._run(inputs, create_layout(self.config, inputs))
         return PLTModelOutputWithPast(
             last_hidden_state=loop_states[-1],
             **{CACHE_NAME: inputs.cache},
-            loop_states=tuple(loop_states) if output_loop_states else None,
+            loop_states=tuple(loop_states) if output_loop_states else None,  # type: ignore[arg-type]
         )
 
     def _run(self, inputs: Inputs, layout: Layout) -> list[torch.Tensor]:
@@ -271,7 +271,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
     def _is_checkpointing(self) -> bool:
         # The layers' flags: of two models that share them, `train()` and the like set the other's decoder.
         layer = self.layers[0]
-        return layer.gradient_checkpointing and layer.training and torch.is_grad_enabled()
+        return layer.gradient_checkpointing and layer.training and torch.is_grad_enabled()  # type: ignore[return-value]
 
 
 def _keep_carries(layer, grid: LoopGrid, layout: Layout) -> None:
@@ -375,7 +375,7 @@ class IQuestPLTCoderForCausalLM(PLTGenerationMixin, IQuestPLTCoderPreTrainedMode
         self._family.update((self, twin))
         return twin
 
-    def resize_token_embeddings(self, *args, **kwargs):
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         for model in self._family:
             model.config.vocab_size = model.vocab_size = self.config.vocab_size

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 The command `iquest-plt`. Exit codes: 0 done, 1 refused, with a reason in one line, 2 not understood.
 
@@ -24,19 +13,20 @@ import typer
 from transformers.utils import logging
 from typer.core import TyperGroup
 
-from . import diagnose, serve, sweep, talk, texts, weights
-from .common import visible
+from ..utils.terminal import printable
+from . import chat, checkpoints, diagnose, generate, serve, sweep
+from .data import ManyFiles
 
 
 class Commands(TyperGroup):
-    """The commands, whose errors about arguments, such as names of files, are `visible` texts."""
+    """The commands, whose errors about arguments, such as names of files, are `printable` texts."""
 
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
         except Exception as error:
             if isinstance(getattr(error, "message", None), str) and hasattr(error, "format_message"):
-                error.message = visible(error.message)
+                error.message = printable(error.message)
             raise
 
 
@@ -48,10 +38,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (weights.convert, weights.verify, weights.info, talk.generate, talk.chat, serve.serve):
+for command in (
+    checkpoints.convert,
+    checkpoints.verify,
+    checkpoints.info,
+    generate.generate,
+    chat.chat,
+    serve.serve,
+):
     app.command()(command)
-for command in (diagnose.diagnose, sweep.sweep):
-    app.command(cls=texts.ManyFiles)(command)
+for command_of_files in (diagnose.diagnose, sweep.sweep):
+    app.command(cls=ManyFiles)(command_of_files)
 
 
 def main() -> None:
@@ -70,4 +67,4 @@ def main() -> None:
         if os.environ.get("IQUEST_PLT_DEBUG"):
             raise
         name = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-        sys.exit(f"error: {name}{visible(' '.join(str(error).split()))}")
+        sys.exit(f"error: {name}{printable(' '.join(str(error).split()))}")

@@ -1,41 +1,23 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
-"""What the commands share: options, progress bars, and their two ways to answer."""
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands share: sizes, progress bars, and how they print a result."""
 
 import contextlib
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from ..configuration_plt import MAX_LOOPS
 from ..conversion.checkpoint import is_unicode
+from ..utils.terminal import HIDDEN, printable
 
 
-# Control characters, halves of surrogate pairs, and marks that change the direction of what follows.
-_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")]
-NumLoops = Annotated[int | None, typer.Option(min=1, max=MAX_LOOPS, help="Loops per token. [default: the model's]")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit, of a repository on the Hub.")]
 
 
 def parse_size(text: str) -> int:
@@ -47,7 +29,7 @@ def parse_size(text: str) -> int:
     return size
 
 
-def human(size: float) -> str:
+def human_size(size: float) -> str:
     """Bytes for people, in powers of ten."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
@@ -66,26 +48,17 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def visible(text: object, line_ends: bool = False) -> str:
-    """
-    Text of a checkpoint, a file name or an error, for a terminal: what could move its cursor, recolour it or reorder
-    a line is written as an escape, and so is what cannot be encoded. Newlines and tabs stay with `line_ends`.
-    """
-    kept = "\n\t" if line_ends else ""
-    return _HIDDEN.sub(lambda match: match[0] if match[0] in kept else ascii(match[0])[1:-1], str(text))
-
-
 def require_text(text: str | None, what: str) -> None:
     """Raises ValueError if `text` came from bytes that are no UTF-8: no tokenizer takes it."""
     if text is not None and not is_unicode(text):
         raise ValueError(f"{what} is no UTF-8 text: convert it.")
 
 
-def answer(document: dict, as_json: bool, table: Table | str) -> None:
-    """Prints the document as JSON, or the table, whose cells are `visible` texts."""
+def print_result(document: dict, as_json: bool, table: Table | str) -> None:
+    """Prints the document as JSON, or the table, whose cells are `printable` texts."""
     if as_json:
         text = json.dumps(document, indent=1, ensure_ascii=False)
-        print(_HIDDEN.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text))
+        print(HIDDEN.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text))
     else:
-        table = visible(table, line_ends=True) if isinstance(table, str) else table
+        table = printable(table, line_ends=True) if isinstance(table, str) else table
         Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False, emoji=False).print(table)

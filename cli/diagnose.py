@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """`diagnose`: what each loop of a checkpoint gains and costs, as a report."""
 
 import contextlib
@@ -25,12 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from ..configuration_plt import MAX_LOOPS
+from ..conversion.loading import load_model
 from ..diagnostics import AttentionMaps, GainCost, LoopLens, attention_maps, encode_documents, loop_lens, measure
-from ..diagnostics.wording import documents_text
-from .common import Json, Revision, answer
-from .outputs import check_folder, drawn, need, note_missing, png, report_folder
-from .talk import Device, Model, OfDtype, load
-from .texts import Data, read_text, read_texts, sample
+from ..diagnostics.interpretation import documents_text
+from ..utils.figures import note_missing, png, try_draw
+from .common import print_result
+from .data import Data, read_text, read_texts, sample
+from .options import Device, DtypeOption, Json, Model, Revision
+from .output_folder import check_folder, report_folder, require_modules
 
 
 RESULT, REPORT = "gain_cost.json", "report.html"
@@ -62,19 +53,19 @@ def diagnose(
     max_length: MaxLength = None,
     max_tokens: MaxTokens = 100_000,
     seed: Seed = 0,
-    dtype: OfDtype = None,
+    dtype: DtypeOption = None,
     device: Device = None,
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
     """Measure what each loop gains and costs on held-out text: one HTML report, with its numbers and pictures."""
-    need("matplotlib")
+    require_modules("matplotlib")
     check_folder(out, FILES, RESULT)
     texts = read_texts(data)
     title, shown = (text.name, read_text(text)) if text else next(iter(texts.items()))
     if not shown:
         raise ValueError(f"{title} is empty: choose a text with --text.")
-    model, tokenizer = load(path, revision, dtype, device)
+    model, tokenizer = load_model(path, revision, dtype and dtype.value, device)
     chosen, left_out = sample(tokenizer, texts, max_tokens, seed)
     documents = encode_documents(tokenizer, chosen)
     part = beginning(shown, LENS_BYTES)
@@ -91,7 +82,7 @@ def diagnose(
     found = f"{rules} alone" if advice.limit > 1 else "1 loop"
     measured = f"{documents_text(len(documents))}, {result.tokens:,} tokens"
     summary = f"{out / REPORT}: {found} ({measured})\n{result.reason}"
-    answer(result.to_dict(), as_json, summary)
+    print_result(result.to_dict(), as_json, summary)
 
 
 def write(out: Path, result: GainCost, lens: LoopLens, maps: AttentionMaps, notes: list[str]) -> None:
@@ -113,7 +104,7 @@ def write(out: Path, result: GainCost, lens: LoopLens, maps: AttentionMaps, note
         folder.write_text("gain_cost.csv", report.to_csv(result))
         folder.write_text("lens.json", json.dumps(report.lens_data(lens), allow_nan=False) + "\n")
         for file, draw in zip(PICTURES, draws, strict=True):
-            picture = drawn(file, _png, draw)
+            picture = try_draw(file, _png, draw)
             if picture is not None:
                 folder.write(file, [picture])
         try:

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """`serve`: an OpenAI server, vLLM's where vLLM is installed, else Transformers'."""
 
 import importlib.util
@@ -24,8 +13,7 @@ import typer
 from ..conversion import layout
 from ..conversion.download import fetch
 from ..serving.transformers_cli import note_missing_template
-from .common import NumLoops, Revision
-from .talk import Model, OfDtype
+from .options import DtypeOption, Model, NumLoops, Revision
 
 
 PARSER = "loopcoder"  # as `serving/vllm` registers it
@@ -42,7 +30,7 @@ def serve(
     parsers: Annotated[bool, typer.Option(help="Tell thoughts and tool calls from text.")] = True,
     num_loops: NumLoops = None,
     tensor_parallel: Annotated[int, typer.Option(min=1, help="Devices that share the model.")] = 1,
-    dtype: OfDtype = None,
+    dtype: DtypeOption = None,
     revision: Revision = None,
 ) -> None:
     """Serve the model with OpenAI's API on /v1: by vLLM if it is installed, else by Transformers."""

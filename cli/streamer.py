@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """Text as it is generated."""
 
 import sys
@@ -20,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from .common import visible
+from ..utils.terminal import printable
 
 
 CONTEXT = 16  # tokens kept before what comes: more than any character or token needs to be decoded as in the whole text
@@ -38,7 +27,8 @@ class TextPrinter(BaseStreamer):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], None]):
         self.tokenizer, self.write = tokenizer, write
-        self.ids, self.written = [], None
+        self.ids: list[int] = []
+        self.written: str | None = None  # before the prompt
 
     def _text(self) -> str:
         return self.tokenizer.decode(self.ids, skip_special_tokens=True)
@@ -72,7 +62,7 @@ class TextPrinter(BaseStreamer):
                 if rest and text.endswith(rest):
                     return self._keep(count)
         if len(self.ids) > 2 * MAX_TOKENS:  # such as bytes that are no character: they are not waited for any longer
-            self.write(text[len(self.written) :])
+            self.write(text[len(self.written) :])  # type: ignore[arg-type]
             self._keep(CONTEXT)
 
     def end(self) -> None:
@@ -83,4 +73,4 @@ class TextPrinter(BaseStreamer):
 
 def print_text(text: str) -> None:
     """To standard output, at once. A terminal gets no control characters of the model's."""
-    print(visible(text, line_ends=True) if sys.stdout.isatty() else text, end="", flush=True)
+    print(printable(text, line_ends=True) if sys.stdout.isatty() else text, end="", flush=True)

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """`sweep`: loss, time, memory and diagnostics of each number of loops, on one page."""
 
 import json
@@ -24,14 +13,17 @@ from rich.console import Console
 from rich.table import Table
 
 from ..configuration_plt import MAX_LOOPS
+from ..conversion.loading import load_model
 from ..diagnostics import encode_documents, measure
 from ..diagnostics import sweep as sweeps
 from ..diagnostics.trace import MAX_LENGTH, check_model
-from .common import Json, Revision, answer, visible
+from ..utils.figures import png, try_draw
+from ..utils.terminal import printable
+from .common import print_result
+from .data import Data, read_texts, sample
 from .diagnose import MaxLength, MaxTokens, Seed, token_bar
-from .outputs import check_folder, drawn, need, png, report_folder
-from .talk import Device, OfDtype, load
-from .texts import Data, read_texts, sample
+from .options import Device, DtypeOption, Json, Revision
+from .output_folder import check_folder, report_folder, require_modules
 
 
 RESULT, PAGE, PICTURE = "sweep.json", "sweep.md", "sweep.png"
@@ -54,18 +46,18 @@ def sweep(
     max_length: MaxLength = None,
     max_tokens: MaxTokens = 100_000,
     seed: Seed = 0,
-    dtype: OfDtype = None,
+    dtype: DtypeOption = None,
     device: Device = None,
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
     """Compare numbers of loops: loss, tokens per second, cache and diagnostics, in one table and one picture."""
-    need("matplotlib", "greenlet")
+    require_modules("matplotlib", "greenlet")
     if len(paths) > 1 and max_loops is not None:
         raise typer.BadParameter("--max-loops is for one checkpoint; several run with their own number of loops.")
     check_folder(out, FILES, RESULT)
     texts = read_texts(data)
-    loaded = [load(path, revision, dtype, device) for path in paths]
+    loaded = [load_model(path, revision, dtype and dtype.value, device) for path in paths]
     models = [model for model, _ in loaded]
     room = min(model.config.max_position_embeddings for model in models) - WARM_UP - 1
     if new_tokens >= room:
@@ -89,7 +81,7 @@ def sweep(
         with token_bar(f"Measuring {path}") as progress:
             results[id(model)] = measure(model, documents, loops, max_length, seed, progress=progress)
         results[id(model)].model["name"] = path
-    from ..benchmarks.common import environment
+    from ..utils.timing import environment
 
     dtype_name = results[id(order[0][1])].model["dtype"]
     about = environment(str(models[0].device)) | {"dtype": dtype_name, "new tokens": new_tokens}
@@ -98,12 +90,12 @@ def sweep(
     titles, *lines = sweeps.table(found)
     table = Table(*titles, box=None)
     for line in lines:
-        table.add_row(visible(line[0]), *(visible(cell).replace(" (", "\n(") for cell in line[1:]))
+        table.add_row(printable(line[0]), *(printable(cell).replace(" (", "\n(") for cell in line[1:]))
     if as_json:
-        answer(found.to_dict(), True, "")
+        print_result(found.to_dict(), True, "")
     else:
         Console(highlight=False, markup=False, emoji=False).print(table)
-        answer({}, False, "\n" + "\n".join([*sweeps.sentences(found), f"{out / PAGE}"]))
+        print_result({}, False, "\n" + "\n".join([*sweeps.sentences(found), f"{out / PAGE}"]))
 
 
 def time_rows(rows: list[tuple], length: int, new_tokens: int, prompt: int) -> list[sweeps.Timing]:
@@ -111,13 +103,13 @@ def time_rows(rows: list[tuple], length: int, new_tokens: int, prompt: int) -> l
     Timings of (model, loops), which take turns token by token. The ratio is to the row of one loop, and if there is
     none, to the first model run with one.
     """
-    from ..benchmarks.common import decode_step_times
+    from ..utils.timing import decode_step_times
 
-    runs = {
+    runs: dict[int | str, tuple] = {
         index: (model, {"num_loops": loops, "min_new_tokens": WARM_UP + 1 + new_tokens})  # the end token ends no run
         for index, (model, loops) in enumerate(rows)
     }
-    base = next((index for index, (_, loops) in enumerate(rows) if loops == 1), None)
+    base: int | str | None = next((index for index, (_, loops) in enumerate(rows) if loops == 1), None)
     if base is None:
         base, runs["base"] = "base", (rows[0][0], {**runs[0][1], "num_loops": 1})
     vocabulary = min(model.config.vocab_size for model, _ in rows)
@@ -141,7 +133,7 @@ def write(out: Path, found: sweeps.Sweep, notes: list[str]) -> None:
     """
     from ..diagnostics import plots  # matplotlib takes a second to import
 
-    picture = drawn(PICTURE, lambda: png(plots.plot_sweep(found)))
+    picture = try_draw(PICTURE, lambda: png(plots.plot_sweep(found)))
     with report_folder(out, FILES, RESULT) as folder:
         folder.write_text(RESULT, json.dumps(found.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         folder.write_text("sweep.csv", sweeps.to_csv(found))

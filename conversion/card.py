@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """The model card of a converted checkpoint: what the Hub shows and searches by, and what its reader must know."""
 
 from collections.abc import Sequence
@@ -140,7 +129,7 @@ def model_card(
     text = (PLT if is_plt else DENSE) + REST
     text = text.format(
         title=f"{name} for Transformers" if is_plt else f"{name}, dense",
-        loops=config.plt_num_loops if is_plt else 1,
+        loops=config.plt_num_loops if is_plt else 1,  # type: ignore[union-attr]
         load=LOAD.format(argument=""),
         load_remote=LOAD.format(argument=", trust_remote_code=True"),
         table="\n".join(f"| {what} | {value} |" for what, value in _shape(config, parameters).items()),

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Reads checkpoints without loading them: which tensors the safetensors files of a folder hold, and where.
 
@@ -27,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -100,7 +90,7 @@ def dtype_name(dtype: torch.dtype | str) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def manifest_entry(tensor, file: str) -> dict:
+def manifest_entry(tensor: StoredTensor | Any, file: str) -> dict:
     """How the manifest describes a tensor that lies in `file`."""
     return {"file": file, "dtype": dtype_name(tensor.dtype), "shape": list(tensor.shape)}
 
@@ -177,7 +167,7 @@ def is_unicode(text: str) -> bool:
 def first_repeated(names: Iterable[str]) -> str | None:
     """The first of the names that was there before, or None."""
     seen = set()
-    return next((name for name in names if name in seen or seen.add(name)), None)
+    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -207,7 +197,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     bytes behind it: each of them once, in tensors of their dtype's and shape's size.
     """
 
-    def refuse(reason: str):
+    def refuse(reason: str) -> NoReturn:
         raise ValueError(f"{path.name} is damaged or no safetensors file: {reason[:300]}.") from None
 
     size = path.stat().st_size

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Converts checkpoints: the vendor's layout or a dense Llama to a PLT folder that loads anywhere, and a PLT to a Llama.
 
@@ -118,7 +107,7 @@ def convert(
     checkpoint = open_checkpoint(folder)
     plan = make_plan(fields, checkpoint, to, plt or {})
     stored = _stored_dtype(checkpoint, fields, dtype)
-    plan = _rewrite(plan, FLOATS.get(dtype, stored), max_shard_size)
+    plan = _rewrite(plan, FLOATS[dtype] if dtype else stored, max_shard_size)
 
     total = sum(tensor.nbytes for tensor in plan.tensors.values())
     done = 0
@@ -135,12 +124,13 @@ def convert(
     with new_folder(target, needed + SPARE_BYTES, advance) as out:
         _write_rest(out, plan, folder, is_plt_source(fields), source, commit)  # first: it may be refused
         for name, group in files.items():
-            if originals[name] is None:
+            original = originals[name]
+            if original is None:
                 out.write_tensors(name, group)
             elif name in links:
-                out.link(originals[name], name)
+                out.link(original, name)
             else:
-                out.copy(originals[name], name)
+                out.copy(original, name)
         write_index(out, files)
         manifest = _manifest(out, files, source, commit)
         out.write_json(layout.MANIFEST, manifest)
@@ -155,7 +145,7 @@ def make_plan(fields: dict, checkpoint: Checkpoint, to: str, plt: dict) -> Plan:
     if fields.get("quantization_config"):
         raise ValueError("Quantised weights cannot be converted: take the checkpoint they were made from.")
     model_type = fields.get("model_type")
-    groups = [_renamed(checkpoint.of_file(file)) for file in checkpoint.files]
+    groups: list[dict[str, Tensor]] = [{**_renamed(checkpoint.of_file(file))} for file in checkpoint.files]
     if is_plt_source(fields):
         if plt:
             raise ValueError(f"{', '.join(plt)}: only for a dense source; this one is a PLT with fields of its own.")
@@ -168,7 +158,7 @@ def make_plan(fields: dict, checkpoint: Checkpoint, to: str, plt: dict) -> Plan:
     if model_type not in DENSE:
         raise ValueError(
             f"The model type {model_type!r} cannot be converted: a PLT is a Llama, and so are "
-            f"{', '.join(DENSE)}. {_WHY.get(model_type, '')}".rstrip()
+            f"{', '.join(DENSE)}. {_WHY.get(str(model_type), '')}".rstrip()
         )
     return _with_gates(_dense_config(model_type, fields), groups, plt)
 
@@ -204,7 +194,7 @@ def _with_gates(dense: LlamaConfig, groups: list[dict[str, Tensor]], plt: dict) 
     expected = _check(dense, groups)
     expected_plt = layout.expected_shapes(config, {name for group in groups for name in group})
     dtype = next(tensor.dtype for group in groups for tensor in group.values())
-    gates = {
+    gates: dict[str, Tensor] = {
         name: NewTensor(dtype, shape, 1.0 if name.endswith("gate_norm.weight") else 0.0)
         for name, shape in expected_plt.items()
         if name not in expected and layout.GATE in name
@@ -271,7 +261,7 @@ def _rewrite(plan: Plan, dtype: torch.dtype, max_shard_size: int | None) -> Plan
             return tensor
         if isinstance(tensor, NewTensor):
             return NewTensor(dtype, tensor.shape, tensor.value)
-        return CastTensor(tensor, dtype)
+        return CastTensor(tensor, dtype)  # type: ignore[arg-type]
 
     groups = [{name: cast(tensor) for name, tensor in group.items()} for group in plan.groups if group]
     if max_shard_size is not None:

@@ -1,23 +1,12 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """What a model folder of this package holds beside its weights: configuration, code, and what its tensors must be."""
 
 import contextlib
 import copy
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import torch
@@ -129,7 +118,7 @@ def config_json(config: PreTrainedConfig, dtype: torch.dtype) -> dict:
     return fields | ({"auto_map": AUTO_MAP} if is_plt else {})
 
 
-def expected_shapes(config: PreTrainedConfig, names: set[str]) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: PreTrainedConfig, names: Set[str]) -> dict[str, tuple[int, ...]]:
     """
     Name and shape of every tensor of the model. `names` are those that are there: they decide whether an output layer
     tied to the embedding is stored. Raises ValueError if the configuration has another number of layers than they.

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """The tokenizer of a converted folder, its chat template, and where generation stops."""
 
 import json
@@ -25,8 +14,8 @@ from ..configuration_plt import IQuestPLTCoderConfig
 from ..tokenization import bpe, chat, spm
 from ..tokenization.tokenization_plt import IQuestPLTCoderTokenizer
 from . import layout
-from .bounded import bounded
 from .checkpoint import inside, read_json
+from .limits import run_limited
 from .writer import Folder
 
 
@@ -67,7 +56,7 @@ def write_tokenizer(out: Folder, source: Path, config: PreTrainedConfig, is_plt_
             vocabulary = _tried(lambda: PreTrainedTokenizerFast(tokenizer_file=file)).get_vocab()
     elif (source / "tokenizer.model").exists():
         with layout.refusals("tokenizer.model"):
-            text, fields = bounded(lambda: _from_sentencepiece(source), CONVERSION_SECONDS, TOKENIZER_BYTES)
+            text, fields = run_limited(lambda: _from_sentencepiece(source), CONVERSION_SECONDS, TOKENIZER_BYTES)
         out.write_text("tokenizer.json", text)
         vocabulary = Tokenizer.from_str(text).get_vocab()
     elif found := [name for name in OTHERS if (source / name).exists()]:
@@ -155,7 +144,7 @@ def render(tokenizer: PreTrainedTokenizerFast, messages: list[dict], seconds: fl
     def call() -> str:
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)
 
-    return bounded(call, TEMPLATE_SECONDS if seconds is None else seconds, TEMPLATE_BYTES)
+    return run_limited(call, TEMPLATE_SECONDS if seconds is None else seconds, TEMPLATE_BYTES)
 
 
 def _tried(load: Callable[[], PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
@@ -167,7 +156,7 @@ def _tried(load: Callable[[], PreTrainedTokenizerFast]) -> PreTrainedTokenizerFa
     def attempt() -> None:
         load()(PROBE)
 
-    bounded(attempt, LOAD_SECONDS, TOKENIZER_BYTES)
+    run_limited(attempt, LOAD_SECONDS, TOKENIZER_BYTES)
     return load()
 
 

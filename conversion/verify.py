@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """Checks that a model folder is whole: that all its parts agree with each other and with its manifest."""
 
 import hashlib
@@ -264,7 +253,9 @@ def _check_logits(folder: Path, path: Path) -> list[str]:
     for name, num_loops in loops.items():
         with layout.refusals(path.name):
             found = model(golden["input_ids"], num_loops=num_loops).logits[:, golden["positions"]]
-            error = float((found - golden[name]).abs().max() / golden[name].abs().max())
-        if not error <= LOGITS_TOLERANCE:
-            problems.append(f"{name} differs by {error:.1e} of the largest logit, {LOGITS_TOLERANCE:.0e} is allowed.")
+            difference = float((found - golden[name]).abs().max() / golden[name].abs().max())
+        if not difference <= LOGITS_TOLERANCE:
+            problems.append(
+                f"{name} differs by {difference:.1e} of the largest logit, {LOGITS_TOLERANCE:.0e} is allowed."
+            )
     return problems

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Writes checkpoints: a folder that is there complete or not at all, and safetensors files as a stream.
 """
@@ -24,7 +13,7 @@ import shutil
 import signal
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +76,7 @@ class Folder:
         self.path, self.progress = path, progress
         self.files: dict[str, dict] = {}
 
-    def write(self, name: str, chunks) -> None:
+    def write(self, name: str, chunks: Iterable[bytes]) -> None:
         """A file of the bytes of `chunks`, on disk when this returns."""
         digest, size = hashlib.sha256(), 0
         path = self.path / name
@@ -122,7 +111,8 @@ class Folder:
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
         """A safetensors file. Takes no more memory than the header and a piece of a tensor, or a new tensor."""
-        header, offset = {"__metadata__": {"format": "pt"}}, 0
+        header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+        offset = 0
         for key, tensor in tensors.items():
             offsets = [offset, offset + tensor.nbytes]
             header[key] = {

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 `measure`: a model over documents, in bounded memory.
 
@@ -21,16 +10,18 @@ all loops are kept; what grows faster, attention weights and predictions, is red
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from . import bootstrap, metrics
-from .catalogue import ATTENTION_METRICS, GATE_METRICS, LAYER_METRICS, LENS_METRICS, STATE_METRICS
 from .documents import Document, check_document, pieces
 from .lens import CHUNK_ELEMENTS, Predictions, predict
-from .result import Curve, GainCost, Recommendation, without_nan
+from .measurements import Curve, Recommendation, without_nan
+from .metric_info import ATTENTION_METRICS, GATE_METRICS, LAYER_METRICS, LENS_METRICS, STATE_METRICS
+from .result import GainCost
 from .trace import BRANCHES, Trace, check_model, check_settings, trace
 
 
@@ -49,29 +40,29 @@ class Tally:
         self.histogram = np.zeros((loops, layers, HISTOGRAM_BINS), dtype=np.int64)
 
     def add(self, name: str, loop: int, values: torch.Tensor, layer: int = 0, weight: float = 1.0) -> None:
-        """Adds values, of any shape, of one loop (from 1). NaN is no value and left out; each other has `weight`."""
+        """Adds values, of any shape, of one loop. NaN is no value and left out; each other has `weight`."""
         values = values.double()
         found = ~values.isnan()
-        self.sums[name][loop - 1, layer] += weight * values[found].sum().item()
-        self.weights[name][loop - 1, layer] += weight * found.sum().item()
+        self.sums[name][loop, layer] += weight * values[found].sum().item()
+        self.weights[name][loop, layer] += weight * found.sum().item()
 
 
 def tally_states(tally: Tally, trace: Trace, shift: bool) -> None:
     """Adds what the states say. With `shift`, loop r was given the state of the token before."""
-    before = [trace.embeddings, *trace.states]  # h^(0) … h^(R+1)
-    for loop in range(1, trace.num_loops + 1):
-        tally.add("step_size", loop, metrics.step_size(before[loop], before[loop - 1]))
-        tally.add("fixed_point_gap", loop, metrics.step_size(before[loop + 1], before[loop]))
-        rank = metrics.effective_rank(trace.head_inputs[loop - 1])
+    h = [trace.embeddings, *trace.states]  # h^(0) … h^(R+1)
+    for loop in range(trace.num_loops):
+        before, after = h[loop], h[loop + 1]
+        tally.add("step_size", loop, metrics.step_size(after, before))
+        tally.add("fixed_point_gap", loop, metrics.step_size(h[loop + 2], after))
+        rank = metrics.effective_rank(trace.head_inputs[loop])
         tally.add("effective_rank", loop, rank, weight=len(trace.embeddings))
-        if loop > 1:
-            angle = metrics.angular_change(before[loop], before[loop - 1], before[loop - 2])
-            tally.add("angular_change", loop, angle)
+        if loop > 0:
+            tally.add("angular_change", loop, metrics.angular_change(after, before, h[loop - 1]))
             aligned = metrics.aligned_step if shift else metrics.step_size
-            tally.add("aligned_step", loop, aligned(before[loop], before[loop - 1]))
-            cost = metrics.offset_cost(before[loop - 1])
+            tally.add("aligned_step", loop, aligned(after, before))
+            cost = metrics.offset_cost(before)
             tally.add("offset_cost", loop, cost)
-            tally.add("offset_cost_per_sqrt_d", loop, cost / math.sqrt(before[loop].shape[-1]))
+            tally.add("offset_cost_per_sqrt_d", loop, cost / math.sqrt(after.shape[-1]))
 
 
 def tally_attention(tally: Tally, trace: Trace, chunk_elements: int | None = None) -> None:
@@ -86,7 +77,7 @@ def tally_attention(tally: Tally, trace: Trace, chunk_elements: int | None = Non
         rows = max(1, chunk_elements // (len(query) * time))
         for start in range(0, time, rows):
             before = dict.fromkeys(BRANCHES)
-            for loop in range(1, trace.num_loops + 1):
+            for loop in range(trace.num_loops):
                 now = trace.log_attention(loop, layer, start, min(start + rows, time))
                 if now["window"] is not None:  # no query sees a key before the window of the first
                     now["window"] = now["window"][..., max(0, start - trace.window) :]
@@ -98,10 +89,10 @@ def tally_attention(tally: Tally, trace: Trace, chunk_elements: int | None = Non
                     for name, values in known.get(pair, {}).items():
                         tally.add(f"{name}_{branch}", loop, values, layer)
                 before = now
-    for loop, of_layers in enumerate(trace.gates, 1):
+    for loop, of_layers in enumerate(trace.gates):
         for layer, gate in enumerate(of_layers or ()):
             tally.add("gate", loop, gate, layer)
-            tally.histogram[loop - 1, layer] += metrics.gate_histogram(gate, HISTOGRAM_BINS).cpu().numpy()
+            tally.histogram[loop, layer] += metrics.gate_histogram(gate, HISTOGRAM_BINS).cpu().numpy()
 
 
 def _of_attention(log_weights: torch.Tensor, before: torch.Tensor | None) -> dict[str, torch.Tensor]:
@@ -120,16 +111,15 @@ def _of_attention(log_weights: torch.Tensor, before: torch.Tensor | None) -> dic
 def tally_predictions(tally: Tally, predictions: Predictions) -> None:
     """Adds what the logit lens says."""
     best = predictions.best_loop
-    for loop in range(1, len(predictions.loss) + 1):
-        loss, rank = predictions.loss[loop - 1], predictions.true_rank[loop - 1]
+    for loop, (loss, rank) in enumerate(zip(predictions.loss, predictions.true_rank, strict=True)):
         tally.add("loss", loop, loss)
         tally.add("true_rank", loop, rank)
         tally.add("top1_accuracy", loop, rank == 1)
-        tally.add("entropy", loop, predictions.entropy[loop - 1])
-        tally.add("agreement", loop, predictions.agreement[loop - 1])
-        if loop > 1:
-            tally.add("refinement", loop, predictions.refinement[loop - 2])
-            tally.add("refinement_share", loop, best == loop)
+        tally.add("entropy", loop, predictions.entropy[loop])
+        tally.add("agreement", loop, predictions.agreement[loop])
+        if loop > 0:
+            tally.add("refinement", loop, predictions.refinement[loop - 1])
+            tally.add("refinement_share", loop, best == loop)  # type: ignore[arg-type]
 
 
 def measure(
@@ -147,7 +137,7 @@ def measure(
     Args:
         model: a PLT with a language-model head, of any dtype, on any device. Metrics are computed in float32 at least.
         documents: see `encode_documents`.
-        max_loops: measure loops 1 … `max_loops`, which may be more than the model's own, the default.
+        max_loops: how many loops to measure, which may be more than the model's own, the default.
         max_length: longer documents are cut into pieces, each with fresh context (`documents.pieces`). By default 1024,
             or the model's `max_position_embeddings` if less.
         seed, resamples: of the bootstrap over documents.
@@ -215,8 +205,8 @@ def summarize(tallies: list[Tally], documents: list[dict], model: dict, settings
         resampled[name] = bootstrap.ratios(counts, sums.sum(2), weights.sum(2))
         if name in LAYER_METRICS:
             by_layer = bootstrap.ratios(np.ones(count), sums.reshape(count, -1), weights.reshape(count, -1))
-            by_layer = without_nan(by_layer.reshape(loops, -1).tolist())
-            layers[name] = [None if None in of_loop else of_loop for of_loop in by_layer]
+            rows = without_nan(by_layer.reshape(loops, -1).tolist())
+            layers[name] = [None if None in of_loop else of_loop for of_loop in rows]
     for name in ("loss", "effective_rank"):
         for values in (means, resampled):
             first = np.full((len(values[name]), 1), np.nan)
@@ -234,14 +224,14 @@ def summarize(tallies: list[Tally], documents: list[dict], model: dict, settings
         documents=documents,
         metrics=curves,
         layers=layers,
-        gate_histogram=_histogram(sum(tally.histogram for tally in tallies)),
+        gate_histogram=_histogram(np.sum([tally.histogram for tally in tallies], axis=0)),
         recommendation=_recommendation(means, resampled if count > 1 else None, loops),
     )
 
 
 def _recommendation(means: dict, resampled: dict | None, limit: int) -> Recommendation:
     """By the rule and by the loss alone, from means (1, R) and those of the resamples (resamples, R)."""
-    fields = {"limit": limit}
+    fields: dict[str, Any] = {"limit": limit}
     for suffix, names in (("", ("loss", "effective_rank")), ("_by_loss", ("loss",))):
         fields[f"loops{suffix}"] = int(bootstrap.recommend(*(means[name][0] for name in names)))
         fields[f"share{suffix}"] = None

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 The logit lens: what each loop would have predicted, for a whole text or token by token.
 
@@ -25,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import metrics
 from .documents import Document, check_document, pieces, start_token_id
+from .loop_names import loop_name, loop_number
 from .trace import check_model, check_settings, trace
 
 
@@ -37,7 +27,7 @@ VERSION = 1
 class Predictions:
     """
     Of T tokens in R loops, on the CPU: loss (nats), true_rank, entropy (nats), the likeliest token `top`, all (R, T),
-    and refinement Δp (nats) of loops 2 … R, (R − 1, T).
+    and refinement Δp (nats) of loops 1 … R − 1, (R − 1, T).
     """
 
     loss: torch.Tensor
@@ -100,7 +90,7 @@ def predict(
     for loop in range(loops):
         if not loss[loop].isfinite().all():
             raise ValueError(
-                f"The predictions of loop {loop + 1} are not finite: the weights of `lm_head` hold NaN or infinite "
+                f"The predictions of {loop_name(loop)} are not finite: the weights of `lm_head` hold NaN or infinite "
                 "values, so load another copy of the checkpoint, or the model overflows, so load it in float32."
             )
     return Predictions(loss, rank, entropy, top, refinement[1:])
@@ -114,8 +104,8 @@ class TokenRecord:
     Attributes:
         id, text: the token; the texts of all records make up the whole text.
         loss: nats.
-        refinement: Δp in nats, None for loop 1.
-        best: r*, the loop that changed the prediction most; None for one loop.
+        refinement: Δp in nats, None for loop 0.
+        best: r*, the loop that changed the prediction most; None if there is one loop only.
         rank: its place among the predictions, 1 the likeliest.
         entropy: of the prediction, nats.
         top: the likeliest tokens.
@@ -140,8 +130,11 @@ class LoopLens:
     tokens: list[TokenRecord]
 
     def to_dict(self) -> dict:
-        """What JSON holds."""
-        return {"version": VERSION, **asdict(self)}
+        """What JSON holds: `best` counts loops from 1 there."""
+        document = {"version": VERSION, **asdict(self)}
+        for record in document["tokens"]:
+            record["best"] = None if record["best"] is None else loop_number(record["best"])
+        return document
 
 
 def loop_lens(
@@ -153,7 +146,7 @@ def loop_lens(
     name: str | None = None,
 ) -> LoopLens:
     """
-    The text token by token, in loops 1 … `max_loops`. Arguments as of `measure`; longer texts are cut in the same way.
+    The text token by token, in `max_loops` loops. Arguments as of `measure`; longer texts are cut in the same way.
 
     Raises:
         ValueError: if the text is empty, or as `measure` does.

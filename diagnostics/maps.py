@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """Attention maps of every loop for a chosen text, small enough to draw."""
 
 from dataclasses import dataclass
@@ -75,7 +64,7 @@ def attention_maps(
     layers: list[int] | None = None,
 ) -> AttentionMaps:
     """
-    Maps of the first `max_tokens` tokens of a text, the start token before it included, in loops 1 … `max_loops`, of
+    Maps of the first `max_tokens` tokens of a text, the start token before it included, in `max_loops` loops, of
     `layers` (counted from 0; all by default).
 
     Raises:
@@ -95,10 +84,11 @@ def attention_maps(
     recorded = trace(model, inputs, max_loops)
 
     maps = {branch: [] for branch in BRANCHES}
-    for loop in range(1, max_loops + 1):
+    for loop in range(max_loops):
         of_loop = [recorded.log_attention(loop, layer, 0, len(inputs)) for layer in layers]
         for branch, found in maps.items():
-            found.append([None if of[branch] is None else _numpy(of[branch].exp().mean(0)) for of in of_loop])
+            weights = (of[branch] for of in of_loop)
+            found.append([None if log is None else _numpy(log.exp().mean(0)) for log in weights])
     gates = [
         [None if of_loop is None else _numpy(of_loop[layer].float().mean(0)) for layer in layers]
         for of_loop in recorded.gates

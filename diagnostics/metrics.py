@@ -1,23 +1,12 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 The gain–cost measurements as functions of tensors, after LoopCoder-v2 (arXiv 2606.18023) where not said otherwise.
 
-Loops are counted from 1; `h^(r)` is the state that loop r hands on, `h^(0)` the embedding. Each function returns one
-number per token, per query or per matrix: what is averaged, and over what, is the caller's. Shapes: T tokens, D hidden
-size, H heads, Q queries, S keys, V vocabulary. Half precision is computed in float32; distances and norms have the unit
-of the states, entropies and divergences are in nats, the rest are pure numbers.
+`h^(n)` is the state after n loops, `h^(0)` the embedding: loop r, counted from 0, turns `h^(r)` into `h^(r+1)`. Each
+function returns one number per token, per query or per matrix: what is averaged, and over what, is the caller's.
+Shapes: T tokens, D hidden size, H heads, Q queries, S keys, V vocabulary. Half precision is computed in float32;
+distances and norms have the unit of the states, entropies and divergences are in nats, the rest are pure numbers.
 
 Attention weights and predictions are given as logarithms, `-inf` where a key is not seen. So no epsilon is needed: a
 softmax that underflows still has a finite logarithm.
@@ -30,12 +19,12 @@ TIE = 1e-5  # nats: about what float32 leaves open
 
 
 def step_size(after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """`‖h^(r)_i − h^(r−1)_i‖₂`: of two (T, D), (T,)."""
+    """`‖h^(n)_i − h^(n−1)_i‖₂`: of two (T, D), (T,)."""
     return torch.linalg.vector_norm(_float(after) - _float(before), dim=-1)
 
 
 def aligned_step(after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """`‖h^(r)_i − h^(r−1)_{i−1}‖₂` (ours): the step from the state the shift hands on; of two (T, D), (T − 1,)."""
+    """`‖h^(n)_i − h^(n−1)_{i−1}‖₂` (ours): the step from the state the shift hands on; of two (T, D), (T − 1,)."""
     return step_size(after[1:], before[:-1])
 
 
@@ -131,11 +120,11 @@ def true_rank(log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 def best_loop(refinements: torch.Tensor) -> torch.Tensor:
     """
-    r*, the loop that changed each token's prediction most; of `Δp^(2) … Δp^(R)`, (R − 1, T), (T,). Of loops that are
-    equal up to `TIE` the first: a text's first token has the same state in all loops of some models.
+    r*, the loop that changed each token's prediction most; of the refinements of loops 1 … R − 1, (R − 1, T), (T,). Of
+    loops that are equal up to `TIE` the first: a text's first token has the same state in all loops of some models.
     """
     is_largest = refinements >= refinements.amax(0) - TIE
-    return is_largest.int().argmax(0) + 2
+    return is_largest.int().argmax(0) + 1
 
 
 def _float(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 The measurements as matplotlib figures, and figures as SVG that follows a page's colours. Needs the extra `diagnostics`.
 
@@ -20,7 +9,7 @@ Figures are objects of their own (no `pyplot`, no global state): show them in a 
 import io
 import math
 import re
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,9 +23,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .catalogue import METRICS
+from .loop_names import SHARED_KEYS, loop_name, loop_number
 from .maps import AttentionMaps
-from .result import Curve, GainCost
+from .measurements import Curve, Measurements
+from .metric_info import METRICS
 from .sweep import Sweep
 
 
@@ -44,7 +34,7 @@ from .sweep import Sweep
 INK, FAINT = "#22272e", "#8b949e"
 GAIN, COST, THIRD = "#0072b2", "#d55e00", "#009e73"
 VARIABLES = {FAINT: "faint", GAIN: "gain", COST: "cost", THIRD: "third"}
-RC = {
+RC: Any = {  # settings of matplotlib
     "font.family": "sans-serif",
     "font.size": 10,
     "svg.fonttype": "none",  # text stays text: small files, the page's own font
@@ -80,7 +70,7 @@ CHARTS |= {
 }
 
 
-def plot(result: GainCost) -> Figure:
+def plot(result: Measurements) -> Figure:
     """Gain and cost of each loop: refinement Δp on the left axis, offset cost Ω on the right, with their intervals."""
     with matplotlib.rc_context(RC):
         figure, (axes,) = _figure(6.4, 3.8)
@@ -98,7 +88,7 @@ def plot(result: GainCost) -> Figure:
     return figure
 
 
-def plot_rule(result: GainCost) -> Figure:
+def plot_rule(result: Measurements) -> Figure:
     """What the recommendation rests on: loss and effective rank of each loop less those of the loop before."""
     with matplotlib.rc_context(RC):
         figure, both = _figure(6.4, 3.4, columns=2)
@@ -112,7 +102,7 @@ def plot_rule(result: GainCost) -> Figure:
     return figure
 
 
-def plot_metrics(result: GainCost) -> Figure:
+def plot_metrics(result: Measurements) -> Figure:
     """Every metric that the model has, a chart each."""
     names = [title for title in CHARTS if _chart_metrics(result, title)]
     with matplotlib.rc_context(RC):
@@ -126,7 +116,7 @@ def plot_metrics(result: GainCost) -> Figure:
     return figure
 
 
-def plot_chart(result: GainCost, title: str) -> Figure | None:
+def plot_chart(result: Measurements, title: str) -> Figure | None:
     """One of `CHARTS`; None if the model has no such metric."""
     if not _chart_metrics(result, title):
         return None
@@ -136,28 +126,28 @@ def plot_chart(result: GainCost, title: str) -> Figure | None:
     return figure
 
 
-def plot_gates(result: GainCost) -> Figure | None:
+def plot_gates(result: Measurements) -> Figure | None:
     """Mean gate of each layer and loop, and how the gates of a loop spread; None for a model without gates."""
     histogram = result.gate_histogram
     if histogram is None:
         return None
-    loops = [loop for loop, layers in enumerate(result.layers["gate"], 1) if layers is not None]
-    means = np.array([result.layers["gate"][loop - 1] for loop in loops], dtype=float).T
+    loops = [loop for loop, layers in enumerate(result.layers["gate"]) if layers is not None]
+    means = np.array([result.layers["gate"][loop] for loop in loops], dtype=float).T
     with matplotlib.rc_context(RC):
         figure, (left, right) = _figure(6.8, max(3.0, 1.2 + 0.22 * len(means)), columns=2)
         mesh = left.pcolormesh(means, cmap="cividis", vmin=0, vmax=1, edgecolor="none")
         left.set(xlabel="loop", ylabel="layer (from 0)", title="Mean gate")
-        left.set_xticks(np.arange(len(loops)) + 0.5, loops)
+        left.set_xticks(np.arange(len(loops)) + 0.5, map(loop_number, loops))
         left.set_yticks(np.arange(len(means)) + 0.5, range(len(means)))
         left.invert_yaxis()
         if means.size <= 80:
             for (layer, column), value in np.ndenumerate(means):
                 color = "#000000" if value > 0.5 else "#ffffff"
                 left.text(column + 0.5, layer + 0.5, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
-        figure.colorbar(mesh, ax=left, label="0: window … 1: loop 1's keys")
+        figure.colorbar(mesh, ax=left, label=f"0: window … 1: {SHARED_KEYS}")
         for loop, color, style in zip(loops, (GAIN, COST, THIRD, INK), ("-", "--", "-.", ":"), strict=False):
-            counts = np.sum(histogram["counts"][loop - 1], axis=0)
-            right.stairs(counts / counts.sum(), histogram["edges"], color=color, linestyle=style, label=f"loop {loop}")
+            counts = np.sum(histogram["counts"][loop], axis=0)
+            right.stairs(counts / counts.sum(), histogram["edges"], color=color, linestyle=style, label=loop_name(loop))
         right.set(xlabel="gate", ylabel="share of gates", title="All layers and heads", xlim=(0, 1), ylim=(0, None))
         right.legend(fontsize=8)
     return figure
@@ -174,7 +164,7 @@ def plot_attention(maps: AttentionMaps, branch: str = "mixture") -> Figure | Non
     if branch not in BRANCHES:
         raise ValueError(f"Attention has the branches {', '.join(BRANCHES)}, not {branch!r}.")
     by_loop = maps.global_ if branch == "global" else getattr(maps, branch)
-    loops = [loop for loop, layers in enumerate(by_loop, 1) if layers[0] is not None]
+    loops = [loop for loop, layers in enumerate(by_loop) if layers[0] is not None]
     if not loops:
         return None
     count = min(MAX_MAP_LAYERS, len(maps.layers))
@@ -182,7 +172,7 @@ def plot_attention(maps: AttentionMaps, branch: str = "mixture") -> Figure | Non
     with matplotlib.rc_context(RC):
         figure, grid = _figure(1.9 * count + 0.9, 1.8 * len(loops) + 0.5, columns=count, rows=len(loops))
         for axes, (loop, column) in zip(grid, ((loop, c) for loop in loops for c in columns), strict=True):
-            weights = by_loop[loop - 1][column]
+            weights = by_loop[loop][column]
             future = np.triu(np.ones_like(weights, dtype=bool), k=1)
             shown = np.ma.array(np.sqrt(weights), mask=future)  # roots bring out the middling weights
             image = axes.imshow(shown, cmap="cividis", vmin=0, vmax=1, interpolation="none")
@@ -190,7 +180,7 @@ def plot_attention(maps: AttentionMaps, branch: str = "mixture") -> Figure | Non
             if loop == loops[0]:
                 axes.set_title(f"layer {maps.layers[column]}", fontsize=9)
             if column == columns[0]:
-                axes.set_ylabel(f"loop {loop}", fontsize=9)
+                axes.set_ylabel(loop_name(loop), fontsize=9)
         bar = figure.colorbar(image, ax=grid.tolist(), label="attention weight", shrink=0.6, ticks=[0, 0.5, 1])
         bar.ax.set_yticklabels(["0", "0.25", "1"])
     return figure
@@ -232,7 +222,7 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     `currentColor`, others `var(--gain)` …), its ids begin with `name`, and `label` is read to who does not see it.
     """
     target = io.StringIO()
-    salt = {"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif"}
+    salt: Any = {"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif"}
     with matplotlib.rc_context(salt):
         figure.savefig(target, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = target.getvalue()
@@ -243,13 +233,13 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     svg = svg.replace(INK, "currentColor").replace("'DejaVu Sans', ", "")
     for color, variable in VARIABLES.items():
         svg = svg.replace(color, f"var(--{variable}, {color})")
-    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()
+    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()  # type: ignore[union-attr]
     label = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     opening = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}" role="img" '
     return re.sub(r"<svg[^>]*>", lambda _: f'{opening}aria-label="{label}">', svg, count=1).strip()
 
 
-def draw_interval(axes: Axes, x: Sequence[float], curve: Curve, color: str, style: str, label: str | None = None):
+def draw_interval(axes: Axes, x: np.ndarray, curve: Curve, color: str, style: str, label: str | None = None) -> None:
     """A curve at `x`, with error bars where it has an interval."""
     mean, low, high = (np.array(values, dtype=float) for values in (curve.mean, curve.low, curve.high))
     known = ~np.isnan(mean)
@@ -267,15 +257,15 @@ def _plot_up(axes: Axes, values: list[float | None], color: str, style: str = "o
 
 
 def _draw_curve(axes: Axes, curve: Curve, color: str, style: str, label: str | None = None, shift: float = 0) -> None:
-    draw_interval(axes, np.arange(1, len(curve.mean) + 1) + shift, curve, color, style, label)
+    draw_interval(axes, np.arange(len(curve.mean)) + loop_number(0) + shift, curve, color, style, label)
 
 
-def _chart_metrics(result: GainCost, title: str) -> list[str]:
+def _chart_metrics(result: Measurements, title: str) -> list[str]:
     """Those of the chart that have a value."""
     return [name for name in CHARTS[title] if name in result.metrics and _defined(result.metrics[name])]
 
 
-def _draw_chart(axes: Axes, result: GainCost, title: str) -> None:
+def _draw_chart(axes: Axes, result: Measurements, title: str) -> None:
     names = _chart_metrics(result, title)
     for index, name in enumerate(names):
         branch = name.rsplit("_", 1)[-1]
@@ -296,7 +286,7 @@ def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tup
 
 
 def _loop_axis(axes: Axes, loops: int) -> None:
-    axes.set(xlabel="loop r", xlim=(0.6, loops + 0.4))
+    axes.set(xlabel="loop r", xlim=(loop_number(0) - 0.4, loop_number(loops - 1) + 0.4))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 
 
@@ -310,7 +300,7 @@ def _top(curve: Curve) -> float | None:
     return 1.1 * max(values) or None if values and math.isfinite(max(values)) else None
 
 
-def _below(result: GainCost, text: str = "") -> str:
+def _below(result: Measurements, text: str = "") -> str:
     if len(result.documents) == 1:
         return f"{text} One document: no intervals.".strip()
     share = f"{100 * result.settings['confidence']:g} %"

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 The measurements as one HTML file that needs nothing else: no network, no other file. Needs the extra `diagnostics`.
 
@@ -27,10 +16,11 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from . import plots, wording
-from .catalogue import BOTH_BRANCHES, METRICS
+from . import interpretation, plots
 from .lens import LoopLens
+from .loop_names import loop_number, loops_text
 from .maps import AttentionMaps
+from .metric_info import BOTH_BRANCHES, METRICS
 from .result import GainCost
 
 
@@ -91,26 +81,31 @@ def render(
     """
     svg = partial(_svg, on_error)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals |= {"percent": wording.percent, "loops_text": wording.loops_text, "quoted": quoted}
-    show_lens = lens is not None and lens.max_loops > 1 and bool(lens.tokens)
+    environment.globals |= {
+        "percent": interpretation.percent,
+        "loops_text": loops_text,
+        "quoted": quoted,
+    }
+    if lens is not None and (lens.max_loops == 1 or not lens.tokens):
+        lens = None
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         result=result,
         metrics=METRICS,
         advice=result.recommendation,
         gated=_gated(result),
         both_branches=BOTH_BRANCHES,
-        wording=wording,
+        interpretation=interpretation,
         gain_cost=svg("gain-cost", "Refinement and offset cost of each loop", plots.plot, result),
         rule=svg("rule", "Change of loss and of effective rank in each loop", plots.plot_rule, result),
         gates=svg("gates", "Mean gate of each layer and loop, and a histogram of gates", plots.plot_gates, result),
         charts=_charts(result, svg),
         table=[
-            [name, [wording.parts(result.metrics[name], loop) for loop in range(1, result.max_loops + 1)]]
+            [name, [interpretation.parts(result.metrics[name], loop) for loop in range(result.max_loops)]]
             for name in TABLE
             if name in result.metrics
         ],
-        lens=lens if show_lens else None,
-        lens_data=lens_data(lens) if show_lens else None,
+        lens=lens,
+        lens_data=None if lens is None else lens_data(lens),
         maps=maps,
         attention=_attention(maps, svg),
         notes=notes,
@@ -125,7 +120,7 @@ def quoted(text: str) -> str:
 def lens_data(lens: LoopLens) -> dict:
     """
     What the page's script and `lens.json` hold: a list for each field of `TokenRecord`, numbers in four digits, and in
-    place of the likeliest tokens their indices in `names`.
+    place of the likeliest tokens their indices in `names`. `best` counts loops from 1.
     """
     names = list(dict.fromkeys(top for token in lens.tokens for top in token.top))
     index = {name: position for position, name in enumerate(names)}
@@ -136,25 +131,25 @@ def lens_data(lens: LoopLens) -> dict:
     return columns | {
         "loops": lens.max_loops,
         "text": [token.text for token in lens.tokens],
-        "best": [token.best for token in lens.tokens],
+        "best": [None if token.best is None else loop_number(token.best) for token in lens.tokens],
         "names": names,
         "top": [[index[top] for top in token.top] for token in lens.tokens],
     }
 
 
 def to_csv(result: GainCost) -> str:
-    """Every number as a row: metric, unit, layer (empty: all of them), loop, mean, low, high."""
+    """Every number as a row: metric, unit, layer (empty: all of them), loop (from 1), mean, low, high."""
     target = io.StringIO()
     rows = csv.writer(target, lineterminator="\n")
     rows.writerow(["metric", "unit", "layer", "loop", "mean", "low", "high"])
     for name, curve in result.metrics.items():
-        for loop, values in enumerate(zip(curve.mean, curve.low, curve.high, strict=True), 1):
+        for loop, values in enumerate(zip(curve.mean, curve.low, curve.high, strict=True)):
             if values[0] is not None:
-                rows.writerow([name, METRICS[name].unit, "", loop, *values])
+                rows.writerow([name, METRICS[name].unit, "", loop_number(loop), *values])
     for name, by_loop in result.layers.items():
-        for loop, layers in enumerate(by_loop, 1):
+        for loop, layers in enumerate(by_loop):
             for layer, value in enumerate(layers or ()):
-                rows.writerow([name, METRICS[name].unit, layer, loop, value, None, None])
+                rows.writerow([name, METRICS[name].unit, layer, loop_number(loop), value, None, None])
     return target.getvalue()
 
 

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 The choice of the number of loops on one page: quality, time and memory side by side, for one model run with 1 … N
 loops, or for several models, each with its own number.
@@ -25,9 +14,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from . import bootstrap, wording
-from .catalogue import METRICS
-from .result import Curve, GainCost
+from . import bootstrap, interpretation
+from .loop_names import loops_text
+from .measurements import Curve, Measurements
+from .metric_info import METRICS
 
 
 FORMAT = "iquest-plt sweep"
@@ -89,7 +79,7 @@ class Sweep:
     """Rows by number of loops. `results` are what they come from: one for all rows, or one for each."""
 
     rows: list[Row]
-    results: list[GainCost]
+    results: list[Measurements]
     length: int
     environment: dict
 
@@ -117,10 +107,13 @@ class Sweep:
         }
 
 
-def sweep(results: Sequence[tuple[GainCost, int]], timings: Sequence[Timing], length: int, environment: dict) -> Sweep:
+def sweep(
+    results: Sequence[tuple[Measurements, int]], timings: Sequence[Timing], length: int, environment: dict
+) -> Sweep:
     """
-    A sweep of `results`, each with the loop that is meant, all measured on the same documents, and the timings that
-    belong to them. Bits per byte are what is compared: they are common to models with different tokenizers.
+    A sweep of `results`, each with the number of loops that is meant, all measured on the same documents, and the
+    timings that belong to them. Bits per byte are what is compared: models with different tokenizers have them
+    in common.
 
     Raises:
         ValueError: if the documents or the lengths they were cut to differ, or the bytes of one are unknown.
@@ -139,8 +132,8 @@ def sweep(results: Sequence[tuple[GainCost, int]], timings: Sequence[Timing], le
         raise ValueError("The bytes of a document are unknown, so bits per byte are: use `encode_documents`.")
     bits = np.array(
         [
-            [entry["tokens"] * entry["loss"][loop - 1] / math.log(2) for entry in result.documents]
-            for result, loop in results
+            [entry["tokens"] * entry["loss"][loops - 1] / math.log(2) for entry in result.documents]
+            for result, loops in results
         ]
     ).T
     sizes = np.tile([[entry["bytes"]] for entry in first.documents], len(results))
@@ -149,23 +142,23 @@ def sweep(results: Sequence[tuple[GainCost, int]], timings: Sequence[Timing], le
     drawn = bootstrap.ratios(counts, bits, sizes) if len(bits) > 1 else None
     lowest = None if drawn is None else np.bincount(drawn.argmin(1), minlength=len(means)) / len(drawn)
     rows = []
-    for index, ((result, loop), timing) in enumerate(zip(results, timings, strict=True)):
+    for index, ((result, loops), timing) in enumerate(zip(results, timings, strict=True)):
         confidence = result.settings["confidence"]
         change = Estimate(None)
         if index:
             before = None if drawn is None else drawn[:, [index]] - drawn[:, [index - 1]]
             change = _estimate(means[index] - means[index - 1], before, confidence)
-        loss = result.metrics["loss"]
+        loss, last = result.metrics["loss"], loops - 1
         rows.append(
             Row(
                 model=result.model["name"],
-                loops=loop,
-                loss=Estimate(loss.mean[loop - 1], loss.low[loop - 1], loss.high[loop - 1]),
+                loops=loops,
+                loss=Estimate(loss.mean[last], loss.low[last], loss.high[last]),
                 bits_per_byte=_estimate(means[index], None if drawn is None else drawn[:, [index]], confidence),
                 change=change,
                 lowest_share=None if lowest is None else float(lowest[index]),
                 **asdict(timing),
-                diagnostics={name: result.metrics[name].mean[loop - 1] for name in DIAGNOSTICS},
+                diagnostics={name: result.metrics[name].mean[last] for name in DIAGNOSTICS},
             )
         )
     distinct = [result for index, (result, _) in enumerate(results) if all(result is not r for r, _ in results[:index])]
@@ -175,19 +168,19 @@ def sweep(results: Sequence[tuple[GainCost, int]], timings: Sequence[Timing], le
 def sentences(found: Sweep) -> list[str]:
     """What the table says."""
     best, first = found.best, found.rows[0]
-    sure = "" if best.lowest_share is None else f", in {wording.percent(best.lowest_share)} of the resamples"
+    sure = "" if best.lowest_share is None else f", in {interpretation.percent(best.lowest_share)} of the resamples"
     said = [f"The lowest loss is that of {label(found, best)}: {text(best.bits_per_byte)} bits per byte{sure}."]
     if best is not first:
         cache = best.kv_bytes_per_sequence / first.kv_bytes_per_sequence - 1
         size = "larger" if cache >= 0 else "smaller"
         said.append(
-            f"Beside {label(found, first)}, with {wording.number(first.bits_per_byte.mean)}, a token takes "
+            f"Beside {label(found, first)}, with {interpretation.number(first.bits_per_byte.mean)}, a token takes "
             f"{best.time_ratio / first.time_ratio:.2f} times as long to decode, and the cache of {found.length:,} "
             f"tokens is {100 * abs(cache):.1f} % {size}."
         )
     for before, row in pairwise(found.rows):
         low, high = row.change.low, row.change.high
-        if low is not None and low <= 0 <= high:
+        if low is not None and low <= 0 <= high:  # type: ignore[operator]
             said.append(
                 f"Between {label(found, before)} and {label(found, row)} there is no sure difference: "
                 f"{text(row.change)} bits per byte."
@@ -195,7 +188,7 @@ def sentences(found: Sweep) -> list[str]:
     if best.lowest_share is None:
         said.append("One document was measured, so nothing can be said of how sure this is: measure several.")
     if len(found.results) == 1:
-        said += wording.recommendation(found.results[0])
+        said += interpretation.recommendation(found.results[0])
     else:
         said.append("Each model is run with its own number of loops; what else differs between them is not told apart.")
     return said
@@ -203,11 +196,11 @@ def sentences(found: Sweep) -> list[str]:
 
 def label(found: Sweep, row: Row) -> str:
     """A row's name: its loops, and its model where there are several."""
-    return wording.loops_text(row.loops) + (f" ({row.model})" if len(found.results) > 1 else "")
+    return loops_text(row.loops) + (f" ({row.model})" if len(found.results) > 1 else "")
 
 
 def text(estimate: Estimate) -> str:
-    return wording.estimate(Curve([estimate.mean], [estimate.low], [estimate.high]), 1)
+    return interpretation.estimate(Curve([estimate.mean], [estimate.low], [estimate.high]), 0)
 
 
 def table(found: Sweep) -> list[list[str]]:
@@ -226,13 +219,13 @@ def table(found: Sweep) -> list[list[str]]:
     ]
     for name in DIAGNOSTICS:
         unit = f" ({METRICS[name].unit})" if METRICS[name].unit else ""
-        cells = (wording.number(row.diagnostics[name]) for row in found.rows)
+        cells = (interpretation.number(row.diagnostics[name]) for row in found.rows)
         lines.append([f"{METRICS[name].title}{unit}", *cells])
     return lines if len(found.results) > 1 else lines[1:]
 
 
 def _share(share: float | None) -> str:
-    return "–" if share is None else wording.percent(share)
+    return "–" if share is None else interpretation.percent(share)
 
 
 def to_markdown(found: Sweep, picture: str | None = None, notes: Sequence[str] = ()) -> str:
@@ -244,10 +237,11 @@ def to_markdown(found: Sweep, picture: str | None = None, notes: Sequence[str] =
     lines += ["", *("| " + " | ".join(cells) + " |" for cells in (titles, ["---"] * len(titles), *rows)), ""]
     lines += [f"![Loss, time, memory, gain and cost of each number of loops]({picture})", ""] if picture else []
     lines += [
-        f"Loss on {first.tokens:,} tokens of {wording.documents_text(len(first.documents))}, in contexts of up to "
-        f"{first.settings['max_length']:,} tokens, with {100 * first.settings['confidence']:g} % bootstrap intervals; "
-        "“lowest in” is the share of resamples of the documents. Times are medians over decode steps of all rows in "
-        "turns, so the ratios hold on this machine; the refinement Δp and the offset cost Ω have no common unit. "
+        f"Loss on {first.tokens:,} tokens of {interpretation.documents_text(len(first.documents))}, in contexts of up "
+        f"to {first.settings['max_length']:,} tokens, with {100 * first.settings['confidence']:g} % bootstrap "
+        "intervals; “lowest in” is the share of resamples of the documents. Times are medians over decode steps of all "
+        "rows in turns, so the ratios hold on this machine; the refinement Δp and the offset cost Ω have no common "
+        "unit. "
         + " ".join(notes)
         + (" " if notes else "")
         + ", ".join(f"{name} {value}" for name, value in found.environment.items())

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 One pass of a model over a text, as the diagnostics need it: what each loop handed on, and what attention is made of.
 
@@ -26,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from . import metrics
+from .loop_names import loop_name
 
 
 MODEL_CLASS = "IQuestPLTCoderForCausalLM"
@@ -36,15 +26,15 @@ BRANCHES = ("global", "window", "mixture")
 @dataclass
 class Trace:
     """
-    A text of T tokens in R loops and L layers. Lists over loops begin with loop 1.
+    A text of T tokens in R loops and L layers. Lists over loops begin with loop 0.
 
     Attributes:
-        embeddings (T, D): `h^(0)`, the rows of the embedding matrix, without `plt_emb_scale`: as loop 1 takes them.
+        embeddings (T, D): `h^(0)`, the rows of the embedding matrix, without `plt_emb_scale`: as loop 0 takes them.
         states: `h^(1) … h^(R+1)`, each (T, D), as fed back: normed under `plt_normalize_per_loop`, else not, and the
-            last like the others. One loop more than is measured: loop r + 1 is f of the fixed-point gap.
+            last like the others. One loop more than is measured: that is f of the fixed-point gap.
         head_inputs: R tensors (T, D), what `lm_head` is given after so many loops: always normed.
         queries, keys: [loop][layer], (H, T, C) and (K, T, C), rotated to their positions.
-        gates: [loop][layer], (H, T), the weight of the global branch; None in loop 1, and for models without gates.
+        gates: [loop][layer], (H, T), the weight of the global branch; None in loop 0, and for models without gates.
         scaling: factor on the product of query and key.
         window: how many keys before its own a token's window holds.
         loop_attention: `plt_loop_attention`.
@@ -69,19 +59,19 @@ class Trace:
         Logarithms of the attention weights of queries start … stop − 1 on keys 0 … stop − 1, for each of `BRANCHES`
         (H, stop − start, stop).
 
-        Loop 1 has no window: there, and where `plt_loop_attention` is "shared", the mixture is the global branch, on
-        loop 1's keys. Where it is "own", later loops have the window alone. A branch that is not there is None.
+        Loop 0 has no window: there, and where `plt_loop_attention` is "shared", the mixture is the global branch, on
+        loop 0's keys. Where it is "own", later loops have the window alone. A branch that is not there is None.
         """
-        query = self.queries[loop - 1][layer][:, start:stop]
-        own_keys, first_keys = (self.keys[index][layer][:, :stop] for index in (loop - 1, 0))
-        if loop == 1 or self.loop_attention == "shared":
+        query = self.queries[loop][layer][:, start:stop]
+        own_keys, first_keys = (self.keys[index][layer][:, :stop] for index in (loop, 0))
+        if loop == 0 or self.loop_attention == "shared":
             log_global = log_attention(query, first_keys, self.scaling, start)
             return {"global": log_global, "window": None, "mixture": log_global}
         log_window = log_attention(query, own_keys, self.scaling, start, self.window)
         if self.loop_attention == "own":
             return {"global": None, "window": log_window, "mixture": log_window}
         log_global = log_attention(query, first_keys, self.scaling, start)
-        gate = self.gates[loop - 1][layer][:, start:stop]
+        gate = self.gates[loop][layer][:, start:stop]  # type: ignore[index]
         mixed = metrics.mixture(log_global, log_window, gate)
         return {"global": log_global, "window": log_window, "mixture": mixed}
 
@@ -164,9 +154,9 @@ def trace(model: PreTrainedModel, ids: torch.Tensor, num_loops: int) -> Trace:
     states = [state[0] for state in outputs.loop_states]
     if not config.plt_normalize_per_loop:
         states[-1] = before_norm[-1][0]
-    for loop, state in enumerate(states, 1):
+    for loop, state in enumerate(states):
         if not state.isfinite().all():
-            raise ValueError(f"The states after loop {loop} are not finite: {_reason(model)}.")
+            raise ValueError(f"The states after {loop_name(loop)} are not finite: {_reason(model)}.")
     head_inputs = states if config.plt_normalize_per_loop else [decoder.norm(state) for state in states]
 
     def heads(projected: torch.Tensor) -> torch.Tensor:
@@ -180,7 +170,7 @@ def trace(model: PreTrainedModel, ids: torch.Tensor, num_loops: int) -> Trace:
         ]
         for layer in range(len(attentions))
     ]
-    gated = [[gate[0].T for gate in of_layer] for of_layer in gates]  # from loop 2 on, if at all
+    gated = [[gate[0].T for gate in of_layer] for of_layer in gates]  # from loop 1 on, if at all
     return Trace(
         embeddings=embeddings[0][0].to(states[0].device),
         states=states,

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 The `transformers` command for PLT models:
 
@@ -18,8 +7,8 @@ The `transformers` command for PLT models:
     python -m iquest_plt.serving.transformers_cli chat PATH http://localhost:8000/v1
 
 The command itself looks a model's class up among the library's own, and so finds no model that is defined elsewhere.
-Its server is given an end for every request, and checks what it is sent (`bounds.py`); `--max-length`, tokens of prompt
-and reply together, is one of this command.
+Its server is given an end for every request, and checks what it is sent (`transformers_server.py`). `--max-length`,
+tokens of prompt and reply together, is an option of this command.
 """
 
 import sys
@@ -74,9 +63,9 @@ def main() -> None:
         from transformers.cli.transformers import main as transformers_main
 
         if sys.argv[1:2] == ["serve"]:
-            from . import bounds
+            from . import transformers_server
 
-            bounds.install(take_max_length(sys.argv))
+            transformers_server.install(take_max_length(sys.argv))
             if len(sys.argv) > 2 and not sys.argv[2].startswith("-"):
                 note_missing_template(sys.argv[2])
     except ImportError as error:

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 
 """What every test needs: no network, no leftovers between runs, one seed. Runs before Transformers is imported."""
 
@@ -48,6 +37,7 @@ class RootIsNoPackage:
 
 
 def pytest_configure(config):
+    pytest.register_assert_rewrite("finetuning")  # a helper that asserts: its failures show values, as a test's do
     config.pluginmanager.register(RootIsNoPackage(config.rootpath))
 
 
@@ -61,7 +51,8 @@ def library(tmp_path_factory):
     """A folder that stands for a standard library: this package's own sources, a copy and an edited copy among them."""
     root = Path(__file__).resolve().parents[1]
     folder = tmp_path_factory.mktemp("library")
-    for part in (".", "training", "tokenization", "tests"):
+    tests = sorted(path.relative_to(root) for path in (root / "tests").iterdir() if path.is_dir())
+    for part in (".", "training", "tokenization", "tests", *tests):
         (folder / part).mkdir(exist_ok=True)
         for file in (root / part).glob("*.py"):
             (folder / part / file.name).write_text(file.read_text())

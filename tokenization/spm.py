@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """Turns a SentencePiece BPE model into a `tokenizers.Tokenizer` with the same ids.
 
 `convert(model_file)` and `convert_folder(folder)` return a tokenizer only after its ids, and what it decodes them to,
@@ -42,7 +31,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from .spm_reference import BYTE, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Reference
+from .spm_encoder import BYTE, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, SentencePieceEncoder
 
 
 SPACE = "▁"
@@ -76,11 +65,12 @@ def convert(
     added_tokens: Mapping[int, AddedToken] | None = None,
     lines: Iterable[str] = (),
 ) -> Tokenizer:
-    """Returns the tokenizer of a SentencePiece model, after comparing the two; the arguments are those of `Reference`.
+    """Returns the tokenizer of a SentencePiece model, after comparing the two.
 
-    Raises ValueError where the file is no such model, or the ids are not all equal.
+    The arguments are those of `SentencePieceEncoder`. Raises ValueError where the file is no such model, or the
+    ids are not all equal.
     """
-    return _convert(Reference(model_file, special_tokens, added_tokens), lines)
+    return _convert(SentencePieceEncoder(model_file, special_tokens, added_tokens), lines)
 
 
 def convert_folder(folder: str | Path, lines: Iterable[str] = ()) -> tuple[Tokenizer, dict]:
@@ -103,7 +93,7 @@ def convert_folder(folder: str | Path, lines: Iterable[str] = ()) -> tuple[Token
         if not isinstance(tokens, list | dict):
             raise ValueError(f"{folder}: {key} is {tokens!r}, not a list of tokens")
         special += map(_content, tokens.values() if isinstance(tokens, dict) else tokens)
-    reference = Reference(folder / "tokenizer.model", special, added)
+    reference = SentencePieceEncoder(folder / "tokenizer.model", special, added)
     tokenizer = _convert(reference, lines)
     # Llama's own class adds <s> unless it is told not to.
     adds_bos = bool(config.get("add_bos_token", str(config.get("tokenizer_class")).startswith("LlamaTokenizer")))
@@ -174,7 +164,7 @@ def _content(token: str | dict) -> str:
     return content
 
 
-def _convert(reference: Reference, lines: Iterable[str]) -> Tokenizer:
+def _convert(reference: SentencePieceEncoder, lines: Iterable[str]) -> Tokenizer:
     merges = _merges(reference)
     tokenizer = _build(reference, merges)
     tokens = [*reference.user_defined, *(token.content for token in reference.added_tokens.values())]
@@ -189,7 +179,7 @@ def _convert(reference: Reference, lines: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
-def _build(reference: Reference, merges: list[tuple[str, str]]) -> Tokenizer:
+def _build(reference: SentencePieceEncoder, merges: list[tuple[str, str]]) -> Tokenizer:
     """The tokenizer, not yet compared."""
     symbols = _long_symbols(reference)
     vocab = {text: index for index, (text, _, _) in enumerate(reference.pieces)}
@@ -220,12 +210,12 @@ def _build(reference: Reference, merges: list[tuple[str, str]]) -> Tokenizer:
     return tokenizer
 
 
-def _long_symbols(reference: Reference) -> list[str]:
+def _long_symbols(reference: SentencePieceEncoder) -> list[str]:
     """User-defined symbols that have to be cut out; of one character, nothing merges with them anyway."""
     return [symbol for symbol in reference.user_defined if len(symbol) > 1]
 
 
-def _merges(reference: Reference) -> list[tuple[str, str]]:
+def _merges(reference: SentencePieceEncoder) -> list[tuple[str, str]]:
     """The one merge of each piece that merging can reach, best first."""
     scores = {text: score for text, score, kind in reference.pieces if kind in (NORMAL, USER_DEFINED, UNUSED)}
     symbols = _long_symbols(reference)
@@ -263,7 +253,7 @@ def _last_parts(text: str, scores: Mapping[str, float]) -> tuple[str, str] | Non
     return parts[0], parts[1]
 
 
-def _ties(merges: list[tuple[str, str]], reference: Reference) -> Iterator[str]:
+def _ties(merges: list[tuple[str, str]], reference: SentencePieceEncoder) -> Iterator[str]:
     """Texts where the order of two merges of equal score, leftmost first in SentencePiece, could matter.
 
     Training gives no two pieces one score, but a model that was extended by hand may have such pieces.
@@ -278,7 +268,7 @@ def _ties(merges: list[tuple[str, str]], reference: Reference) -> Iterator[str]:
 
 
 def _normalizer(spec) -> normalizers.Normalizer:
-    steps = [normalizers.Prepend(SPACE)]
+    steps: list[normalizers.Normalizer] = [normalizers.Prepend(SPACE)]
     if spec.precompiled_charsmap:
         charsmap = normalizers.Precompiled(spec.precompiled_charsmap)
         compose = [normalizers.NFC()] if charsmap.normalize_str("e\u0301") == "\u00e9" else []
@@ -297,7 +287,7 @@ def _normalizer(spec) -> normalizers.Normalizer:
     return normalizers.Sequence(steps)
 
 
-def _decoder(reference: Reference) -> decoders.Decoder:
+def _decoder(reference: SentencePieceEncoder) -> decoders.Decoder:
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     spec = reference.normalizer
     if spec.add_dummy_prefix or spec.remove_extra_whitespaces:

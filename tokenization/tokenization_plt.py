@@ -1,19 +1,9 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """The tokenizer of LoopCoder-V2: the library's fast tokenizer, whose chats also go where a tensor was expected."""
 
 import functools
+from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
@@ -30,14 +20,14 @@ class ChatEncoding(BatchEncoding):
         return super().__getitem__(item) if isinstance(item, str) else self.input_ids[item]
 
     @property
-    def shape(self):
+    def shape(self) -> Any:
         return self.input_ids.shape
 
     @property
-    def device(self):
+    def device(self) -> Any:
         return self.input_ids.device
 
-    def size(self, *args):
+    def size(self, *args) -> Any:
         return self.input_ids.size(*args)
 
 
@@ -48,7 +38,7 @@ class IQuestPLTCoderTokenizer(PreTrainedTokenizerFast):
     """
 
     @functools.wraps(PreTrainedTokenizerFast.apply_chat_template)
-    def apply_chat_template(self, *args, **kwargs):
+    def apply_chat_template(self, *args, **kwargs) -> Any:
         outputs = super().apply_chat_template(*args, **kwargs)
         if isinstance(outputs, BatchEncoding) and hasattr(outputs.get("input_ids"), "shape"):
             return ChatEncoding(outputs.data, outputs.encodings, n_sequences=outputs.n_sequences)

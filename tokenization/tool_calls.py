@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """Reads what the model wrote: reasoning, text and tool calls, from a whole reply or while it arrives.
 
 A reply is an optional `<think>…</think>`, then text and any number of tool calls in any order, each of them
@@ -205,11 +194,11 @@ class ToolCallStream:
         if self._position == begin:
             start = _OBJECT_START.match(rest)
             if start is None:
-                return begin if _JSON_SPACE.match(rest, begin).end() < len(rest) else None
+                return begin if _JSON_SPACE.match(rest, begin).end() < len(rest) else None  # type: ignore[union-attr]
             self._position = start.end()
         while True:
             part = _WITHIN_STRING if self._in_string else _BETWEEN_STRINGS
-            self._position = part.match(rest, self._position).end()
+            self._position = part.match(rest, self._position).end()  # type: ignore[union-attr]
             ahead = rest[self._position : self._position + len(END_CALL)]
             if ahead.startswith(b'"'):
                 self._in_string = not self._in_string
@@ -279,8 +268,8 @@ def _text(part: bytearray) -> str:
 
 def _overlap(text: str | bytearray, tag: str) -> int:
     """How many characters at the end of `text` may be the beginning of `tag`, which is ASCII."""
-    tag = tag if isinstance(text, str) else _bytes(tag)
-    return next((size for size in range(len(tag) - 1, 0, -1) if text.endswith(tag[:size])), 0)
+    tag = tag if isinstance(text, str) else _bytes(tag)  # type: ignore[assignment]
+    return next((size for size in range(len(tag) - 1, 0, -1) if text.endswith(tag[:size])), 0)  # type: ignore[arg-type]
 
 
 def _start_of_end(text: str) -> int:

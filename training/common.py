@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """What the training scripts share: options, model, data, and a run that goes on where it was stopped."""
 
 import argparse
@@ -26,17 +15,17 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainingArguments,
 )
 
 from ..conversion.layout import read_plt_config
-from .data import visible_files
-from .guard import DivergedError, Guard
+from ..utils.files import visible_files
+from .divergence import DivergedError, Guard
 from .progress import Progress
-from .records import read_json, write_json
-from .small import last_checkpoint
+from .run_files import last_checkpoint, read_json, write_json
 
 
 def count(text: str) -> int:
@@ -71,7 +60,7 @@ def make_parser(description: str, lr: float) -> argparse.ArgumentParser:
     return parser
 
 
-def training_arguments(args) -> dict:
+def training_arguments(args: argparse.Namespace) -> dict:
     """The options as fields of `TrainingArguments`."""
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(args.out / "logs")
     return {
@@ -101,7 +90,7 @@ def training_arguments(args) -> dict:
     }
 
 
-def load_model(args, **kwargs):
+def load_model(args: argparse.Namespace, **kwargs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer. Raises ValueError if the folder holds no PLT, or one for shorter texts."""
     config = read_plt_config(args.model)
     if not 2 <= args.length <= config.max_position_embeddings:
@@ -129,8 +118,8 @@ def load_data(path: Path, field: str, cache: Path) -> Dataset:
     try:
         data = load_dataset(**kind, data_files=[str(file) for file in files], split="train", cache_dir=str(cache))
     except Exception as error:  # the library's own say little without their cause
-        reason = error.__cause__ or error
-        reason = "its lines hold no fields." if "corresponds to no data" in str(reason) else reason
+        reason = str(error.__cause__ or error)
+        reason = "its lines hold no fields." if "corresponds to no data" in reason else reason
         raise ValueError(f"{path} cannot be read: {reason}") from error
     if field not in data.column_names:
         raise ValueError(f"{path} has no field {field!r}, but {', '.join(data.column_names)}.")
@@ -145,7 +134,7 @@ def _is_blank(file: Path) -> bool:
         return not any(line.strip() for line in lines)
 
 
-def split_data(args, field: str) -> tuple[Dataset, Dataset | None]:
+def split_data(args: argparse.Namespace, field: str) -> tuple[Dataset, Dataset | None]:
     """What to train on, and what to hold out if anything. Raises ValueError if one document would have to be both."""
     data = load_data(args.data, field, args.out / "cache")
     if args.heldout is not None:
@@ -171,7 +160,7 @@ def freeze_unused_gates(model: PreTrainedModel) -> bool:
     return True
 
 
-def train(trainer: Trainer, args) -> dict[str, torch.Tensor] | None:
+def train(trainer: Trainer, args: argparse.Namespace) -> dict[str, torch.Tensor] | None:
     """
     Trains to the end, from the last checkpoint if there is one, and returns what `gather` does. Raises ValueError if
     that was of another run, and where accelerate would not shard the model although its configuration says so.
@@ -226,7 +215,12 @@ def gather(trainer: Trainer) -> dict[str, torch.Tensor] | None:
     return weights if trainer.is_world_process_zero() else None
 
 
-def save(model: PreTrainedModel, tokenizer, args, weights: dict[str, torch.Tensor] | None = None) -> None:
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    args: argparse.Namespace,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Writes the folder OUT/model, with weights of the dtype that those of --model have; `weights` if given."""
     config = read_plt_config(args.model)
     for name in ("use_cache", "bos_token_id", "eos_token_id", "pad_token_id"):  # the trainer has set them to its own

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """Text for the models trained here: the Python standard library, and packages if asked for, split by whole files.
 
 Exact copies are dropped. Files that share much of their text (`CLUSTER_OVERLAP`) form a cluster, and a cluster as a
@@ -100,7 +89,7 @@ def collect(root: str | Path | None = None, packages: Sequence[str] = ()) -> lis
     root = Path(root or sysconfig.get_path("stdlib"))
     files = {file.relative_to(root).as_posix(): file for file in root.rglob("*.py")}
     for name in packages:
-        files |= {file.as_posix(): Path(file.locate()) for file in _distribution(name).files if file.suffix == ".py"}
+        files |= {file.as_posix(): Path(file.locate()) for file in _distribution(name).files if file.suffix == ".py"}  # type: ignore[union-attr]
     documents = []
     for path, file in sorted(files.items()):
         if any(fnmatch.fnmatch(path, pattern) for pattern in EXCLUDED):
@@ -121,12 +110,6 @@ def _distribution(name: str) -> importlib.metadata.Distribution:
         return importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
         raise ValueError(f"{name} is to be trained on but not installed: pip install {name}") from None
-
-
-def visible_files(folder: Path) -> list[Path]:
-    """All files in a folder and those below it, sorted, but the hidden ones and what is in hidden folders."""
-    visible = (file for file in folder.rglob("[!.]*") if "/." not in f"/{file.relative_to(folder).as_posix()}")
-    return sorted(file for file in visible if file.is_file())
 
 
 def sketch(text: str) -> set[int]:
@@ -220,7 +203,7 @@ class PackedRows:
         self.rows_per_pass = (len(stream) - length) // length
         if self.rows_per_pass < 1:
             raise ValueError(f"a stream of {len(stream)} tokens holds no row of {length}")
-        self._pass = (-1, 0, None)
+        self._pass = (-1, 0, np.empty(0, dtype=int))
 
     def __len__(self) -> int:
         return self.num_rows

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Elastic loops: one checkpoint that serves every number of loops, 1 … R_max.
 
@@ -21,9 +10,10 @@ each step draws how many loops it runs: cheaper, and noisier.
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 
 class ElasticLoops:
@@ -44,6 +34,12 @@ class ElasticLoops:
             of the numbers of loops, and for weights together with a `compute_loss_func`, with label smoothing, or with
             several devices in one process.
     """
+
+    # Of the trainer.
+    accelerator: Any
+    args: Any
+    model: Any
+    state: Any
 
     def __init__(
         self,
@@ -89,18 +85,18 @@ class ElasticLoops:
         weights = [1.0] * count if self.loop_loss_weights is None else self.loop_loss_weights[:count]
         return max(loop for loop, weight in enumerate(weights, 1) if weight)
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Any:
         if not model.training:
-            return super().compute_loss(model, inputs, *args, **kwargs)
+            return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
         inputs = {**inputs, "num_loops": self.num_loops()}
         if self.loop_loss_weights is None:
-            return super().compute_loss(model, inputs, *args, **kwargs)
+            return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
         inputs["output_loop_states"] = True
         self.compute_loss_func = self._weighted_loss
         decoder = self.accelerator.unwrap_model(self.model).get_decoder()
         hook = decoder.register_forward_hook(self._give_head_all_loops)
         try:
-            return super().compute_loss(model, inputs, *args, **kwargs)
+            return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
         finally:
             self.compute_loss_func = None
             hook.remove()
@@ -124,13 +120,20 @@ class ElasticLoops:
         name = "logits" if "logits" in outputs else "last_hidden_state"
         parts = outputs[name].chunk(len(weights))
         outputs[name] = parts[-1]  # the last loop's, as without this class
-        total = 0.0
+        total: Any = 0.0
         for weight, part in zip(weights, parts, strict=True):
             states, logits = (None, part) if name == "logits" else (part, None)
             total = total + weight * self.loop_loss(model, states, labels, logits, num_items_in_batch)
         return total / sum(weights)
 
-    def loop_loss(self, model, states, labels, logits=None, num_items_in_batch=None) -> torch.Tensor:
+    def loop_loss(
+        self,
+        model: PreTrainedModel,
+        states: torch.Tensor | None,
+        labels: torch.Tensor,
+        logits: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
         """The language-model loss of one loop, on its logits or, where none were made, its normed states."""
         logits = model.lm_head(states) if logits is None else logits
         options = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}

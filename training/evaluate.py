@@ -1,20 +1,10 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """Held-out bits per byte of a model, and what `xz -9` needs for the same files."""
 
 import lzma
 import math
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -73,7 +63,7 @@ def xz_bits_per_byte(texts: list[str]) -> dict[str, float]:
     return {"together": 8 * together / size, "per_file": 8 * per_file / size}
 
 
-def heldout_documents(manifest: dict, stdlib=None) -> list[data.Document]:
+def heldout_documents(manifest: dict, stdlib: str | Path | None = None) -> list[data.Document]:
     """The held-out files of a manifest, read again.
 
     Raises FileNotFoundError where this Python's library or packages hold other texts than those the manifest names.

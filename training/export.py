@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """Turns a training checkpoint into a model folder: weights, card, training curve, measurements, golden output."""
 
 import json
@@ -20,18 +9,16 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-import iquest_plt
-from iquest_plt import IQuestPLTCoderForCausalLM
-
-from ..cli.outputs import drawn
-from ..conversion.layout import AUTO_MAP, CODE_FILES
+from ..conversion.layout import AUTO_MAP, CODE_FILES, ROOT
+from ..modeling_plt import IQuestPLTCoderForCausalLM
 from ..tokenization import bpe
+from ..utils.figures import try_draw
 from . import evaluate
 from .card import SAMPLE_PROMPT, plot_curve, render_card
 from .kernels import register_attention
-from .records import read_json, write_json
+from .run_files import last_checkpoint, read_json, write_json
 
 
 LOOPS = (1, 2, 3)  # loop counts that are measured; the model is trained with 2
@@ -40,8 +27,6 @@ GOLDEN_TOKENS, GOLDEN_POSITIONS = 128, 8  # a text longer than the window, and i
 
 def export(out: str | Path, folder: str | Path, stdlib: Path | None = None) -> dict:
     """Writes the model folder for the last checkpoint of the run `out`; returns its metrics. Replaces what is there."""
-    from .small import last_checkpoint
-
     out, folder = Path(out), Path(folder)
     checkpoint = last_checkpoint(out)
     if checkpoint is None:
@@ -66,14 +51,14 @@ def export(out: str | Path, folder: str | Path, stdlib: Path | None = None) -> d
     }
     metrics["python_version"] = manifest["python_version"]
     write_json(folder / "metrics.json", metrics)
-    drawn("training_curve.png", plot_curve, folder / "training_curve.png", log, manifest, metrics)
+    try_draw("training_curve.png", plot_curve, folder / "training_curve.png", log, manifest, metrics)
     sample = complete(folder, tokenizer, SAMPLE_PROMPT)
     (folder / "README.md").write_text(render_card(metrics, manifest, recipe, sample))
     print(json.dumps(metrics["bits_per_byte"]), flush=True)
     return metrics
 
 
-def write_model(checkpoint: Path, folder: Path, tokenizer) -> None:
+def write_model(checkpoint: Path, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """bf16 weights, configurations, tokenizer, and the code files that `trust_remote_code=True` runs."""
     model = IQuestPLTCoderForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
     model.generation_config = GenerationConfig(
@@ -87,18 +72,17 @@ def write_model(checkpoint: Path, folder: Path, tokenizer) -> None:
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", {**config, "auto_map": AUTO_MAP})
     bpe.save(tokenizer, folder)
-    root = Path(iquest_plt.__file__).resolve().parent
     for name in CODE_FILES:
         target = folder / name
         target.unlink(missing_ok=True)
-        if folder.resolve().is_relative_to(root):  # inside the repository nothing is copied
-            target.symlink_to(os.path.relpath(root / name, folder.resolve()))
+        if folder.resolve().is_relative_to(ROOT):  # inside the repository nothing is copied
+            target.symlink_to(os.path.relpath(ROOT / name, folder.resolve()))
         else:
-            shutil.copyfile(root / name, target)
+            shutil.copyfile(ROOT / name, target)
 
 
 @torch.no_grad()
-def write_golden(folder: Path, tokenizer, text: str) -> None:
+def write_golden(folder: Path, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
     """The first tokens of a held-out file and, per loop count, the logits of the last of them.
 
     Computed in float32 from the saved bf16 weights, `logits_r{R}` (1, positions, vocab_size) at `positions` of
@@ -115,7 +99,7 @@ def write_golden(folder: Path, tokenizer, text: str) -> None:
     save_file(golden, folder / "golden.safetensors")
 
 
-def measure(folder: Path, tokenizer, documents: list) -> dict:
+def measure(folder: Path, tokenizer: PreTrainedTokenizerBase, documents: list) -> dict:
     """Bits per byte on the held-out files, of the model for each loop count and of `xz -9`."""
     model = IQuestPLTCoderForCausalLM.from_pretrained(
         folder, dtype=torch.bfloat16, attn_implementation=register_attention()
@@ -177,7 +161,7 @@ def write_log(folder: Path, state: dict, recipe: dict) -> list[dict]:
 
 
 @torch.no_grad()
-def complete(folder: Path, tokenizer, prompt: str) -> str:
+def complete(folder: Path, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """A greedy continuation of `prompt`."""
     model = IQuestPLTCoderForCausalLM.from_pretrained(folder, dtype=torch.float32)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 The tiny family: matched models that differ in the number of loops, in the shift, and in the loops they learn from.
 
@@ -31,18 +20,20 @@ import math
 import shutil
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..cli.outputs import drawn
 from ..tokenization import bpe
+from ..utils.figures import try_draw
 from . import data, evaluate, small
 from .elastic import ElasticLoops
-from .records import read_json, write_json
+from .run_files import read_json, write_json
 
 
 LOOPS = (1, 2, 3, 4)
@@ -71,9 +62,9 @@ class Variant:
         return f"r{self.loops}{kind}"
 
     @property
-    def trainer_class(self):
+    def trainer_class(self) -> Callable[..., small.SmallTrainer]:
         counts = range(1, self.loops + 1)
-        options = {
+        options: dict[str, dict] = {
             "": {},
             "weights": {"loop_loss_weights": [1.0 for _ in counts]},
             "draws": {"loop_counts": list(counts)},
@@ -91,7 +82,14 @@ def variants(loops: list[int]) -> list[Variant]:
 class ElasticSmallTrainer(ElasticLoops, small.SmallTrainer):
     """The small model's trainer with elastic loops; without options it is that trainer."""
 
-    def loop_loss(self, model, states, labels, logits=None, num_items_in_batch=None) -> torch.Tensor:
+    def loop_loss(  # type: ignore[override]
+        self,
+        model: PreTrainedModel,
+        states: torch.Tensor,
+        labels: torch.Tensor,
+        logits: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
         return self.token_loss(model, states, labels)
 
 
@@ -165,7 +163,9 @@ def run(out: Path, variant: Variant, recipe: small.Recipe, texts: int, stdlib: P
     return read_json(done)
 
 
-def bits_per_byte(model, tokenizer, documents: list[data.Document], num_loops: int) -> float:
+def bits_per_byte(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: list[data.Document], num_loops: int
+) -> float:
     """Bits per byte of the documents, in windows of one row's length."""
     encoded = bpe.encode_documents(tokenizer, [document.text for document in documents])
     end = tokenizer.eos_token_id
@@ -231,8 +231,8 @@ def gaps(metrics: list[dict]) -> str:
                 with_shift = Variant("", variant.loops, True)
                 pairs.append((f"R = {variant.loops}, no shift over shift", variant, variant.loops, with_shift))
     lines = ["| difference, bits per byte | mean ± 95 % interval |", "|---|---|"]
-    for name, *pair in pairs:
-        found = difference(metrics, *pair)
+    for name, variant, loops, other in pairs:
+        found = difference(metrics, variant, loops, other)
         if found is not None:
             lines.append(f"| {name} | {found[0]:+.3f} ± {found[1]:.3f} |")
     return "\n".join(lines)
@@ -253,12 +253,12 @@ def draw(path: Path, metrics: list[dict]) -> None:
     baseline = Variant("", 1, True)
     left.axhline(0, color="black", linewidth=1)
     for index, (name, points) in enumerate(curves.items()):
-        values = [(r, difference(metrics, variant, r, baseline)) for r, variant in points]
-        values = [(r + 0.05 * index, *value) for r, value in values if value is not None]
+        known = [(r, difference(metrics, variant, r, baseline)) for r, variant in points]
+        values = [(r + 0.05 * index, *value) for r, value in known if value is not None]
         if values:
             x, y, error = zip(*values, strict=True)
-            error = [half if math.isfinite(half) else 0 for half in error]
-            left.errorbar(x, y, yerr=error, fmt="os^v"[index], capsize=3, label=name)
+            bars = [half if math.isfinite(half) else 0 for half in error]
+            left.errorbar(x, y, yerr=bars, fmt="os^v"[index], capsize=3, label=name)
     left.set(xlabel="loops R", ylabel="held-out bits per byte, over R = 1 of the same seed", xticks=LOOPS)
     for variant, runs in found.items():
         steps, losses = zip(*runs[0]["losses"], strict=True)
@@ -296,7 +296,7 @@ def main(argv: list[str] | None = None, stdlib: Path | None = None) -> None:
         raise SystemExit(" ".join(str(error).split())) from error
 
 
-def train_all(args, stdlib: Path | None) -> None:
+def train_all(args: argparse.Namespace, stdlib: Path | None) -> None:
     """Trains what is missing of the family, and writes its tables after every seed."""
     metrics = []
     for seed in range(args.seeds):
@@ -308,7 +308,7 @@ def train_all(args, stdlib: Path | None) -> None:
         # After every seed: a family that is not complete is one with fewer seeds.
         write_json(args.out / "metrics.json", metrics, indent=None)
         (args.out / "family.md").write_text(f"{table(metrics)}\n\n{gaps(metrics)}\n")
-        drawn("family.png", draw, args.out / "family.png", metrics)
+        try_draw("family.png", draw, args.out / "family.png", metrics)
     print(table(metrics))
     print(json.dumps({"runs": len(metrics), "torch": torch.__version__}))
 

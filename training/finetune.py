@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Trains all weights of a PLT on text, with Transformers' Trainer. The same command again goes on where it was stopped:
 
@@ -27,13 +16,20 @@ import copy
 from pathlib import Path
 
 from datasets import Dataset
-from transformers import DataCollatorForLanguageModeling, DataCollatorWithFlattening, Trainer, TrainingArguments
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorWithFlattening,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
 
 from ..tokenization import bpe
 from .common import load_model, make_parser, run, save, split_data, train, training_arguments
 
 
-def cut(documents: Dataset, tokenizer, length: int) -> Dataset:
+def cut(documents: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
     """
     Pieces of at most `length` tokens (`input_ids`); each document ends with the tokenizer's end token. Raises
     ValueError if there is no text.
@@ -60,7 +56,7 @@ def _cut_file(path: Path, documents: Dataset, tokenizer, length: int) -> Dataset
         raise ValueError(f"{path}: {error}") from error
 
 
-def make_trainer(args, model, tokenizer) -> Trainer:
+def make_trainer(args: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Trainer:
     """The trainer of `model` on the data. Raises ValueError if these do not serve."""
     if args.padded and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         raise ValueError("--padded takes a padding token that is not the end token: this tokenizer has none.")
@@ -84,7 +80,7 @@ def make_trainer(args, model, tokenizer) -> Trainer:
     )
 
 
-def finetune(args) -> Trainer:
+def finetune(args: argparse.Namespace) -> Trainer:
     """Trains and saves."""
     model, tokenizer = load_model(args)
     trainer = make_trainer(args, model, tokenizer)

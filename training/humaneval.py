@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """HumanEval: completes its functions with a model, runs them with their tests, and gives pass@k.
 
     python -m iquest_plt.training.humaneval --model PATH --out runs/humaneval --allow-code-execution
@@ -49,10 +38,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging
 
-from ..cli.talk import load
-from ..cli.weights import Dtype
+from ..conversion.convert import FLOATS
+from ..conversion.loading import load_model
 from ..tokenization.tool_calls import parse_response
-from .records import read_json, write_json
+from .run_files import read_json, write_json
 from .sandbox import Limits, Sandbox, Verdict
 
 
@@ -185,8 +174,8 @@ def complete(
 
 def _until_end(ids: list[int], ends: int | list[int] | None) -> list[int]:
     """The ids before the first end token: what follows it is padding."""
-    ends = {ends} if isinstance(ends, int) else set(ends or ())
-    return ids[: next((at for at, token in enumerate(ids) if token in ends), len(ids))]
+    known = {ends} if isinstance(ends, int) else set(ends or ())
+    return ids[: next((at for at, token in enumerate(ids) if token in known), len(ids))]
 
 
 # -- a run that goes on where it was stopped ---------------------------------------------------------------------------
@@ -229,7 +218,7 @@ def make_completions(
     missing = [at for at in starts if not log.entries.keys() >= set(keys[at : at + args.batch_size])]
     if not missing:
         return
-    model, tokenizer = load(args.model, None, args.dtype and Dtype(args.dtype), args.device)
+    model, tokenizer = load_model(args.model, dtype=args.dtype, device=args.device)
     loops = model.config.check_num_loops(args.num_loops)
     options = {"max_new_tokens": args.max_new_tokens, "num_loops": loops, "do_sample": args.temperature > 0}
     if args.temperature > 0:
@@ -344,7 +333,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num-loops", type=positive, help="loops per token; default: the model's")
     parser.add_argument("--chat", action="store_true", help="ask for the function in a chat")
     parser.add_argument("--batch-size", type=positive, default=8)
-    parser.add_argument("--dtype", choices=[dtype.value for dtype in Dtype], help="default: as stored")
+    parser.add_argument("--dtype", choices=list(FLOATS), help="default: as stored")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds for each program")
     parser.add_argument("--allow-code-execution", action="store_true", help="run what the model wrote, see above")

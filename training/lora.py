@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Trains low-rank adapters of a PLT on text (LoRA, with PEFT), on frozen weights of 4 bits if asked (as in QLoRA):
 
@@ -47,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gates", action=argparse.BooleanOptionalAction, default=True, help="train the gates as well")
 
 
-def lora_config(args) -> LoraConfig:
+def lora_config(args: argparse.Namespace) -> LoraConfig:
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=args.rank,
@@ -57,7 +46,7 @@ def lora_config(args) -> LoraConfig:
     )
 
 
-def load_adapted(args) -> tuple[PeftModel, object]:
+def load_adapted(args: argparse.Namespace) -> tuple[PeftModel, object]:
     """The model with new adapters, and its tokenizer. What is trained is float32, the rest as small as asked for."""
     weights = {"dtype": torch.bfloat16 if args.bf16 else torch.float32}
     if args.bits is not None:
@@ -79,7 +68,7 @@ def load_adapted(args) -> tuple[PeftModel, object]:
     return model, tokenizer
 
 
-def merge(args) -> None:
+def merge(args: argparse.Namespace) -> None:
     """Writes OUT/model: the weights of --model in float32, not those of few bits, with OUT/adapter merged into them."""
     unset_hf_deepspeed_config()  # one process alone loads them
     model, tokenizer = load_model(args)
@@ -87,7 +76,7 @@ def merge(args) -> None:
     save(model, tokenizer, args)
 
 
-def adapt(args) -> Trainer:
+def adapt(args: argparse.Namespace) -> Trainer:
     """Trains and saves."""
     model, tokenizer = load_adapted(args)
     trainer = make_trainer(args, model, tokenizer)

@@ -1,20 +1,11 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """Muon for the hidden matrices, AdamW for the rest, in one optimizer, so that Trainer can save and resume it.
 
 Muon (Jordan et al., 2024): momentum, then the nearest semi-orthogonal matrix by a Newton-Schulz iteration.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -48,7 +39,7 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
             (self._muon if group["kind"] == "muon" else self._adamw)(group, params)

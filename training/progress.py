@@ -1,23 +1,12 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """What a training run prints."""
 
 import math
 import statistics
 import time
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 class Progress(TrainerCallback):
@@ -25,15 +14,24 @@ class Progress(TrainerCallback):
 
     def __init__(self, tokens_per_step: int, bytes_per_token: float):
         self.tokens_per_step, self.bytes_per_token = tokens_per_step, bytes_per_token
-        self.times, self.started = [], None
+        self.times: list[float] = []
+        self.started = 0.0
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.started = time.monotonic()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.times = [*self.times[-49:], time.monotonic() - self.started]
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs,
+    ) -> None:
+        logs = logs or {}
         share = state.global_step / state.max_steps
         bar = "#" * round(20 * share)
         line = f"[{bar:<20}] {share:6.1%}  step {state.global_step}/{state.max_steps}"

@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """Runs one program that a model wrote, and its tests, in a process of its own with limits. Needs Linux.
 
     passed, detail, seconds = Sandbox().run(program, tests, entry_point)
@@ -62,7 +51,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 _SECONDS_TO_CLEAN_UP = 5  # that the sandbox ends by itself after its time, should this process have been killed
@@ -262,7 +251,7 @@ def _limit(limits: Limits, processes: int) -> None:
 
 def _test(program: str, tests: str, entry_point: str) -> str:
     """What came of it. The tests are there first, so that they have Python as it was before the program."""
-    namespace = {"__name__": "tests", "__builtins__": dict(vars(builtins))}
+    namespace: dict[str, Any] = {"__name__": "tests", "__builtins__": dict(vars(builtins))}
     module = types.ModuleType("program")
     sys.modules[module.__name__] = module
     try:

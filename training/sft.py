@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Trains a PLT on conversations, with TRL's SFTTrainer. The same command again goes on where it was stopped:
 
@@ -23,7 +12,11 @@ Attention, windows and the shift between the loops end with the conversation. A 
 is refused. The result is OUT/model, or OUT/adapter with --lora.
 """
 
+import argparse
+
 from jinja2 import TemplateError
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from ..tokenization.chat import training_chat_template
@@ -31,7 +24,9 @@ from .common import load_model, make_parser, run, save, split_data, train, train
 from .lora import add_options, lora_config
 
 
-def make_trainer(args, model, tokenizer) -> SFTTrainer:
+def make_trainer(
+    args: argparse.Namespace, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
+) -> SFTTrainer:
     """The trainer of `model` on the conversations. Raises ValueError if these do not serve."""
     template = tokenizer.chat_template
     if template is None:
@@ -70,7 +65,7 @@ def make_trainer(args, model, tokenizer) -> SFTTrainer:
     return trainer
 
 
-def tune(args) -> SFTTrainer:
+def tune(args: argparse.Namespace) -> SFTTrainer:
     """Trains and saves."""
     model, tokenizer = load_model(args)
     trainer = make_trainer(args, model, tokenizer)

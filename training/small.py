@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """Trains the small PLT on the Python standard library. One command, and the same command again resumes:
 
     python -m iquest_plt.training.small --out runs/small
@@ -24,26 +13,34 @@ trains nothing. Logs: `tensorboard --logdir OUT/logs`.
 
 import argparse
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.func import functional_call
 from torch.utils.data import SequentialSampler
-from transformers import AutoTokenizer, PrinterCallback, Trainer, TrainingArguments
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 
-from iquest_plt import IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM
-
+from ..configuration_plt import IQuestPLTCoderConfig
+from ..modeling_plt import IQuestPLTCoderForCausalLM
 from ..tokenization import bpe
 from . import data
-from .guard import DivergedError, Guard
+from .divergence import DivergedError, Guard
+from .export import export
 from .kernels import chunked_cross_entropy, register_attention
 from .optimizer import make_optimizer
 from .progress import Progress
-from .records import is_whole, read_json, write_json
+from .run_files import last_checkpoint, read_json, write_json
 
 
 @dataclass
@@ -104,7 +101,7 @@ class SmallTrainer(Trainer):
         self.recipe = recipe
         self.guard = Guard(memory=0.95)
 
-    def create_optimizer(self, model=None):
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         self.optimizer = make_optimizer(
             self.model,
             self.recipe.muon_lr,
@@ -114,14 +111,22 @@ class SmallTrainer(Trainer):
         )
         return self.optimizer
 
-    def create_scheduler(self, num_training_steps, optimizer=None):
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.recipe.lr_factor)
         return self.lr_scheduler
 
     def _get_train_sampler(self, train_dataset=None):
         return SequentialSampler(self.train_dataset)  # PackedRows has shuffled, pass by pass
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: PreTrainedModel,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
         """
         Mean cross-entropy, nats per token. Weights are cast once a step: autocast would cast them in every call.
         `inputs` may hold further arguments of the decoder.
@@ -139,13 +144,15 @@ class SmallTrainer(Trainer):
             self.guard.check(loss.item(), self.state.global_step)
         return (loss, {}) if return_outputs else loss
 
-    def token_loss(self, model, states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+    def token_loss(self, model: PreTrainedModel, states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """Mean loss of the tokens that follow each state (batch, time, hidden)."""
         states, labels = states[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten()
         return chunked_cross_entropy(states, model.lm_head.weight.bfloat16(), labels) / len(labels)
 
 
-def prepare(out: Path, recipe: Recipe, stdlib: Path | None = None):
+def prepare(
+    out: Path, recipe: Recipe, stdlib: Path | None = None
+) -> tuple[PreTrainedTokenizerBase, np.ndarray, np.ndarray, dict]:
     """Makes or reloads the data: returns the tokenizer, the train and held-out streams, and the data manifest."""
     done = out / "data_manifest.json"
     if not done.exists():
@@ -178,7 +185,7 @@ def _load_stream(file: Path) -> np.ndarray:
         raise ValueError(f"{file} cannot be read ({error}): {advice}.") from error
 
 
-def build_model(recipe: Recipe, tokenizer) -> IQuestPLTCoderForCausalLM:
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> IQuestPLTCoderForCausalLM:
     """A freshly initialised float32 model that runs the training kernels."""
     fields = {
         "vocab_size": recipe.vocab_size,
@@ -204,15 +211,6 @@ def build_model(recipe: Recipe, tokenizer) -> IQuestPLTCoderForCausalLM:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
     return model
-
-
-def last_checkpoint(out: Path) -> Path | None:
-    """The newest complete checkpoint; one cut off while it was written is deleted."""
-    folders = [path for path in out.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
-    found = sorted(folders, key=lambda path: int(path.name.split("-")[1]))
-    while found and not is_whole(found[-1]):
-        shutil.rmtree(found.pop())
-    return found[-1] if found else None
 
 
 def train(
@@ -285,8 +283,6 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if args.export is None:
             train(args.out, Recipe(tokens=args.tokens))
-        from .export import export
-
         export(args.out, args.export or args.out / "export")
     except (ValueError, OSError, DivergedError) as error:
         raise SystemExit(" ".join(str(error).split())) from error

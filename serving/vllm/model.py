@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 PLT for vLLM: its Llama, whose layers run R times per token (`modeling_plt.py` of this package says what is computed).
 
@@ -260,7 +249,7 @@ class IQuestPLTCoderModel(LlamaModel):
         states = []
         sizes = [len(segment.inputs) for segment in segments]
         last_loop = self.config.plt_num_loops - 1
-        for segment, *block in zip(segments, hidden_states.split(sizes), residual.split(sizes), strict=True):
+        for segment, *block in zip(segments, hidden_states.split(sizes), residual.split(sizes), strict=True):  # type: ignore[union-attr]
             for loop, *rows in zip(segment.loops, *(rows.chunk(len(segment.loops)) for rows in block), strict=True):
                 is_normed = loop == last_loop or self.config.plt_normalize_per_loop
                 state = self.norm(*rows)[0] if is_normed else sum(rows)

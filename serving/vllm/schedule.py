@@ -1,16 +1,5 @@
-# Copyright 2026 The iquest-plt authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Which tokens of a batch may run their loops together, and what attention must know of them alone.
 
@@ -119,7 +108,7 @@ def in_parts(backend: type[AttentionBackend], lengths: tuple[int, ...]) -> type[
     """
     stock = backend.get_builder_cls()
 
-    class Builder(stock):
+    class Builder(stock):  # type: ignore[valid-type, misc]
         supports_update_block_table = False  # it would leave the parts as they were
         reorder_batch_threshold = 1  # requests with one new token come first
 

@@ -1,0 +1,124 @@
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
+"""Texts to measure a model on: files, folders and JSON lines, and a sample of them that is not too large."""
+
+import json
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from transformers import PreTrainedTokenizerBase
+from typer.core import TyperCommand
+
+from ..diagnostics import encode_documents
+from ..diagnostics.lens import tokenize
+from ..utils.files import visible_files
+
+
+Data = Annotated[
+    list[Path],
+    typer.Option(metavar="FILES", help="Held-out text: files, folders, or .jsonl with a `text` in every line."),
+]
+
+
+class ManyFiles(TyperCommand):
+    """A command whose `--data` takes all that follows it, to the next option, as a shell expands `*.py`."""
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        given, files = [], 0
+        for arg in args:
+            files = 1 if arg == "--data" else files + 1 if files and not arg.startswith("-") else 0
+            given += ["--data", arg] if files > 2 else [arg]
+        return super().parse_args(ctx, given)
+
+
+def read_texts(paths: list[Path]) -> dict[str, str]:
+    """
+    The texts of files, by name: their path below the folder they share. A folder is searched for files that are not
+    hidden; those in it that are blank, or no UTF-8 text, are left out.
+
+    Raises:
+        ValueError: if a file that was named is missing or no UTF-8 text, or there is no text at all.
+    """
+    found = {}
+    for path in paths:
+        if path.is_dir():
+            for file in visible_files(path):
+                try:
+                    found |= {key: text for key, text in _read(file) if text.strip()}
+                except ValueError:
+                    if file.suffix == ".jsonl":
+                        raise
+        else:
+            found |= dict(_read(path))
+    if not found:
+        raise ValueError(f"There is no text in {', '.join(map(str, paths))}: name files that hold some.")
+    shared = os.path.commonpath([file.absolute().parent for file, _ in found])
+    names = [f"{file.absolute().relative_to(shared).as_posix()}{line}" for file, line in found]
+    names = [name.encode(errors="backslashreplace").decode() for name in names]  # file names may be any bytes
+    return dict(zip(names, found.values(), strict=True))
+
+
+def read_text(path: Path) -> str:
+    """The text of one file. Raises ValueError if it is missing or no UTF-8 text."""
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no UTF-8 text: convert it, or leave it out.") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _read(path: Path) -> Iterator[tuple[tuple[Path, str], str]]:
+    """The texts of one file, each with the file and what tells it from others of that file."""
+    text = read_text(path)
+    if path.suffix != ".jsonl":
+        if "\0" in text:
+            raise ValueError(f"{path} holds NUL characters: it is no text.")
+        yield (path, ""), text
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                value = json.loads(line)["text"]
+            except (ValueError, KeyError, TypeError):
+                value = None
+            if not isinstance(value, str):
+                raise ValueError(f'Line {number} of {path} is no JSON object with a "text".')
+            yield (path, f":{number}"), value.encode(errors="replace").decode()  # JSON may hold half characters
+
+
+def sample(
+    tokenizer: PreTrainedTokenizerBase, texts: dict[str, str], max_tokens: int, seed: int
+) -> tuple[dict[str, str], str]:
+    """
+    Texts, drawn at random until they have `max_tokens` tokens, in their order; and sentences about what was left out,
+    "" if nothing. Texts are whole, but of one that alone has more than `max_tokens` tokens only the beginning is taken.
+    Raises ValueError as `encode_documents` does.
+    """
+    order = list(texts)
+    random.Random(seed).shuffle(order)
+    chosen, cut, tokens = {}, [], 0
+    while order and tokens < max_tokens:
+        name = order.pop()
+        (document,) = encode_documents(tokenizer, {name: texts[name]})
+        chosen[name], count = texts[name], len(document.ids) - 1
+        if count > max_tokens and (part := _first_tokens(tokenizer, texts[name], max_tokens)):
+            chosen[name], count = part, max_tokens
+            cut.append(name)
+        tokens += count
+    notes = []
+    if order:
+        notes.append(f"{len(chosen)} of {len(texts)} documents, drawn at random until they had {max_tokens:,} tokens.")
+    if cut:
+        notes.append(f"Of {', '.join(cut)} the first {max_tokens:,} tokens.")
+    return {name: chosen[name] for name in texts if name in chosen}, " ".join(notes)
+
+
+def _first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> str:
+    """The part of a text that its first `count` tokens stand for, one less than asked, since an end token follows."""
+    _, parts = tokenize(tokenizer, text)
+    return "".join(parts[: count - 1]) or parts[0]

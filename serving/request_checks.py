@@ -1,0 +1,176 @@
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the bodies of OpenAI's API must be like, for Transformers' server. Needs nothing but Python."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Problem(NamedTuple):
+    field: str | None
+    message: str
+
+
+def find_problem(path: str, body: Any) -> Problem | None:
+    """The first field of a request that cannot be used; None if all can. A field that is null counts as left out."""
+    if not isinstance(body, dict):
+        return Problem(None, "The body must be a JSON object.")
+    body = without_nulls(body)
+    name, check = REQUIRED[path]
+    if name not in body:
+        return Problem(name, f"{name} is missing.")
+    problem = check(name, body[name])
+    if problem is not None:
+        return problem
+    for name, (is_right, wanted) in FIELDS.items():
+        if name in body and not is_right(body[name]):
+            return Problem(name, f"{name} must be {wanted}.")
+    return None
+
+
+def without_nulls(body: dict) -> dict:
+    """The body without fields that are null, at its top and in its messages."""
+    found = {name: value for name, value in body.items() if value is not None}
+    for name in ("messages", "input"):
+        if isinstance(found.get(name), list):
+            found[name] = [_without_nulls(item) for item in found[name]]
+    return found
+
+
+def _without_nulls(item: Any) -> Any:
+    return {name: value for name, value in item.items() if value is not None} if isinstance(item, dict) else item
+
+
+def _check_prompt(name: str, prompt: Any) -> Problem | None:
+    return None if isinstance(prompt, str) and prompt else Problem(name, f"{name} must be a text that is not empty.")
+
+
+def _check_messages(name: str, messages: Any) -> Problem | None:
+    if not isinstance(messages, list) or not messages:
+        return Problem(name, f"{name} must be a list of messages, one at least.")
+    for index, message in enumerate(messages):
+        at = f"{name}[{index}]"
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            return Problem(at, f"{at} must be an object with a role.")
+        problem = _check_content(f"{at}.content", message.get("content", ""))
+        for number, call in enumerate(_list(message.get("tool_calls", []))):
+            if problem is None and not _is_call(call):
+                field = f"{at}.tool_calls[{number}]"
+                problem = Problem(field, f"{field} must have a function with a name and arguments, a JSON object.")
+        if problem is not None:
+            return problem
+    return None
+
+
+def _check_content(at: str, content: Any) -> Problem | None:
+    if isinstance(content, str):
+        return None
+    if not isinstance(content, list):
+        return Problem(at, f"{at} must be a text, or a list of parts.")
+    for index, part in enumerate(content):
+        if not isinstance(part, dict) or part.get("type") not in ("text", "input_text", "output_text"):
+            return Problem(f"{at}[{index}]", f"{at}[{index}] must have the type text: the model reads nothing else.")
+        if not isinstance(part.get("text"), str):
+            return Problem(f"{at}[{index}].text", f"{at}[{index}].text must be a text.")
+    return None
+
+
+def _check_input(name: str, given: Any) -> Problem | None:
+    """Of `/v1/responses`: a text, parts of one message, or messages and calls; the server checks what calls hold."""
+    if isinstance(given, str):
+        return _check_prompt(name, given)
+    if not isinstance(given, list) or not given or not all(isinstance(item, dict) for item in given):
+        return Problem(name, f"{name} must be a text, or a list of objects, one at least.")
+    if "role" not in given[0] and given[0].get("type") in ("text", "input_text", "output_text"):
+        return _check_content(name, given)
+    for index, item in enumerate(given):
+        at, kind = f"{name}[{index}]", item.get("type")
+        if "role" in item:
+            problem = _check_messages(name, [item])
+            if problem is not None:
+                return Problem(at, problem.message.replace(f"{name}[0]", at))
+        elif kind in CALLS and not all(isinstance(item.get(field), str) for field in CALLS[kind]):
+            return Problem(at, f"{at} must have the texts {', '.join(CALLS[kind])}.")
+        elif kind not in ("reasoning", *CALLS):
+            return Problem(at, f"{at} must have a role, or the type reasoning, {' or '.join(CALLS)}.")
+    return None
+
+
+def _is_call(call: Any) -> bool:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        return False
+    return isinstance(function.get("arguments"), dict) or _is_json_object(function.get("arguments"))
+
+
+def _is_json_object(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _list(value: Any) -> list:
+    """The value, or itself in a list, so that what is no list fails as an entry does."""
+    return value if isinstance(value, list) else [value]
+
+
+def _number(low: float, high: float = math.inf) -> Callable[[Any], bool]:
+    """Whether a value is a finite number from `low` to `high`."""
+    return lambda value: (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and low <= value <= high
+        and abs(value) != math.inf
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return _number(1)(value) and value == int(value)
+
+
+def _is_seed(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_stop(value: Any) -> bool:
+    return bool(value) and all(isinstance(text, str) and text for text in _list(value))
+
+
+def _is_bias(value: Any) -> bool:
+    if not isinstance(value, dict) or not value:
+        return False
+    return all(key.isdecimal() and _number(-100, 100)(bias) for key, bias in value.items())
+
+
+def _is_tools(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(tool, dict) for tool in value)
+
+
+CALLS = {"function_call": ("call_id", "name", "arguments"), "function_call_output": ("call_id", "output")}
+REQUIRED = {
+    "/v1/chat/completions": ("messages", _check_messages),
+    "/v1/completions": ("prompt", _check_prompt),
+    "/v1/responses": ("input", _check_input),
+}
+_COUNT = (_is_count, "an integer of at least 1")
+FIELDS = {
+    "model": (lambda value: isinstance(value, str), "a text"),
+    "max_tokens": _COUNT,
+    "max_completion_tokens": _COUNT,
+    "max_output_tokens": _COUNT,
+    "temperature": (_number(0, 100), "a number between 0 and 100"),
+    "top_p": (_number(0, 1), "a number between 0 and 1"),
+    "frequency_penalty": (_number(-0.999, 2), "a number above -1 and at most 2"),  # the server penalises by 1 + this
+    "seed": (_is_seed, "an integer of at least 0"),
+    "stop": (_is_stop, "a text, or a list of texts, none of them empty"),
+    "stream": (lambda value: isinstance(value, bool), "true or false"),
+    "logit_bias": (_is_bias, "an object of token ids and numbers between -100 and 100"),
+    "tools": (_is_tools, "a list of objects"),
+    "chat_template_kwargs": (lambda value: isinstance(value, dict), "an object"),
+    "generation_config": (_is_json_object, "the text of a JSON object"),
+    "instructions": (lambda value: isinstance(value, str), "a text"),
+    "suffix": (lambda value: isinstance(value, str), "a text"),
+}

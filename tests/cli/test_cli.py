@@ -1,0 +1,318 @@
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: what it prints, its exit codes, and that it never shows a traceback."""
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from command_line import run
+from paths import ROOT, SMALL
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from tiny import tiny_model
+from vendor_checkpoints import write_vendor
+
+from iquest_plt import cli
+from iquest_plt.cli import chat
+from iquest_plt.cli.common import human_size, parse_size
+from iquest_plt.cli.conversation import Conversation
+
+
+# The public options: scripts rest on them.
+OPTIONS = {
+    "convert": "--to --revision --num-loops --window --emb-scale --hidden-scale --gate-on-hidden-states "
+    "--gate-on-queries --dtype --max-shard-size --hard-link --json",
+    "verify": "--logits --json",
+    "info": "--length --batch --num-loops --dtype --revision --json",
+    "generate": "--prompt --suffix --max-new-tokens --num-loops --greedy --temperature --seed --dtype --device "
+    "--revision --json",
+    "chat": "--message --system --max-new-tokens --num-loops --greedy --temperature --seed --dtype --device "
+    "--revision --json",
+    "diagnose": "--data --out --max-loops --text --name --note --max-length --max-tokens --seed --dtype --device "
+    "--revision --json",
+    "sweep": "--data --out --max-loops --length --new-tokens --max-length --max-tokens --seed --dtype --device "
+    "--revision --json",
+    "serve": "--host --port --max-length --parsers --no-parsers --num-loops --tensor-parallel --dtype --revision",
+}
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "small"
+    code, _, error = run("convert", SMALL, path)
+    assert code == 0, error
+    return path
+
+
+def test_commands_and_their_options():
+    import typer.main
+
+    commands = typer.main.get_command(cli.app).commands
+    found = {
+        name: {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+        for name, command in commands.items()
+    }
+    found = {name: {flag for flag in flags if flag.startswith("--")} - {"--help"} for name, flags in found.items()}
+    assert found == {name: set(options.split()) for name, options in OPTIONS.items()}
+
+
+def test_exit_codes_of_the_installed_command(tmp_path):
+    """0 done, 1 refused in one line, 2 not understood; and no Python file of a checkpoint is run."""
+    command = [sys.executable, "-m", "iquest_plt.cli"]
+    source = write_vendor(tmp_path / "source", tiny_model())
+
+    def result(*arguments):
+        return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+    done = result("convert", source, tmp_path / "target", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["tensors"]
+    refused = result("convert", source, tmp_path / "target")
+    assert refused.returncode == 1 and not refused.stdout
+    assert "Traceback" not in refused.stderr
+    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    assert "exists already" in line
+    assert result("convert", source).returncode == 2
+    assert result("transmogrify").returncode == 2
+
+
+def test_convert_and_verify(tmp_path):
+    source = write_vendor(tmp_path / "source", tiny_model(), "loop_gate_proj", shards=2)
+    code, output, _ = run("convert", source, tmp_path / "target", "--dtype", "bfloat16", "--max-shard-size", "20KB")
+    assert code == 0 and "39 tensors" in output
+    code, output, _ = run("verify", tmp_path / "target", "--json")
+    assert code == 0 and json.loads(output)["problems"] == []
+    (tmp_path / "target" / "cache_plt.py").unlink()
+    code, output, _ = run("verify", tmp_path / "target")
+    assert code == 1 and "cache_plt.py is missing" in output.replace("\n", " ") and "1 problems" in output
+
+
+def test_convert_to_dense_and_back_with_fields(tmp_path):
+    source = write_vendor(tmp_path / "source", tiny_model())
+    assert run("convert", source, tmp_path / "dense", "--to", "dense")[0] == 0
+    flags = ["--num-loops", 3, "--window", 16, "--emb-scale", 0.5, "--hidden-scale", 0.25, "--gate-on-hidden-states"]
+    assert run("convert", tmp_path / "dense", tmp_path / "plt", *flags)[0] == 0
+    config = json.loads((tmp_path / "plt" / "config.json").read_text())
+    fields = ("num_loops", "window_size", "emb_scale", "hidden_scale", "gate_use_hidden_states")
+    assert [config[f"plt_{field}"] for field in fields] == [3, [16, 0], 0.5, 0.25, True]
+    code, _, error = run("convert", source, tmp_path / "other", "--num-loops", 3)
+    assert code == 1 and "only for a dense source" in error
+
+
+def test_info_of_the_released_configuration():
+    """Against the facts that are known of LoopCoder-V2."""
+    code, output, _ = run("info", ROOT, "--length", 131072, "--json")
+    facts = json.loads(output)
+    assert code == 0
+    assert (facts["parameters"], facts["bytes"]["weights"]) == (7_615_749_680, 15_231_499_360)
+    assert facts["bytes"]["cache_per_token"] == 57_344
+    assert facts["bytes"]["cache_per_sequence"] == 57_344 * (131072 + 64) + 2 * 5120
+    code, output, _ = run("info", ROOT, "--length", 1000, "--batch", 3, "--num-loops", 1, "--dtype", "float32")
+    assert code == 0 and "344,064,000 bytes" not in output
+    assert f"{7_615_749_680 * 4 + 3 * 1000 * 2 * 57_344:,} bytes" in output
+
+
+def test_generate(converted):
+    arguments = ["generate", converted, "--prompt", "def read_lines(path):\n", "--max-new-tokens", 16, "--greedy"]
+    code, text, _ = run(*arguments)
+    assert code == 0
+    code, output, _ = run(*arguments, "--json", "--num-loops", 2)
+    answer = json.loads(output)
+    assert code == 0 and answer["completion"].strip() == text.strip() and answer["new_tokens"] == 16
+    code, output, _ = run(*arguments[:2], *arguments[4:], input="def read_lines(path):\n")
+    assert code == 0 and output == text
+    assert run("generate", converted, "--prompt", "")[0] == 1
+    assert run(*arguments, "--temperature", 0.5)[0] == 2
+
+
+def test_what_is_no_whole_plt_is_not_run(converted, tmp_path):
+    """Rather than with weights made up for those that are missing."""
+    dense, broken = tmp_path / "dense", tmp_path / "broken"
+    assert run("convert", converted, dense, "--to", "dense")[0] == 0
+    shutil.copytree(converted, broken)
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["model.layers.1.self_attn.plt_gate.bias"]
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "empty").mkdir()
+    commands = (["generate", "--prompt", "x"], ["chat", "--message", "x"])
+    for command, *rest in commands:
+        for folder, match in (
+            (dense, "no PLT"),
+            (broken, "missing_keys"),
+            (tmp_path / "empty", "config.json is missing"),
+            (tmp_path / "x", "no folder"),
+        ):
+            code, output, error = run(command, folder, *rest)
+            assert (code, output) == (1, "") and match in error, (command, folder)
+    assert "no PLT" in run("info", dense)[2]
+
+
+def test_fill_in_the_middle(converted):
+    code, output, _ = run(
+        "generate",
+        converted,
+        "--prompt",
+        "def f(a):\n",
+        "--suffix",
+        "\n    return b\n",
+        "--max-new-tokens",
+        4,
+        "--json",
+    )
+    assert code == 0 and json.loads(output)["prompt_tokens"] > 10
+
+
+def test_chat_with_one_message(converted):
+    arguments = ["chat", converted, "--message", "import os", "--max-new-tokens", 8, "--greedy"]
+    code, output, _ = run(*arguments)
+    code_json, document, _ = run(*arguments, "--json")
+    assert code == code_json == 0
+    message = json.loads(document)["message"]
+    assert message["role"] == "assistant"
+    assert message["content"].strip() in output
+    assert run("chat", converted, "--json")[0] == 2
+    assert "chat template" in run("chat", SMALL, "--message", "x")[2]
+
+
+def test_chat_of_several_turns(converted):
+    lines = "import os\n/loops 3\nimport sys\n/help\n/system Be brief.\n\nimport re\n/exit\n"
+    code, _, error = run("chat", converted, "--max-new-tokens", 4, "--greedy", input=lines)
+    assert code == 0
+    assert "3 loops from here on" in error and "/system TEXT" in error
+    assert error.count("tokens more in") == 3
+
+
+# -- the conversation --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model_and_tokenizer(converted):
+    from iquest_plt.conversion.loading import load_model
+
+    return load_model(str(converted), device="cpu")
+
+
+def test_a_turn_reads_only_what_is_new_and_says_the_same(model_and_tokenizer, monkeypatch):
+    """Against conversations that read everything again each turn."""
+    model, tokenizer = model_and_tokenizer
+    options = {"do_sample": False, "max_new_tokens": 12}
+    read = []
+    forward = type(model.model).forward
+
+    def counted(self, input_ids=None, **kwargs):
+        read.append(input_ids.shape[1])
+        return forward(self, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(type(model.model), "forward", counted)
+    kept, fresh = Conversation(model, tokenizer, **options), Conversation(model, tokenizer, **options)
+    for question in ("import os", "def f(x):", "class A:"):
+        read.clear()
+        cached = kept.cached_tokens
+        reply = kept.ask(question)
+        prompt = read[0]
+        fresh._forget()
+        read.clear()
+        assert fresh.ask(question) == reply
+        assert read[0] - cached - 2 <= prompt <= read[0] - cached + 2  # two tokens may meet where the texts do
+        assert kept.cached_tokens > cached
+    assert kept.messages == fresh.messages and len(kept.messages) == 6
+
+
+def test_another_number_of_loops_and_a_new_start(model_and_tokenizer):
+    model, tokenizer = model_and_tokenizer
+    conversation = Conversation(model, tokenizer, "Be brief.", do_sample=False, max_new_tokens=4)
+    conversation.ask("import os")
+    conversation.set_num_loops(3)
+    assert conversation.cached_tokens == 0 and len(conversation.messages) == 3
+    conversation.ask("import sys")
+    assert conversation.cache.num_loops == 3
+    conversation.clear()
+    assert conversation.messages == [{"role": "system", "content": "Be brief."}]
+    conversation.clear("Be long.")
+    assert conversation.messages[0]["content"] == "Be long."
+    with pytest.raises(ValueError, match="num_loops"):
+        conversation.set_num_loops(0)
+
+
+def test_a_template_that_changes_what_was_said_is_read_anew(model_and_tokenizer):
+    """The cache holds the first turn as it was then; the second must not build on that."""
+    model, tokenizer = model_and_tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    counted = "{{ messages | length }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    tokenizer.chat_template = counted
+    options = {"do_sample": False, "max_new_tokens": 6}
+    kept, fresh = Conversation(model, tokenizer, **options), Conversation(model, tokenizer, **options)
+    for question in ("import os", "def f(x):"):
+        fresh._forget()
+        assert kept.ask(question) == fresh.ask(question)
+        assert kept.ids == fresh.ids
+
+
+def test_after_an_interrupt_only_the_reply_is_printed(model_and_tokenizer, monkeypatch, capsys):
+    model, tokenizer = model_and_tokenizer
+    conversation = Conversation(model, tokenizer, do_sample=False, max_new_tokens=4)
+    put, calls = chat.TextPrinter.put, []
+
+    def interrupted(self, value):
+        calls.append(value)
+        put(self, value)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat.TextPrinter, "put", interrupted)
+    console = Console(stderr=True)
+    chat.run_line(conversation, "import os", console)
+    chat.run_line(conversation, "import sys", console)
+    captured = capsys.readouterr()
+    assert "interrupted" in captured.err and "system" not in captured.out and "<|im_start|>" not in captured.out
+
+
+def test_an_error_ends_the_turn_and_not_the_chat(model_and_tokenizer, capsys):
+    model, tokenizer = model_and_tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('no such role') }}"
+    chat.run_line(Conversation(model, tokenizer), "import os", Console(stderr=True))
+    assert "no such role" in capsys.readouterr().err
+
+
+def test_an_interrupted_turn_is_forgotten(model_and_tokenizer):
+    model, tokenizer = model_and_tokenizer
+
+    class Interrupt:
+        def put(self, value):
+            raise KeyboardInterrupt
+
+        def end(self):
+            pass
+
+    conversation = Conversation(model, tokenizer, do_sample=False, max_new_tokens=4)
+    first = conversation.ask("import os")
+    with pytest.raises(KeyboardInterrupt):
+        conversation.ask("import sys", Interrupt())
+    assert conversation.messages[-1] == first and len(conversation.messages) == 2
+    conversation.ask("import sys")
+    assert len(conversation.messages) == 4
+
+
+# -- sizes -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("1.5 mb", 1_500_000), ("123", 123), ("7B", 7)])
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "5 apples", "-1GB", "0", "GB"])
+def test_what_is_no_size(text):
+    import typer
+
+    with pytest.raises(typer.BadParameter, match="is not a size"):
+        parse_size(text)
+
+
+def test_human():
+    assert [human_size(size) for size in (12, 1234, 15_231_499_360)] == ["12 B", "1.23 kB", "15.23 GB"]

@@ -1,0 +1,151 @@
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
+"""
+`plan()` by brute force: every cell's needs are met, every cell asked for is computed, and none twice.
+
+The needs are written down here from the definition, cell by cell and layer by layer, and not from the plan.
+"""
+
+import itertools
+
+import pytest
+
+from iquest_plt.grid_plt import Block, GridShape, Run, plan
+
+
+pytestmark = pytest.mark.core
+
+
+class Unmet(AssertionError):
+    pass
+
+
+def check(shape: GridShape, num_tokens: int, blocks: list[Block], keep: int | None) -> None:
+    """
+    Runs a plan on names in place of numbers. `inputs` are (loop, layer, token), what enters a layer, whose keys are
+    then known; layer L is what leaves the last one. Tokens before 0 are in the cache, with all that decoding needs.
+    """
+    inputs: set[tuple[int, int, int]] = set()
+    for block in blocks:
+        assert not block.starts or (len(block.runs) == 1 and len(block.starts) == shape.num_layers + 1)
+        for layer in range(shape.num_layers + 1):
+            entering = {
+                (run.loop, layer, token)
+                for run in block.runs
+                for token in range(max(run.start, block.starts[layer] if block.starts else 0), run.stop)
+            }
+            if inputs & entering:
+                raise Unmet(f"computed twice: {inputs & entering}")
+            for loop, _, token in entering:
+                if layer == 0:
+                    before = token - shape.shift
+                    if loop and before >= 0 and (loop - 1, shape.num_layers, before) not in inputs:
+                        raise Unmet(f"the input of loop {loop}, token {token} needs the loop before")
+                    continue
+                needed = [(loop, layer - 1, token)]  # the residual stream
+                needed += [(0, layer - 1, i) for i in range(token + 1)]  # loop 0's keys
+                if loop:
+                    needed += [(loop, layer - 1, i) for i in range(max(token - shape.window, 0), token + 1)]
+                # Loop 0's keys of this very block are written before they are read, and so are those of a cell's loop.
+                if missing := [cell for cell in needed if cell not in inputs]:
+                    raise Unmet(f"loop {loop}, layer {layer - 1}, token {token} needs {missing}")
+            inputs |= entering
+    wanted = range(num_tokens - min(keep or num_tokens, num_tokens), num_tokens)
+    last = {(shape.num_loops - 1, shape.num_layers, token) for token in wanted}
+    # What the next pass needs: the last state of every loop, the last w keys of every window, all keys of loop 0.
+    carries = {(loop, shape.num_layers, num_tokens - 1) for loop in range(shape.num_loops)}
+    windows = {
+        (loop, layer, token)
+        for loop in range(1, shape.num_loops)
+        for layer in range(shape.num_layers)
+        for token in range(max(num_tokens - shape.window, 0), num_tokens)
+    }
+    shared = {(0, layer, token) for layer in range(shape.num_layers) for token in range(num_tokens)}
+    if missing := (last | carries | windows | shared) - inputs:
+        raise Unmet(f"not computed: {sorted(missing)}")
+
+
+SHAPES = [
+    GridShape(num_layers, num_loops, window, shift)
+    for num_layers, num_loops, window, shift in itertools.product((1, 2, 3), (1, 2, 3, 4), (0, 1, 2, 5, 20), (0, 1))
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_need_is_met(shape):
+    for num_tokens in range(1, 13):
+        for keep in (None, *range(1, num_tokens + 2)):
+            check(shape, num_tokens, plan(shape, num_tokens, keep=keep), keep)
+        if num_tokens == 1 and shape.shift:
+            check(shape, 1, plan(shape, 1, together=True), None)
+
+
+def cells(blocks: list[Block]) -> int:
+    """How many layer inputs a plan computes."""
+    return sum(
+        run.stop - max(run.start, start)
+        for block in blocks
+        for run in block.runs
+        for start in (block.starts or (0,) * 4)[:-1]
+    )
+
+
+@pytest.mark.parametrize("num_loops", [2, 3, 4])
+def test_no_cell_could_be_left_out(num_loops):
+    """A tail that starts one token later, in any layer of any loop, leaves a need unmet."""
+    shape, num_tokens, keep = GridShape(3, num_loops, 1), 40, 1
+    blocks = plan(shape, num_tokens, keep=keep)
+    for index in range(1, len(blocks)):
+        for layer in range(shape.num_layers + 1):
+            starts = list(blocks[index].starts)
+            starts[layer] += 1
+            run = blocks[index].runs[0]._replace(start=starts[0])
+            shorter = [*blocks[:index], Block((run,), tuple(starts)), *blocks[index + 1 :]]
+            with pytest.raises(Unmet):
+                check(shape, num_tokens, shorter, keep)
+
+
+def test_the_ends_of_a_long_prompt_cost_little():
+    shape = GridShape(3, 4, 2)
+    whole, ends = (cells(plan(shape, 1000, keep=keep)) for keep in (None, 1))
+    assert whole == 4 * 3 * 1000 and ends < 3 * 1000 + 3 * 3 * 30
+
+
+WRONG_PLANS = {
+    "the loop before comes later": [Block((Run(1, 0, 4),)), Block((Run(0, 0, 4),))],
+    "all loops of two tokens at once": [Block((Run(0, 0, 2), Run(1, 0, 2))), Block((Run(0, 2, 4), Run(1, 2, 4)))],
+    "a loop is left out": [Block((Run(0, 0, 4),))],
+    "a token is left out": [Block((Run(0, 0, 4),)), Block((Run(1, 0, 3),))],
+    "a cell is computed twice": [Block((Run(0, 0, 4),)), Block((Run(1, 0, 3),)), Block((Run(1, 2, 4),))],
+    "a loop runs ahead of loop 0": [
+        Block((Run(0, 0, 2),)),
+        Block((Run(1, 0, 3),)),
+        Block((Run(0, 2, 4), Run(1, 3, 4))),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PLANS)
+def test_a_wrong_plan_is_caught(name):
+    with pytest.raises(Unmet):
+        check(GridShape(2, 2, 1), 4, WRONG_PLANS[name], None)
+
+
+@pytest.mark.parametrize("num_loops", [2, 3, 4])
+def test_a_staircase_of_drafts_is_a_plan(num_loops):
+    """The type holds mixed blocks: loop 0 of drafts beside later loops of the tokens before them."""
+    for num_tokens, drafts in itertools.product(range(num_loops, 13), range(1, 6)):
+        fronts, blocks = [0] * num_loops, []  # how many tokens each loop has done
+        while fronts[-1] < num_tokens:
+            runs, before = [], num_tokens
+            for loop in range(num_loops):
+                # A loop may use what the one before left in earlier blocks, shifted by one token.
+                limit = min(fronts[loop] + drafts, num_tokens) if loop == 0 else min(before + 1, num_tokens)
+                before = fronts[loop]
+                if limit > fronts[loop]:
+                    runs.append(Run(loop, fronts[loop], limit))
+                    fronts[loop] = limit
+            assert runs
+            blocks.append(Block(tuple(runs)))
+        check(GridShape(2, num_loops, 3), num_tokens, blocks, None)
+        assert any(len({run.stop for run in block.runs}) > 1 for block in blocks) or drafts == 1

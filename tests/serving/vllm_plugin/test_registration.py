@@ -1,0 +1,96 @@
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the plugin registers, and what it refuses."""
+
+import logging
+import shutil
+
+import pytest
+import vllm
+from paths import ROOT
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.models.registry import ModelRegistry
+from vllm.plugins import load_general_plugins
+from vllm.reasoning import ReasoningParserManager
+from vllm.tool_parsers import ToolParserManager
+
+from iquest_plt.serving import vllm as plugin
+from iquest_plt.serving.vllm.checks import check
+from iquest_plt.serving.vllm.schedule import TAIL, tail_lengths
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("released")
+    shutil.copy(ROOT / "config.json", folder)
+    return str(folder)
+
+
+def test_the_entry_point_registers_the_model_and_its_parsers():
+    load_general_plugins()
+    plugin.register()  # vLLM may do so more than once
+    assert plugin.ARCHITECTURE in ModelRegistry.get_supported_archs()
+    assert "loopcoder" in ToolParserManager.list_registered()
+    assert "loopcoder" in ReasoningParserManager.list_registered()
+
+
+@pytest.mark.parametrize("release", [(0, 31, 0), (0, 33, 0), (1, 0, 0)])
+def test_other_releases_are_not_touched(release, monkeypatch, caplog):
+    monkeypatch.setattr(vllm, "__version_tuple__", release)
+    monkeypatch.setattr(ModelRegistry, "register_model", lambda *args: pytest.fail("registered"))
+    with caplog.at_level(logging.ERROR, logger=plugin.logger.name):
+        plugin.logger.addHandler(caplog.handler)
+        plugin.register()
+        plugin.logger.removeHandler(caplog.handler)
+    assert "supports vLLM 0.32" in caplog.text
+
+
+REFUSED = {
+    "loops without the shift": ({"hf_overrides": {"plt_cross_loop_shift": False}}, "use Transformers"),
+    "loops without gates": ({"hf_overrides": {"plt_loop_attention": "own"}}, "use Transformers"),
+    "no window": ({"hf_overrides": {"plt_window_size": [0, 0]}}, "plt_window_size"),
+    "no loops": ({"hf_overrides": {"plt_num_loops": 0}}, "plt_num_loops"),
+    "quantized cache": ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype"),
+    "prompts cut short": ({"kv_sharing_fast_prefill": True}, "--kv-sharing-fast-prefill"),
+    "quantized weights": ({"quantization": "fp8"}, "--quantization"),
+    "adapters": ({"enable_lora": True}, "merge"),
+    "ends of prompts that others share": (
+        {"additional_config": {TAIL: True}, "enable_prefix_caching": True},
+        "no-enable-prefix-caching",
+    ),
+    "pipeline": ({"pipeline_parallel_size": 2}, "tensor-parallel-size"),
+    "drafts of a model": ({"speculative_config": {"method": "draft_model", "num_speculative_tokens": 2}}, "ngram"),
+}
+
+
+@pytest.mark.parametrize(("options", "advice"), REFUSED.values(), ids=REFUSED)
+def test_refusals(released, options, advice):
+    defaults = {"dtype": "bfloat16", "skip_tokenizer_init": True, "enforce_eager": True, "max_model_len": 2048}
+    if "speculative_config" in options:
+        options["speculative_config"]["model"] = released
+    config = None
+    with pytest.raises(ValueError, match=advice):
+        config = EngineArgs(released, **defaults | options).create_engine_config()
+        check(config)
+    assert config is not None, "vLLM has refused it before"
+
+
+def test_how_long_an_end_is(released):
+    """14 layers, a window of 64: a loop needs 64 tokens a layer and what the next needs at its bottom, one earlier."""
+    for loops, lengths in ((1, ()), (2, (897,)), (3, (1794, 897)), (4, (2691, 1794, 897))):
+        options = {"hf_overrides": {"plt_num_loops": loops}, "dtype": "bfloat16", "skip_tokenizer_init": True}
+        for asked in (True, False):
+            config = EngineArgs(released, max_model_len=2048, additional_config={TAIL: asked}, **options)
+            assert tail_lengths(config.create_engine_config()) == (lengths if asked else ())
+
+
+def test_what_is_not_refused(released):
+    for options in (
+        {},
+        {"kv_cache_dtype": "bfloat16"},
+        {"tensor_parallel_size": 2},
+        {"additional_config": {TAIL: True}, "enable_prefix_caching": False},
+        {"hf_overrides": {"plt_num_loops": 4}},
+    ):
+        config = EngineArgs(released, dtype="bfloat16", skip_tokenizer_init=True, max_model_len=2048, **options)
+        check(config.create_engine_config())

@@ -1,0 +1,230 @@
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
+"""The recipe of the small checkpoint: its kernels, its data split, exact resuming, and the shipped numbers."""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+
+import pytest
+import torch
+from interrupted_run import Kill, KilledError
+from paths import SMALL
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from iquest_plt import IQuestPLTCoderForCausalLM
+from iquest_plt.training import data, evaluate, kernels, optimizer
+
+
+pytest.importorskip("accelerate", reason="Trainer needs accelerate: pip install 'iquest-plt[training]'")
+small = pytest.importorskip("iquest_plt.training.small")
+
+needs_checkpoint = pytest.mark.skipif(not (SMALL / "metrics.json").exists(), reason="no shipped checkpoint")
+TINY = small.Recipe(
+    model={
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 256,
+    },
+    vocab_size=600,
+    heldout_share=0.4,
+    tokens=4 * 256,
+    tokens_per_step=256,
+    row=128,
+    early_row=64,
+    warmup_steps=2,
+    save_steps=2,
+    eval_steps=2,
+    eval_rows=2,
+    log_steps=1,
+)
+
+
+@pytest.mark.parametrize("time", [40, 64, 300])
+@pytest.mark.parametrize("heads, kv_heads", [(4, 2), (3, 1), (2, 2)])
+def test_attention_kernels(time, heads, kv_heads):
+    query = torch.randn(2, time, heads, 16).transpose(1, 2)  # as the model has them
+    key, value = torch.randn(2, 2, time, kv_heads, 16).transpose(2, 3).unbind()
+    distance = torch.arange(time)[:, None] - torch.arange(time)
+    causal = distance >= 0
+    for mask, output in (
+        (causal, kernels.causal_attention(query, key, value, 0.25)),
+        (causal & (distance <= 64), kernels.window_attention(query, key, value, 0.25, 64)),
+        (causal & (distance <= 7), kernels.window_attention(query, key, value, 0.25, 7)),
+    ):
+        expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.25, enable_gqa=True)
+        torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_whole_model_on_the_kernels():
+    """The same logits and gradients as the model's own eager attention and loss."""
+    tokenizer_ids = type("Ids", (), {"bos_token_id": 1, "pad_token_id": 5})
+    tokenizer_ids.convert_tokens_to_ids = staticmethod(lambda names: [2] * len(names))
+    model = small.build_model(TINY, tokenizer_ids)
+    input_ids = torch.randint(TINY.vocab_size, (2, 100))
+    states = model.model(input_ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+    labels = input_ids[:, 1:].flatten()
+    loss = kernels.chunked_cross_entropy(states, model.lm_head.weight, labels, chunk=64) / len(labels)
+    loss.backward()
+    gradients = {name: param.grad for name, param in model.named_parameters()}
+    reference = IQuestPLTCoderForCausalLM._from_config(model.config, attn_implementation="eager")
+    reference.load_state_dict(model.state_dict())
+    expected = reference(input_ids, labels=input_ids, use_cache=False).loss
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    for name, param in reference.named_parameters():
+        torch.testing.assert_close(gradients[name], param.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_kernels_refuse_masks():
+    query = torch.randn(1, 2, 8, 4)
+    with pytest.raises(ValueError, match="full rows"):
+        kernels._attention(None, query, query, query, torch.zeros(8, 8), 1.0)
+
+
+def test_orthogonalize():
+    singular = torch.linalg.svdvals(optimizer.orthogonalize(torch.randn(3, 64, 32)))
+    assert singular.min() > 0.6 and singular.max() < 1.3
+
+
+def test_adamw_is_torch_adamw():
+    ours, theirs = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
+    first = optimizer.MuonAdamW([{"params": [ours], "kind": "adamw"}], lr=0.1, weight_decay=0.2)
+    second = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.2, betas=(0.9, 0.95))
+    for _ in range(5):
+        ours.grad = theirs.grad = torch.randn(5)
+        first.step()
+        second.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_collect_leaves_out(library):
+    paths = {document.path for document in data.collect(library)}
+    assert "copied.py" in paths
+    assert not paths & {"latin1.py", "site-packages/other.py"}
+
+
+def test_collect_packages(library, monkeypatch):
+    """Their Python files and no others, with version and licence in the manifest; what may not be used is refused."""
+    alone, both = data.collect(library), data.collect(library, ["rich"])
+    ours = [document for document in both if document.path.startswith("rich/")]
+    assert {"rich/console.py", "rich/table.py"} < {document.path for document in ours}
+    assert sorted(alone + ours, key=lambda document: document.path) == both
+    version = importlib.metadata.version("rich")
+    assert data.manifest(both, ["rich"])["packages"] == [{"name": "rich", "version": version, "licence": "MIT"}]
+    with pytest.raises(ValueError, match="choose from accelerate"):
+        data.collect(library, ["hypothesis"])
+    monkeypatch.setitem(data.PACKAGES, "unheard-of", "MIT")
+    with pytest.raises(ValueError, match="pip install unheard-of"):
+        data.collect(library, ["unheard-of"])
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_split(library, share):
+    documents = data.split(data.collect(library), heldout_share=share)
+    texts = [document.text for document in documents]
+    assert len(set(texts)) == len(texts), "exact copies are dropped"
+    sketches = [data.sketch(text) for text in texts]
+    for (i, j), overlap in data.overlaps(sketches).items():
+        assert overlap < data.CLUSTER_OVERLAP or documents[i].split == documents[j].split
+    sides = {document.path: document.split for document in documents}
+    assert len(set(sides.values())) == 2
+    edited = [sides[path] for path in ("edited.py", "copied.py", "modeling_plt.py") if path in sides]
+    assert edited and len(set(edited)) == 1
+    again = data.split(data.collect(library), heldout_share=share)
+    assert data.manifest(again) == data.manifest(documents)
+
+
+def test_rows():
+    stream = torch.arange(1000).numpy().astype("uint16")
+    rows = data.PackedRows(stream, 64, 100, seed=3)
+    read = [rows[index]["input_ids"] for index in range(100)]
+    assert all(row == list(range(row[0], row[0] + 64)) for row in read)
+    first_pass = [row[0] for row in read[: rows.rows_per_pass]]
+    assert len(set(first_pass)) == rows.rows_per_pass, "a pass visits each row once"
+    assert [data.PackedRows(stream, 64, 100, seed=3)[index]["input_ids"] for index in (99, 0)] == [read[99], read[0]]
+
+
+def losses(trainer):
+    return {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+
+
+def test_resume_is_exact(library, tmp_path):
+    """A run killed after step 3 goes on from the checkpoint of step 2, with the losses and weights of a whole run."""
+    whole = small.train(tmp_path / "whole", TINY, library)
+    with pytest.raises(KilledError):
+        small.train(tmp_path / "killed", TINY, library, callbacks=(Kill(),))
+    (tmp_path / "killed" / "checkpoint-3").mkdir()  # as if killed while a checkpoint was being written
+    resumed = small.train(tmp_path / "killed", TINY, library)
+    assert not (tmp_path / "killed" / "checkpoint-3").exists()
+    assert losses(resumed) == losses(whole)
+    assert len(losses(whole)) == 4
+    for (name, one), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("name", ["data_manifest.json", "train.npy", "heldout.npy"])
+def test_damaged_data_are_named(name, library, tmp_path):
+    small.prepare(tmp_path, TINY, library)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:9])
+    with pytest.raises(ValueError, match=f"{name} cannot be read"):
+        small.prepare(tmp_path, TINY, library)
+
+
+def test_stops_when_diverged(library, tmp_path):
+    recipe = dataclasses.replace(TINY, adamw_lr=float("nan"), muon_lr=float("nan"))
+    with pytest.raises(small.DivergedError, match="The loss at step"):
+        small.train(tmp_path, recipe, library)
+
+
+def test_schedule():
+    recipe = small.Recipe()
+    factors = [recipe.lr_factor(step) for step in range(recipe.steps + 1)]
+    assert max(factors) == 1 and factors[recipe.warmup_steps] == 1 == factors[recipe.decay_start]
+    assert factors[-1] == 0 < factors[-2] < 0.01
+
+
+def test_document_bits_windows(monkeypatch):
+    """Windows score every token once: for a model that ignores its context their size makes no difference."""
+
+    class Uniform(torch.nn.Module):
+        device = "cpu"
+
+        def forward(self, ids, use_cache, logits_to_keep, num_loops):
+            weights = torch.arange(600.0).expand(1, ids.shape[1], -1)[:, -logits_to_keep:]
+            return type("Output", (), {"logits": weights / 100})
+
+    ids = torch.randint(600, (1000,)).tolist()
+    logits = (torch.arange(600.0) / 100).log_softmax(-1)
+    expected = -sum(logits[token].item() for token in [*ids, 7]) / math.log(2)
+    for window, stride in ((2048, 1024), (64, 32), (100, 7), (1001, 1000)):
+        monkeypatch.setattr(evaluate, "WINDOW", window)
+        monkeypatch.setattr(evaluate, "STRIDE", stride)
+        assert evaluate.document_bits(Uniform(), ids, 7) == pytest.approx(expected, rel=1e-5)
+
+
+@needs_checkpoint
+def test_shipped_bits_per_byte():
+    metrics = json.loads((SMALL / "metrics.json").read_text())
+    manifest = json.loads((SMALL / "data_manifest.json").read_text())
+    try:
+        documents = {document.path: document for document in evaluate.heldout_documents(manifest)}
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    model = AutoModelForCausalLM.from_pretrained(SMALL, dtype=torch.float32)
+    texts = [documents[path].text for path in metrics["slice"]["paths"]]
+    measured = evaluate.bits_per_byte(model, AutoTokenizer.from_pretrained(SMALL), texts)
+    assert measured == pytest.approx(metrics["slice"]["plt_r2"], rel=0.01)
+
+
+@needs_checkpoint
+def test_shipped_split():
+    files = json.loads((SMALL / "data_manifest.json").read_text())["files"]
+    assert len({entry["sha256"] for entry in files}) == len(files)
+    share = {split: sum(f["bytes"] for f in files if f["split"] == split) for split in ("train", "heldout")}
+    assert 0.02 < share["heldout"] / sum(share.values()) < 0.08
