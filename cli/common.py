@@ -27,10 +27,9 @@ from rich.table import Table
 
 from ..configuration_plt import MAX_LOOPS
 from ..conversion.checkpoint import is_unicode
+from ..utils.terminal import HIDDEN, visible
 
 
-# Control characters, halves of surrogate pairs, and marks that change the direction of what follows.
-_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")]
@@ -66,15 +65,6 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def visible(text: object, line_ends: bool = False) -> str:
-    """
-    Text of a checkpoint, a file name or an error, for a terminal: what could move its cursor, recolour it or reorder
-    a line is written as an escape, and so is what cannot be encoded. Newlines and tabs stay with `line_ends`.
-    """
-    kept = "\n\t" if line_ends else ""
-    return _HIDDEN.sub(lambda match: match[0] if match[0] in kept else ascii(match[0])[1:-1], str(text))
-
-
 def require_text(text: str | None, what: str) -> None:
     """Raises ValueError if `text` came from bytes that are no UTF-8: no tokenizer takes it."""
     if text is not None and not is_unicode(text):
@@ -85,7 +75,7 @@ def answer(document: dict, as_json: bool, table: Table | str) -> None:
     """Prints the document as JSON, or the table, whose cells are `visible` texts."""
     if as_json:
         text = json.dumps(document, indent=1, ensure_ascii=False)
-        print(_HIDDEN.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text))
+        print(HIDDEN.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text))
     else:
         table = visible(table, line_ends=True) if isinstance(table, str) else table
         Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False, emoji=False).print(table)

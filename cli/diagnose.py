@@ -27,6 +27,7 @@ from rich.text import Text
 from ..configuration_plt import MAX_LOOPS
 from ..diagnostics import AttentionMaps, GainCost, LoopLens, attention_maps, encode_documents, loop_lens, measure
 from ..diagnostics.wording import documents_text
+from ..utils.terminal import visible
 from .common import Json, Revision, answer
 from .outputs import check_folder, drawn, need, note_missing, png, report_folder
 from .talk import Device, Model, OfDtype, load
@@ -148,7 +149,8 @@ class _Speed(ProgressColumn):
 def token_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A function that takes tokens done and tokens in all, and shows them on standard error if that is a terminal."""
     console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+    title = TextColumn("{task.description}", markup=False)
+    columns = (title, BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(visible(what), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -51,7 +51,9 @@ from transformers.utils import logging
 
 from ..cli.talk import load
 from ..cli.weights import Dtype
+from ..conversion.tokenizer import render
 from ..tokenization.tool_calls import parse_response
+from ..utils.terminal import visible
 from .records import read_json, write_json
 from .sandbox import Limits, Sandbox, Verdict
 
@@ -166,7 +168,7 @@ def complete(
     prompts = [problem["prompt"] for problem in problems]
     if chat:
         messages = ([{"role": "user", "content": REQUEST.format(prompt.rstrip())}] for prompt in prompts)
-        prompts = [tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=True) for m in messages]
+        prompts = [render(tokenizer, m, add_generation_prompt=True) for m in messages]
     rows = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
     length = max(map(len, rows))
     padding = tokenizer.pad_token_id or 0
@@ -357,8 +359,8 @@ def main(argv: list[str] | None = None) -> None:
     logging.set_verbosity_error()
     try:
         summary = self_check(args) if args.self_check else run(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    except (ValueError, OSError, MemoryError) as error:
+        sys.exit(f"error: {visible(' '.join(str(error).split()))}")
     if not args.self_check and not args.allow_code_execution:
         print("Nothing was run: the same command with --allow-code-execution does that.", file=sys.stderr)
     print(json.dumps(summary))

@@ -26,6 +26,7 @@ is refused. The result is OUT/model, or OUT/adapter with --lora.
 from jinja2 import TemplateError
 from trl import SFTConfig, SFTTrainer
 
+from ..conversion.tokenizer import check_template
 from ..tokenization.chat import training_chat_template
 from .common import load_model, make_parser, run, save, split_data, train, training_arguments
 from .lora import add_options, lora_config
@@ -36,6 +37,7 @@ def make_trainer(args, model, tokenizer) -> SFTTrainer:
     template = tokenizer.chat_template
     if template is None:
         raise ValueError(f"{args.model} has no chat template: `iquest-plt convert {args.model} NEW` adds one.")
+    check_template(tokenizer)
     arguments = SFTConfig(
         **training_arguments(args),
         max_length=None if args.rows == "flat" else args.length,
