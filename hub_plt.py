@@ -5,7 +5,8 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, hf_hub_download
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
@@ -13,6 +14,78 @@ from .pickling_plt import PicklesRemoteCode
 
 
 logger = logging.get_logger(__name__)
+
+CARD_FIELDS = ("license", "license_name", "license_link", "base_model")
+MAX_CARD_BYTES = 1_000_000
+MAX_DEPTH, MAX_PARTS = 50, 150_000  # of the YAML in it; large cards have some thousand parts
+MAX_VALUE = 500  # characters
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def card_fields(path: Path, names: tuple[str, ...]) -> dict[str, str | list[str]]:
+    """
+    Those of `names` that the YAML block at the beginning of a model card gives a text of one line, or a list of such.
+    Other values are skipped.
+
+    Takes time and memory proportional to the card's length: aliases, a few hundred bytes of which may stand for
+    gigabytes, are not expanded. Raises `yaml.YAMLError` if the block is no YAML, and ValueError, with the way out, if
+    the card has more than MAX_CARD_BYTES, MAX_DEPTH or MAX_PARTS.
+    """
+    way_out = "load the model from a folder whose README.md is simpler, or that has none"
+    if path.stat().st_size > MAX_CARD_BYTES:
+        raise ValueError(f"The model card {str(path)!r} has more than {MAX_CARD_BYTES:,} bytes: {way_out}.")
+    block, depth = _front_matter(path.read_bytes().decode(errors="replace")), 0
+    for parts, event in enumerate(yaml.parse(block, Loader=_LOADER)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH or parts > MAX_PARTS:
+            bounds = f"{MAX_DEPTH} levels, or {MAX_PARTS:,} parts"
+            raise ValueError(f"The YAML of the model card {str(path)!r} has more than {bounds}: {way_out}.")
+    root = yaml.compose(block, Loader=_LOADER)  # an alias is the node itself that it stands for
+    pairs = root.value if isinstance(root, yaml.MappingNode) else ()
+    nodes = {key.value: value for key, value in pairs if isinstance(key, yaml.ScalarNode)}
+    found = {name: _texts(nodes[name]) for name in names if name in nodes}
+    return {name: value for name, value in found.items() if value}
+
+
+def _front_matter(card: str) -> str:
+    """What stands between the first line, if it is `---`, and the next such line."""
+    first, *lines = card.lstrip("\ufeff \t\r\n").split("\n")
+    lines = [line.rstrip() for line in lines]
+    if first.rstrip() != "---" or "---" not in lines:
+        return ""
+    return "\n".join(lines[: lines.index("---")])
+
+
+def _texts(node: yaml.Node) -> str | list[str] | None:
+    """The text that a scalar is, or the texts of a list; None for anything else, and where one is long or hidden."""
+    if isinstance(node, yaml.SequenceNode):
+        texts = [_texts(item) if isinstance(item, yaml.ScalarNode) else None for item in node.value]
+        return None if None in texts else texts
+    is_text = isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str"
+    return node.value if is_text and len(node.value) <= MAX_VALUE and node.value.isprintable() else None
+
+
+def _source_fields(source: Path | str | None) -> dict[str, str | list[str]]:
+    """The CARD_FIELDS of a folder's card, or of that of an id on the Hub. Raises ValueError as `card_fields` does."""
+    if source is None:
+        return {}
+    try:
+        path = source / "README.md" if isinstance(source, Path) else Path(hf_hub_download(source, "README.md"))
+        if not path.is_file():
+            raise FileNotFoundError("there is no README.md")
+    except Exception as error:  # whatever the reason: a push does not depend on that card
+        return _left_open(source, error)
+    try:
+        return card_fields(path, CARD_FIELDS)
+    except (OSError, yaml.YAMLError) as error:
+        return _left_open(source, error)
+
+
+def _left_open(source: Path | str, error: Exception) -> dict:
+    """No fields, and a warning that says why."""
+    reason = repr(" ".join(str(error).split()))[1:-1]
+    logger.warning(f"The card of {str(source)!r} cannot be read, so its licence is left open: {reason[:400]}")
+    return {}
 
 
 class PLTHubModel(PicklesRemoteCode, PreTrainedModel):
@@ -39,20 +112,13 @@ class PLTHubModel(PicklesRemoteCode, PreTrainedModel):
         """
         As the library's, whose card of a pushed model leaves open what is filled in here: the task, and licence and
         base model as the card has them of what the model was loaded from. From the Hub, that itself is the base.
+        Raises ValueError as `card_fields` does.
         """
         path, source = Path(working_dir, "README.md"), getattr(self, "_source", None)
-        known = {"pipeline_tag": "text-generation"}
-        if source is not None:
-            is_folder = isinstance(source, Path)
-            try:
-                card = ModelCard.load(source / "README.md" if is_folder else source, ignore_metadata_errors=True)
-                names = ("license", "license_name", "license_link", "base_model")
-                known |= {name: card.data.get(name) for name in names}
-            except Exception as error:  # whatever is wrong with that card, this push does not depend on it
-                logger.warning(f"The card of {source} cannot be read, so its licence is left open: {error}")
-            if not is_folder and source != repo_id:
-                known["base_model"] = source
-        card = ModelCard.load(path)
+        known = {"pipeline_tag": "text-generation"} | _source_fields(source)
+        if isinstance(source, str) and source != repo_id:
+            known["base_model"] = source
+        card = ModelCard.load(path)  # which the library wrote
         for name, value in known.items():
             if card.data.get(name) is None:
                 card.data[name] = value

@@ -18,6 +18,7 @@ from ..conversion.loading import load_model
 from ..diagnostics import AttentionMaps, GainCost, LoopLens, attention_maps, encode_documents, loop_lens, measure
 from ..diagnostics.interpretation import documents_text
 from ..utils.figures import note_missing, png, try_draw
+from ..utils.terminal import printable
 from .common import print_result
 from .data import Data, read_text, read_texts, sample
 from .options import Device, DtypeOption, Json, Model, Revision
@@ -139,7 +140,8 @@ class _Speed(ProgressColumn):
 def token_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A function that takes tokens done and tokens in all, and shows them on standard error if that is a terminal."""
     console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+    title = TextColumn("{task.description}", markup=False)
+    columns = (title, BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(printable(what), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

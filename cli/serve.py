@@ -12,7 +12,7 @@ import typer
 
 from ..conversion import layout
 from ..conversion.download import fetch
-from ..serving.transformers_cli import note_missing_template
+from ..serving.transformers_cli import check_model
 from .options import DtypeOption, Model, NumLoops, Revision
 
 
@@ -48,7 +48,7 @@ def serve(
             server += ["--max-model-len", str(max_length)]
         if num_loops is not None:
             server += ["--hf-overrides", json.dumps({"plt_num_loops": num_loops})]
-        note_missing_template(str(folder))
+        check_model(str(folder))
         if parsers:
             server += ["--enable-auto-tool-choice", "--tool-call-parser", PARSER, "--reasoning-parser", PARSER]
     else:

@@ -12,13 +12,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from .. import __version__
 from ..configuration_plt import IQuestPLTCoderConfig
+from ..hub_plt import card_fields
 from .checkpoint import dtype_name, inside
-from .front_matter import top_level_texts
 from .layout import config_from
 
 
 PLT_TAGS = ["plt", "looped-transformer", "custom_code"]
-MAX_CARD_BYTES = 1_000_000
 LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 PLT = """
@@ -145,13 +144,10 @@ def model_card(
 def license_of(folder: Path) -> dict[str, str]:
     """What the card in `folder` says of the licence: those of the Hub's LICENSE_FIELDS that it names."""
     try:
-        path = inside(folder, "README.md")
-        if path.stat().st_size > MAX_CARD_BYTES:
-            return {}
-        data = top_level_texts(path.read_bytes().decode())
+        found = card_fields(inside(folder, "README.md"), LICENSE_FIELDS)
     except (OSError, ValueError, yaml.YAMLError):  # no card, or none that can be read
         return {}
-    return {field: data[field] for field in LICENSE_FIELDS if field in data}
+    return {field: text for field, text in found.items() if isinstance(text, str)}
 
 
 def _shape(config: IQuestPLTCoderConfig | LlamaConfig, parameters: int) -> dict[str, str]:

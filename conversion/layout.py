@@ -15,7 +15,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ..configuration_plt import AUTO_MAP, MAX_HEAD_DIM, MAX_LAYERS, IQuestPLTCoderConfig
-from .checkpoint import dtype_name, inside, read_json
+from .checkpoint import INDEX, dtype_name, inside, read_json
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,6 +97,13 @@ def read_plt_config(folder: Path) -> IQuestPLTCoderConfig:
     if not isinstance(config, IQuestPLTCoderConfig):
         raise ValueError(f"{folder} holds a {config.model_type}, no PLT: `iquest-plt convert` makes one of it.")
     return config
+
+
+def check_json(folder: Path) -> None:
+    """Raises ValueError, which names the file, if JSON that the library reads to load a model is not within limits."""
+    for name in ("generation_config.json", "adapter_config.json", INDEX):
+        if (folder / name).exists():
+            read_json(folder / name)
 
 
 def shared_fields(config: PreTrainedConfig, other: type[PreTrainedConfig]) -> dict:

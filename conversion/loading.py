@@ -23,6 +23,7 @@ def load_model(
     small = [name for name in FILES if "safetensors" not in name]
     folder, _ = fetch(path, revision, files=small, check_hashes=False)  # `convert` checks; at every start it takes long
     layout.read_plt_config(folder)
+    layout.check_json(folder)
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
         raise ValueError(f"{path} has no tokenizer.json: see `iquest-plt convert`, which makes one of tokenizer.model.")

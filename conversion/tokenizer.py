@@ -121,7 +121,9 @@ def _json_or_empty(folder: Path, name: str) -> dict:
     return read_json(inside(folder, name)) if os.path.lexists(folder / name) else {}
 
 
-def load_tokenizer(folder: str | Path) -> IQuestPLTCoderTokenizer | None:
+def load_tokenizer(
+    folder: str | Path, tokenizer_class: type = IQuestPLTCoderTokenizer
+) -> PreTrainedTokenizerFast | None:
     """
     The tokenizer in `folder`, or None if there is no `tokenizer.json`. Runs no code of the folder. Raises ValueError if
     it cannot be read.
@@ -132,7 +134,20 @@ def load_tokenizer(folder: str | Path) -> IQuestPLTCoderTokenizer | None:
         if (Path(folder) / name).exists():
             read_json(Path(folder) / name)  # for an error that names the file
     with layout.refusals("tokenizer.json"):
-        return _tried(lambda: IQuestPLTCoderTokenizer.from_pretrained(folder))
+        return _tried(lambda: tokenizer_class.from_pretrained(folder))
+
+
+def check_template(tokenizer: PreTrainedTokenizerFast) -> None:
+    """
+    Raises ValueError if the chat template exceeds the limits for a short message. An error that the template itself
+    raises is passed over: it may ask for other roles.
+    """
+    try:
+        render(tokenizer, [{"role": "user", "content": "Hello"}], add_generation_prompt=True)
+    except (TimeoutError, MemoryError) as error:
+        raise ValueError(f"The chat template cannot be used, {error}: put another chat_template.jinja there.") from None
+    except ValueError:
+        pass
 
 
 def render(tokenizer: PreTrainedTokenizerFast, messages: list[dict], seconds: float | None = None, **options) -> str:

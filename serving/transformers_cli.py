@@ -12,27 +12,38 @@ tokens of prompt and reply together, is an option of this command.
 """
 
 import sys
+from pathlib import Path
 
 
-def has_chat_template(path: str) -> bool:
-    """Whether the tokenizer of a model has one. Raises ValueError or OSError if there is no tokenizer."""
-    from transformers import AutoTokenizer
+def check_model(path: str) -> None:
+    """
+    Tries tokenizer and chat template within limits before a server, which has none, loads them. Says on standard error
+    that the model cannot chat, if that is so. Raises ValueError for what cannot be used.
+    """
+    from ..conversion.download import FILES, fetch
+    from ..conversion.layout import check_json
+    from ..conversion.tokenizer import check_template, load_tokenizer
+    from ..utils.terminal import printable
 
-    return AutoTokenizer.from_pretrained(path).chat_template is not None
-
-
-def note_missing_template(path: str) -> None:
-    """Says on standard error that a model cannot chat, if that is so."""
+    name, _, revision = (path, "", "") if Path(path).is_dir() else path.partition("@")
+    small = [pattern for pattern in FILES if "safetensors" not in pattern]
     try:
-        missing = not has_chat_template(path)
-    except (ValueError, OSError):  # the server says what is wrong
+        folder, _ = fetch(name, revision or None, files=small, check_hashes=False)
+    except ValueError:  # the server says what is wrong
         return
-    if missing:
+    check_json(folder)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer is None:
+        return
+    if tokenizer.chat_template is None:
+        shown = printable(path)
         print(
-            f"note: {path} has no chat template, so chats are answered with an error and only /v1/completions works; "
-            f"`iquest-plt convert {path} NEW` adds one",
+            f"note: {shown} has no chat template, so chats are answered with an error and only /v1/completions works; "
+            f"`iquest-plt convert {shown} NEW` adds one",
             file=sys.stderr,
         )
+    else:
+        check_template(tokenizer)
 
 
 def take_max_length(arguments: list[str]) -> int | None:
@@ -57,6 +68,7 @@ def main() -> None:
     import transformers
 
     import iquest_plt
+    from iquest_plt.utils.terminal import printable
 
     transformers.IQuestPLTCoderForCausalLM = iquest_plt.IQuestPLTCoderForCausalLM
     try:
@@ -67,7 +79,9 @@ def main() -> None:
 
             transformers_server.install(take_max_length(sys.argv))
             if len(sys.argv) > 2 and not sys.argv[2].startswith("-"):
-                note_missing_template(sys.argv[2])
+                check_model(sys.argv[2])
+    except ValueError as error:
+        sys.exit(f"error: {printable(' '.join(str(error).split()))}")
     except ImportError as error:
         sys.exit(f"{error}. What serving needs comes with: pip install 'iquest-plt[serving]'")
     sys.argv[0] = "transformers"

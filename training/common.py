@@ -21,8 +21,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..conversion.layout import read_plt_config
+from ..conversion.layout import check_json, read_plt_config
+from ..conversion.tokenizer import load_tokenizer
 from ..utils.files import visible_files
+from ..utils.terminal import printable
 from .divergence import DivergedError, Guard
 from .progress import Progress
 from .run_files import last_checkpoint, read_json, write_json
@@ -91,14 +93,18 @@ def training_arguments(args: argparse.Namespace) -> dict:
 
 
 def load_model(args: argparse.Namespace, **kwargs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer. Raises ValueError if the folder holds no PLT, or one for shorter texts."""
+    """Model and tokenizer. Raises ValueError if the folder holds no PLT, one for shorter texts, or no tokenizer."""
     config = read_plt_config(args.model)
     if not 2 <= args.length <= config.max_position_embeddings:
         raise ValueError(f"--length {args.length}: this model takes 2 to {config.max_position_embeddings} tokens.")
+    check_json(args.model)
+    tokenizer = load_tokenizer(args.model, AutoTokenizer)
+    if tokenizer is None:
+        raise ValueError(f"{args.model} has no tokenizer.json: `iquest-plt convert` makes one of tokenizer.model.")
     # In the configuration, which is stored with the trained weights.
     kwargs["plt_num_loops"] = config.check_num_loops(args.num_loops)
     model = AutoModelForCausalLM.from_pretrained(args.model, **{"dtype": torch.float32, **kwargs})
-    return model, AutoTokenizer.from_pretrained(args.model)
+    return model, tokenizer
 
 
 def load_data(path: Path, field: str, cache: Path) -> Dataset:
@@ -241,5 +247,5 @@ def run(script: Callable[[argparse.Namespace], None], args: argparse.Namespace) 
         joined = TrainingArguments(**training_arguments(args))  # noqa: F841 (processes that share a model meet first)
         script(args)
     except (ValueError, OSError, DivergedError) as error:
-        raise SystemExit(" ".join(str(error).split())) from error
+        raise SystemExit(printable(" ".join(str(error).split()))) from error
     PartialState().destroy_process_group()

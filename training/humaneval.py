@@ -40,7 +40,9 @@ from transformers.utils import logging
 
 from ..conversion.convert import FLOATS
 from ..conversion.loading import load_model
+from ..conversion.tokenizer import render
 from ..tokenization.tool_calls import parse_response
+from ..utils.terminal import printable
 from .run_files import read_json, write_json
 from .sandbox import Limits, Sandbox, Verdict
 
@@ -155,7 +157,7 @@ def complete(
     prompts = [problem["prompt"] for problem in problems]
     if chat:
         messages = ([{"role": "user", "content": REQUEST.format(prompt.rstrip())}] for prompt in prompts)
-        prompts = [tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=True) for m in messages]
+        prompts = [render(tokenizer, m, add_generation_prompt=True) for m in messages]
     rows = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
     length = max(map(len, rows))
     padding = tokenizer.pad_token_id or 0
@@ -346,8 +348,8 @@ def main(argv: list[str] | None = None) -> None:
     logging.set_verbosity_error()
     try:
         summary = self_check(args) if args.self_check else run(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    except (ValueError, OSError, MemoryError) as error:
+        sys.exit(f"error: {printable(' '.join(str(error).split()))}")
     if not args.self_check and not args.allow_code_execution:
         print("Nothing was run: the same command with --allow-code-execution does that.", file=sys.stderr)
     print(json.dumps(summary))

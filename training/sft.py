@@ -19,6 +19,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
+from ..conversion.tokenizer import check_template
 from ..tokenization.chat import training_chat_template
 from .common import load_model, make_parser, run, save, split_data, train, training_arguments
 from .lora import add_options, lora_config
@@ -31,6 +32,7 @@ def make_trainer(
     template = tokenizer.chat_template
     if template is None:
         raise ValueError(f"{args.model} has no chat template: `iquest-plt convert {args.model} NEW` adds one.")
+    check_template(tokenizer)
     arguments = SFTConfig(
         **training_arguments(args),
         max_length=None if args.rows == "flat" else args.length,

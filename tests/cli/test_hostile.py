@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a checkpoint, a prompt or a reply may hold to hang a command, to fill the memory, or to fool a terminal."""
 
+import io
 import json
 import os
 import shutil
@@ -10,16 +11,20 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command_line import run
 from paths import SMALL
+from rich.console import Console
 from tiny import tiny_model
 from vendor_checkpoints import write_vendor
 
 from iquest_plt import cli
 from iquest_plt.cli.conversation import Conversation
+from iquest_plt.cli.diagnose import token_bar
 from iquest_plt.cli.streamer import print_text
 from iquest_plt.conversion.card import license_of
 from iquest_plt.conversion.checkpoint import Checkpoint, StoredTensor, read_json
@@ -28,6 +33,8 @@ from iquest_plt.conversion.limits import run_limited
 from iquest_plt.conversion.tokenizer import load_tokenizer
 from iquest_plt.conversion.verify import verify
 from iquest_plt.conversion.writer import new_folder
+from iquest_plt.hub_plt import CARD_FIELDS, card_fields
+from iquest_plt.serving.transformers_cli import check_model
 from iquest_plt.tokenization.tool_calls import RESPONSE_TEMPLATE, ToolCallStream, parse_response
 from iquest_plt.utils.terminal import printable
 
@@ -126,6 +133,27 @@ def test_a_card_of_aliases_does_not_hang_a_conversion(source, tmp_path):
     assert "license: mit" in (tmp_path / "target" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("card", ["nesting", "nested keys", "a long text", "many parts"])
+def test_a_card_that_is_refused_says_what_to_do(card, tmp_path):
+    others = {"a long text": "x" * 1_000_000, "many parts": "a: [" + "a," * 480_000}
+    (tmp_path / "README.md").write_text(CARDS.get(card) or f"---\nlicense: mit\n{others[card]}\n---\n")
+    with pytest.raises(ValueError, match=r"README\.md' has more than .*: load the model from a folder"):
+        run_limited(lambda: card_fields(tmp_path / "README.md", CARD_FIELDS), 5, 1 << 28)
+
+
+@pytest.mark.parametrize("card", ["aliases", "aliases in model-index", "anchors"])
+def test_a_card_of_many_aliases_takes_little_memory(card, tmp_path):
+    (tmp_path / "README.md").write_text(CARDS[card])
+    assert run_limited(lambda: card_fields(tmp_path / "README.md", CARD_FIELDS), 5, 1 << 28) == {"license": "mit"}
+
+
+def test_aliases_of_a_card_are_followed(tmp_path):
+    block = "x: &x own\nlicense: other\nlicense_name: *x\nmore: &m [a/b, *x]\nbase_model: *m\nlicense_link: &r [*r]"
+    (tmp_path / "README.md").write_text(f"---\n{block}\n---\n")
+    expected = {"license": "other", "license_name": "own", "base_model": ["a/b", "own"]}
+    assert card_fields(tmp_path / "README.md", CARD_FIELDS) == expected
+
+
 # -- JSON --------------------------------------------------------------------------------------------------------------
 
 
@@ -216,8 +244,9 @@ TEMPLATES = {
 def test_a_template_is_bounded_in_time_and_memory(template, small, monkeypatch):
     import resource
 
-    monkeypatch.setattr("iquest_plt.conversion.verify.TEMPLATE_SECONDS", 3)
     text, kind = TEMPLATES[template]
+    # Memory is used up within a second, but not where other processes take the processor.
+    monkeypatch.setattr("iquest_plt.conversion.verify.TEMPLATE_SECONDS", 3 if kind == "TimeoutError" else 20)
     (small / "chat_template.jinja").write_text(text)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
@@ -236,6 +265,69 @@ def test_a_chat_is_bounded_as_well(small, monkeypatch):
     conversation.tokenizer.chat_template = TEMPLATES["a long text"][0]
     with pytest.raises(MemoryError):
         conversation.ask("Hello")
+
+
+def test_what_is_served_is_bounded_as_well(small, monkeypatch, capsys):
+    monkeypatch.setattr("iquest_plt.conversion.tokenizer.TEMPLATE_SECONDS", 2)
+    monkeypatch.setattr("iquest_plt.conversion.tokenizer.TOKENIZER_BYTES", 1 << 28)
+    check_model(str(small))
+    (small / "chat_template.jinja").write_text("{{ raise_exception('system first') }}")  # for a client to hear of
+    check_model(str(small))
+    for kind in ("loops", "a long text"):
+        (small / "chat_template.jinja").write_text(TEMPLATES[kind][0])
+        with pytest.raises(ValueError, match=r"^The chat template cannot be used, it .*: put another"):
+            check_model(str(small))
+    (small / "generation_config.json").write_text(nested(900))
+    with pytest.raises(ValueError, match=r"^generation_config\.json is not valid JSON"):
+        check_model(str(small))
+    (small / "generation_config.json").unlink()
+    bomb(small)
+    with pytest.raises(ValueError, match=r"^tokenizer\.json: it takes more than 268 MB"):
+        check_model(str(small))
+    assert capsys.readouterr().err == ""
+    check_model("no/such\x1bmodel")  # the server says what is wrong
+
+
+def test_a_server_is_not_started_with_what_is_refused(small):
+    bomb(small)
+    program = "from iquest_plt.conversion import tokenizer; tokenizer.TOKENIZER_BYTES = 1 << 28\n"
+    program += "from iquest_plt.serving.transformers_cli import main; main()"
+    command = [sys.executable, "-c", program, "serve", str(small)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: tokenizer.json: it takes more than 268 MB of memory, or crashes"
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "model.safetensors.index.json"])
+def test_json_that_the_library_would_read_is_checked_first(name, small):
+    (small / name).write_text(nested(900))
+    code, _, error = run("generate", small, "--prompt", "a")
+    assert code == 1 and error.startswith(f"{name} is not valid JSON: it is nested more than 100 levels deep")
+
+
+def test_training_is_bounded_as_well(small, monkeypatch):
+    common = pytest.importorskip("iquest_plt.training.common")
+    monkeypatch.setattr("iquest_plt.conversion.tokenizer.TOKENIZER_BYTES", 1 << 28)
+    args = SimpleNamespace(model=small, length=16, num_loops=None)
+    assert common.load_model(args)[1].chat_template
+    bomb(small)
+    with pytest.raises(ValueError, match=r"^tokenizer\.json: it takes more than 268 MB"):
+        common.load_model(args)
+    (small / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
+        common.load_model(args)
+
+
+def test_templates_of_training_are_bounded_as_well(small, monkeypatch):
+    sft = pytest.importorskip("iquest_plt.training.sft")
+    humaneval = pytest.importorskip("iquest_plt.training.humaneval")
+    monkeypatch.setattr("iquest_plt.conversion.tokenizer.TEMPLATE_SECONDS", 2)
+    (small / "chat_template.jinja").write_text(TEMPLATES["loops"][0])
+    tokenizer = load_tokenizer(small)
+    with pytest.raises(ValueError, match=r"^The chat template cannot be used, it takes longer than 2 seconds: put"):
+        sft.make_trainer(SimpleNamespace(model=small), None, tokenizer)
+    with pytest.raises(TimeoutError):
+        humaneval.complete(None, tokenizer, [{"prompt": "def f():"}], chat=True)
 
 
 def test_an_error_of_a_template_is_told(small):
@@ -379,6 +471,39 @@ def test_an_error_cannot_command_the_terminal(monkeypatch, capsys):
         said = capsys.readouterr().err + str(error.value.code)
         assert r"\x1b[31m" in said and "\x1b[31m" not in said
         assert code in (None, error.value.code)
+
+
+def test_an_error_of_training_cannot_command_the_terminal(tmp_path):
+    common = pytest.importorskip("iquest_plt.training.common")
+    humaneval = pytest.importorskip("iquest_plt.training.humaneval")
+    folder = tmp_path / "no\x1b[31m"
+    options = ["--model", str(folder), "--data", str(folder), "--out", str(tmp_path)]
+    args = common.make_parser("", 1e-4).parse_args(options)
+    folder.write_text("{}")
+    for command in (
+        lambda: common.run(common.load_model, args),
+        lambda: humaneval.main(["--self-check", "--problems", str(folder)]),
+    ):
+        with pytest.raises(SystemExit, match=r"no\\x1b\[31m") as error:
+            command()
+        assert error.value.code.isprintable()
+
+
+def test_a_note_of_the_server_cannot_command_the_terminal(small, capsys):
+    (small / "chat_template.jinja").unlink()
+    small = small.rename(small.with_name("small\x1b[31m\u202e"))
+    check_model(str(small))
+    said = capsys.readouterr().err
+    assert r"small\x1b[31m\u202e has no chat template" in said and said[:-1].isprintable()
+
+
+def test_a_progress_bar_cannot_command_the_terminal(monkeypatch):
+    shown = io.StringIO()
+    console = partial(Console, file=shown, force_terminal=True, width=200)
+    monkeypatch.setattr("iquest_plt.cli.diagnose.Console", lambda stderr: console())
+    with token_bar("a\x1b[2J{task.id.x}[/b]\u202e") as progress:
+        progress(1, 2)
+    assert r"a\x1b[2J{task.id.x}[/b]\u202e" in shown.getvalue() and "\x1b[2J" not in shown.getvalue()
 
 
 def test_a_reply_cannot_command_the_terminal(monkeypatch, capsys):

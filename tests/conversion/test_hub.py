@@ -384,6 +384,61 @@ def test_the_card_of_a_push_says_what_the_folder_said(pushed):
     assert (data.pipeline_tag, data.license, data.base_model) == ("text-generation", "other", NAME)
 
 
+LAUGHS = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
+SOURCES = {
+    "many": f"a0: &a0 [x]\n{LAUGHS}license: mit\nbase_model: [a/b, c/d]",
+    "few": "x: &x mit\nlicense: *x\nmore: &m [a/b, c/d]\nbase_model: *m",
+    "deep": "license: mit\na: " + "[" * 900_000,
+    "none": None,
+    "broken": "license: {",
+    "hidden\x1b[31m": "license: mit\n\u202ex: x: x",
+}
+
+PUSH_EACH = """if True:
+    import json, logging, sys, time
+    from pathlib import Path
+    import iquest_plt
+    from iquest_plt import IQuestPLTCoderForCausalLM
+    said = {}
+    class Handler(logging.Handler):
+        def emit(self, record):
+            said[name].append(record.getMessage())
+    logging.getLogger("iquest_plt.hub_plt").addHandler(Handler())
+    for number, folder in enumerate(sorted(Path(sys.argv[1]).iterdir())):
+        name = folder.name
+        said[name] = []
+        model = IQuestPLTCoderForCausalLM.from_pretrained(folder)
+        try:
+            model.push_to_hub(f"someone/card-{name[:4]}")
+        except ValueError as error:
+            said[name].append(f"refused: {error}")
+    print(json.dumps(said))
+"""
+
+
+def test_a_push_reads_the_card_of_its_source_within_limits(pushed, tmp_path):
+    hub, environment, _ = pushed
+    for name, block in SOURCES.items():
+        tiny_model().save_pretrained(tmp_path / "sources" / name)
+        if block is not None:
+            (tmp_path / "sources" / name / "README.md").write_text(f"---\n{block}\n---\n# Model\n")
+    command = [sys.executable, "-c", PUSH_EACH, tmp_path / "sources"]
+    run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    said = json.loads(run.stdout.splitlines()[-1])
+    for name in ("many", "few"):  # aliases are followed, not expanded
+        assert said.pop(name) == []
+        data = ModelCard(hub.files(f"someone/card-{name}")["README.md"].decode()).data
+        assert (data.license, data.base_model) == ("mit", ["a/b", "c/d"])
+    (refusal,) = said.pop("deep")
+    assert re.match(r"refused: The YAML of the model card '.*' has more than 50 levels, .*: load the model", refusal)
+    assert "README.md" not in hub.files("someone/card-deep") and refusal.isprintable()
+    for name, messages in said.items():  # a push does not depend on these
+        (message,) = messages
+        assert "its licence is left open" in message and message.isprintable()
+        assert ModelCard(hub.files(f"someone/card-{name[:4]}")["README.md"].decode()).data.license is None
+
+
 TRAIN = """if True:
     import sys
     import iquest_plt
