@@ -132,7 +132,8 @@ class IQuestPLTCoderAttention(nn.Module):
         first = cells.num_outputs if cells.loops.start == 0 else 0
         output = self.attend_globally(query, key0_BKSC, value0_BKSC, cells, **kwargs)
         if cells.loops.stop > 1:
-            later = self.attend_later(*(states[:, :, first:] for states in (query, key, value)), cells, cache, **kwargs)
+            later_query, key, value = (states[:, :, first:] for states in (query, key, value))
+            later = self.attend_later(later_query, key, value, cells, cache, **kwargs)
             mixed = self.mix(output[:, first:], later, residual_BND, query, cells)
             output = torch.cat([output[:, :first], mixed], dim=1) if first else mixed
         return self.o_proj(output.flatten(2).contiguous()), key0_BKSC, value0_BKSC

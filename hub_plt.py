@@ -60,7 +60,8 @@ def _texts(node: yaml.Node) -> str | list[str] | None:
     """The text that a scalar is, or the texts of a list; None for anything else, and where one is long or hidden."""
     if isinstance(node, yaml.SequenceNode):
         texts = [_texts(item) if isinstance(item, yaml.ScalarNode) else None for item in node.value]
-        return None if None in texts else texts
+        strings = [text for text in texts if isinstance(text, str)]
+        return strings if len(strings) == len(texts) else None
     is_text = isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str"
     return node.value if is_text and len(node.value) <= MAX_VALUE and node.value.isprintable() else None
 

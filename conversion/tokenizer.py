@@ -122,7 +122,7 @@ def _json_or_empty(folder: Path, name: str) -> dict:
 
 
 def load_tokenizer(
-    folder: str | Path, tokenizer_class: type = IQuestPLTCoderTokenizer
+    folder: str | Path, tokenizer_class: type[PreTrainedTokenizerFast] = IQuestPLTCoderTokenizer
 ) -> PreTrainedTokenizerFast | None:
     """
     The tokenizer in `folder`, or None if there is no `tokenizer.json`. Runs no code of the folder. Raises ValueError if

@@ -18,7 +18,7 @@ RELEASED = Path(__file__).parents[2]  # holds the released `config.json`
 
 def full_size_config(smoke: bool = False) -> IQuestPLTCoderConfig:
     """LoopCoder-V2's, without an end of text; toy sizes with `smoke`."""
-    fields = {"eos_token_id": None, "bos_token_id": None}
+    fields: dict[str, int | None] = {"eos_token_id": None, "bos_token_id": None}
     if smoke:
         fields |= {"hidden_size": 160, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 10}
         fields |= {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512}

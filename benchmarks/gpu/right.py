@@ -50,7 +50,7 @@ def oracle(model, ids: torch.Tensor, num_loops: int) -> np.ndarray:
     """The oracle's logits (time, vocabulary) for one row."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
     try:
-        from reference import Reference
+        from reference import Reference  # type: ignore[import-not-found]
     finally:
         sys.path.pop(0)
     weights = {name: weight.float() for name, weight in model.state_dict().items()}
