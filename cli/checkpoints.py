@@ -22,14 +22,20 @@ from .options import Dtype, Json, NumLoops, Revision
 
 
 Kind = Enum("Kind", {"plt": "plt", "dense": "dense"})
+Init = Enum("Init", {"keep": "keep", "zero": "zero"})
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A folder, or the id of a repository on the Hub.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A folder, a .gguf file, or the id of a repository on the Hub.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="A folder that does not exist yet.")],
     to: Annotated[Kind, typer.Option(help="dense: the Llama that a PLT is with one loop.")] = Kind.plt,
     revision: Revision = None,
     num_loops: Annotated[int | None, typer.Option(min=1, help="Loops, of a PLT made from a dense model.")] = None,
+    init: Annotated[
+        Init, typer.Option(help="From a dense model, how loops >= 1 start: as it is, nearly, or with gates at zero.")
+    ] = Init.keep,
     window: Annotated[int | None, typer.Option(min=0, help="Tokens before it that a token of loops >= 1 sees.")] = None,
     emb_scale: Annotated[float | None, typer.Option(help="Factor on the embedding in loops >= 1.")] = None,
     hidden_scale: Annotated[float | None, typer.Option(help="Factor on the state fed back.")] = None,
@@ -61,6 +67,7 @@ def convert(
             to=to.value,
             revision=revision,
             plt={name: value for name, value in plt.items() if value is not None},
+            init=init.value,
             dtype=dtype and dtype.value,
             max_shard_size=max_shard_size,
             hard_link=hard_link,

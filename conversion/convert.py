@@ -31,7 +31,9 @@ from .checkpoint import (
     read_json,
 )
 from .download import fetch
+from .gguf import as_folder
 from .tokenizer import write_tokenizer
+from .upcycling import INITS, gate_value, starting_fields
 from .verify import check_parts
 from .writer import PARTIAL, CastTensor, Folder, NewTensor, Tensor, name_files, new_folder, split, write_index
 
@@ -68,6 +70,7 @@ def convert(
     to: str = "plt",
     revision: str | None = None,
     plt: dict | None = None,
+    init: str = "keep",
     dtype: str | None = None,
     max_shard_size: int | None = None,
     hard_link: bool = False,
@@ -77,12 +80,14 @@ def convert(
     Writes the folder `target` from `source` and returns its manifest.
 
     Args:
-        source: a folder, or the id of a repository on the Hub (with `revision`). A PLT in the vendor's layout or in
-            this package's, or a dense model (Llama, IQuestCoder, or Mistral without a sliding window).
+        source: a folder, a `.gguf` file, or the id of a repository on the Hub (with `revision`). A PLT in the vendor's
+            layout or in this package's, or a dense model (Llama, IQuestCoder, or Mistral without a sliding window).
         target: a folder that does not exist yet. It appears when it is complete.
         to: `"plt"`, or `"dense"`: the Llama that a PLT is with one loop, which needs no code of this package.
-        plt: for a dense source, fields of [`IQuestPLTCoderConfig`] that begin with `plt_`. Gates start at zero, so
-            that both branches of loops >= 1 weigh the same; one loop computes what the dense model does.
+        plt: for a dense source, fields of [`IQuestPLTCoderConfig`] that begin with `plt_`. One loop always computes
+            what the dense model does.
+        init: for a dense source, how further loops start (`upcycling.py`): `"keep"`, so that they compute nearly what
+            the dense model does, or `"zero"`, with gates at zero.
         dtype: `"bfloat16"`, `"float16"`, `"float32"` or `"float64"`; by default the weights' own.
         max_shard_size: bytes of tensors in one file; by default the files stay as they are.
         hard_link: whether files that need no change are hard-linked to the source, not copied. Whoever then changes
@@ -93,19 +98,42 @@ def convert(
     """
     if to not in ("plt", "dense"):
         raise ValueError(f'`to` must be "plt" or "dense", got {to!r}.')
+    if init not in INITS:
+        raise ValueError(f"`init` must be one of {', '.join(INITS)}, got {init!r}.")
     if dtype is not None and dtype not in FLOATS:
         raise ValueError(f"`dtype` must be one of {', '.join(FLOATS)}, got {dtype!r}.")
     if max_shard_size is not None and max_shard_size < 1:
         raise ValueError(f"`max_shard_size` must be at least 1 byte, got {max_shard_size}.")
+    options: dict = {"to": to, "plt": plt or {}, "init": init, "dtype": dtype, "max_shard_size": max_shard_size}
+    if source.endswith(".gguf"):
+        with as_folder(Path(source)) as folder:
+            return _convert_folder(folder, None, source, Path(target), **options, hard_link=False, progress=progress)
     folder, commit = fetch(source, revision)
-    target = Path(target)
+    return _convert_folder(folder, commit, source, Path(target), **options, hard_link=hard_link, progress=progress)
+
+
+def _convert_folder(
+    folder: Path,
+    commit: str | None,
+    source: str,
+    target: Path,
+    *,
+    to: str,
+    plt: dict,
+    init: str,
+    dtype: str | None,
+    max_shard_size: int | None,
+    hard_link: bool,
+    progress: Callable[[int, int], None],
+) -> dict:
+    """`convert` from a folder on this machine. `source` and `commit` are for its card and manifest."""
     if PARTIAL in folder.resolve().name:
         raise ValueError(f"{source} is a conversion that was not finished: run that again.")
     if target.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{target} lies in the source: choose a folder elsewhere.")
     fields = read_json(inside(folder, "config.json"))
     checkpoint = open_checkpoint(folder)
-    plan = make_plan(fields, checkpoint, to, plt or {})
+    plan = make_plan(fields, checkpoint, to, plt, init)
     stored = _stored_dtype(checkpoint, fields, dtype)
     plan = _rewrite(plan, FLOATS[dtype] if dtype else stored, max_shard_size)
 
@@ -140,7 +168,7 @@ def convert(
     return manifest
 
 
-def make_plan(fields: dict, checkpoint: Checkpoint, to: str, plt: dict) -> Plan:
+def make_plan(fields: dict, checkpoint: Checkpoint, to: str, plt: dict, init: str) -> Plan:
     """The files of the checkpoint with the tensors that the result has. Raises ValueError if they do not fit it."""
     if fields.get("quantization_config"):
         raise ValueError("Quantised weights cannot be converted: take the checkpoint they were made from.")
@@ -160,7 +188,7 @@ def make_plan(fields: dict, checkpoint: Checkpoint, to: str, plt: dict) -> Plan:
             f"The model type {model_type!r} cannot be converted: a PLT is a Llama, and so are "
             f"{', '.join(DENSE)}. {_WHY.get(str(model_type), '')}".rstrip()
         )
-    return _with_gates(_dense_config(model_type, fields), groups, plt)
+    return _with_gates(_dense_config(model_type, fields), groups, plt, init)
 
 
 _WHY = {
@@ -184,18 +212,19 @@ def _dense_config(model_type: str, fields: dict) -> LlamaConfig:
     return dense
 
 
-def _with_gates(dense: LlamaConfig, groups: list[dict[str, Tensor]], plt: dict) -> Plan:
+def _with_gates(dense: LlamaConfig, groups: list[dict[str, Tensor]], plt: dict, init: str) -> Plan:
     """The dense model with gates, in a file of their own."""
     known = {name for name in IQuestPLTCoderConfig().to_dict() if name.startswith("plt_")}
     if plt.keys() - known:
         raise ValueError(f"{', '.join(plt.keys() - known)}: no such field, there are {', '.join(sorted(known))}.")
+    expected = _check(dense, groups)
+    plt = starting_fields(init, {name: tensor for group in groups for name, tensor in group.items()}, plt)
     config = layout.config_from(IQuestPLTCoderConfig, layout.shared_fields(dense, IQuestPLTCoderConfig) | plt)
     layout.check_rotary(config, dense)
-    expected = _check(dense, groups)
     expected_plt = layout.expected_shapes(config, {name for group in groups for name in group})
     dtype = next(tensor.dtype for group in groups for tensor in group.values())
     gates: dict[str, Tensor] = {
-        name: NewTensor(dtype, shape, 1.0 if name.endswith("gate_norm.weight") else 0.0)
+        name: NewTensor(dtype, shape, gate_value(init, name))
         for name, shape in expected_plt.items()
         if name not in expected and layout.GATE in name
     }
@@ -296,7 +325,7 @@ def _write_rest(out: Folder, plan: Plan, folder: Path, from_plt: bool, source: s
             raise ValueError(f"The name of the file {name!a} is no UTF-8: rename it.")
         out.copy(inside(folder, name))
     parameters = sum(torch.Size(tensor.shape).numel() for tensor in plan.tensors.values())
-    notes = ["Its loops were added to a dense model: gates are zero, and loops after the first untrained."]
+    notes = ["Its loops were added to a dense model: those after the first are not trained yet."]
     card = model_card(
         config,
         parameters,

@@ -173,7 +173,8 @@ def test_from_dense_at_one_loop_computes_what_the_dense_model_does(model_type, o
     fields = json.loads(path.read_text()) | {"model_type": model_type, "sliding_window": None}
     path.write_text(json.dumps(fields))
     plt = {"plt_num_loops": 3, "plt_window_size": [8, 0], "plt_emb_scale": 0.5, "plt_hidden_scale": 0.1}
-    convert(str(tmp_path / "source"), tmp_path / "target", plt=plt | {"plt_gate_use_hidden_states": True})
+    plt_fields = plt | {"plt_gate_use_hidden_states": True}
+    convert(str(tmp_path / "source"), tmp_path / "target", plt=plt_fields, init="zero")
     assert not verify(tmp_path / "target")["problems"]
     result = loaded(tmp_path / "target", attn_implementation="eager")
     model.set_attn_implementation("eager")

@@ -28,7 +28,7 @@ def test_a_dense_model_learns_to_loop(tmp_path):
     dense.save_pretrained(plt)  # beside the tokenizer
     start, out = tmp_path / "start", tmp_path / "run"
     plt_fields = {"plt_num_loops": 2, "plt_emb_scale": 0.707, "plt_hidden_scale": 0.053, "plt_window_size": [8, 0]}
-    convert(str(plt), start, plt=plt_fields | {"plt_gate_use_hidden_states": True})
+    convert(str(plt), start, plt=plt_fields | {"plt_gate_use_hidden_states": True}, init="zero")
     before = AutoModelForCausalLM.from_pretrained(start)
     data = write_texts(tmp_path / "texts")
     text = "\n".join(file.read_text() for file in sorted(data.rglob("[0-9]*.py")))
