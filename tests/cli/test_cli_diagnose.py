@@ -315,7 +315,10 @@ def test_sweep_of_one_checkpoint(checkpoint, data, tmp_path):
     assert [row["kv_bytes_per_sequence"] for row in rows] == [model.kv_bytes_per_sequence(100, n) for n in (1, 2, 3)]
     page = (out / "sweep.md").read_text()
     assert (
-        "![" in page and "| loops R | 1 | 2 | 3 |" in page and "The lowest loss" in page and "The lowest loss" in output
+        "![" in page
+        and "| loops R | 1 | 2 | 3 |" in page
+        and "The loss is lowest" in page
+        and "The loss is lowest" in output
     )
     assert run("sweep", checkpoint, "--data", data, "--out", out, "--new-tokens", 10**6)[0] == 1
     assert json.loads((out / "sweep.json").read_text()) == document
