@@ -20,8 +20,8 @@ def check_folder(path: Path, files: frozenset[str], marker: str) -> None:
     """
     Raises ValueError if `path` cannot be written.
 
-    It must not exist, be empty, or hold an earlier run's results: the file `marker`, and nothing that is not in
-    `files`. It must not be a mount point, and a new folder must fit beside it.
+    A valid path does not exist, is empty, or holds the results of an earlier run: the file `marker`, and no other files
+    than `files`. It is not a mount point, and its parent folder is writable.
     """
     path = path.absolute()
     if not path.parent.is_dir():

@@ -149,7 +149,8 @@ def loop_lens(
     name: str | None = None,
 ) -> LoopLens:
     """
-    Records each token's predictions in `max_loops` loops. Takes the arguments of `measure`, and cuts long texts alike.
+    Records each token's predictions in `max_loops` loops. Arguments are as in `measure`; long texts are cut in the same
+    way.
 
     Raises:
         ValueError: if the text is empty, or for the reasons of `measure`.

@@ -519,7 +519,7 @@ def test_the_lens_cuts_a_long_text_into_pieces(tokenizer):
 
 
 @pytest.mark.parametrize("text", ["  def f(x):\n\treturn x", "naïve 🙂🙂 \n", " ", "x </s> y", "\n\n"])
-def test_the_texts_of_all_tokens_join_to_the_text(text, tokenizer, spm_tokenizer):
+def test_the_joined_token_texts_equal_the_text(text, tokenizer, spm_tokenizer):
     for any_tokenizer in (tokenizer, spm_tokenizer):
         ids, texts = tokenize(any_tokenizer, text)
         assert len(ids) == len(texts)

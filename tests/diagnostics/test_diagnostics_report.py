@@ -447,7 +447,7 @@ def test_one_loop_and_one_document(no_pictures):
     assert "lens-data" not in html and "loop 2</th>" not in html
     many = dataclasses.replace(one, documents=make_result().documents, recommendation=Recommendation(1, 1, [1], 1, [1]))
     html = report.render(many)
-    assert "allows no recommendation" in html and "may go on" not in html and "1 loop: 100 %" not in html
+    assert "allows no recommendation" in html and "more may be worth it" not in html and "1 loop: 100 %" not in html
 
 
 def test_csv_contains_every_number():

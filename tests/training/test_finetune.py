@@ -202,7 +202,7 @@ def command(model_folder, texts, tmp_path):
     return [part for name, value in options.items() for part in (f"--{name}", str(value))]
 
 
-def test_the_pieces_join_to_the_documents(model_folder, texts, tmp_path):
+def test_the_joined_pieces_equal_the_documents(model_folder, texts, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     documents = common.load_data(texts, "text", tmp_path)
     pieces = finetune.cut(documents, tokenizer, 40)["input_ids"]
