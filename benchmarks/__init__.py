@@ -1,4 +1,4 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Measurements, one question a file. Run one with `python -m iquest_plt.benchmarks.NAME`."""
+"""Benchmarks: each file answers one question. Run one with `python -m iquest_plt.benchmarks.NAME`."""

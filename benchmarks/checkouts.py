@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Is this checkout as fast as another one? Decode steps with all loops together, and prompts, of one model in both: the
-same random weights, in one process, in turns.
+Is this checkout as fast as another one? Times decode steps with all loops together, and prompts, of one model in both
+checkouts: the same random weights, in one process, in turns.
 
     git worktree add ../before COMMIT
     python -m iquest_plt.benchmarks.checkouts --before ../before
@@ -23,7 +23,7 @@ COLUMNS = ["what", "loops R", "ms before", "ms now", "now over before"]
 
 
 def load_package(folder: Path):
-    """The package in a checkout, under a name of its own."""
+    """Imports the package of another checkout under a different name."""
     name = "iquest_plt_before"
     locations = [str(folder)]
     spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=locations)
@@ -33,7 +33,7 @@ def load_package(folder: Path):
 
 
 def model_of(package, plt):
-    """The same model by another checkout's code: it shares the weights of `plt`."""
+    """Builds the same model with another checkout's code; it shares the weights of `plt`."""
     fields = {k: v for k, v in plt.config.to_dict().items() if k not in ("auto_map", "architectures")}
     with torch.device("meta"):
         model = package.IQuestPLTCoderForCausalLM(package.IQuestPLTCoderConfig(**fields))
@@ -44,12 +44,12 @@ def model_of(package, plt):
 
 
 def _package(model):
-    """Its cache is this package's: by configuration alone the library would build that of the last one imported."""
+    """Returns the model's own package. Transformers would use the cache of the package imported last."""
     return sys.modules[type(model).__module__.rpartition(".")[0]]
 
 
 def compare(models: dict, steps: dict, rounds: int, device) -> dict[str, list[float]]:
-    """Seconds of each step of each model, in turns; who begins changes from round to round."""
+    """Times each model's step in turns, in seconds. The order alternates between rounds."""
     times = {name: [] for name in models}
     for turn in range(rounds):
         for name in sorted(models, reverse=turn % 2 == 1):
@@ -90,11 +90,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, required=True, help="the other checkout")
     add_shape_arguments(parser, hidden=1024)
-    parser.add_argument("--prompt", type=int, default=256, help="prompt length of decoding, in tokens")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 4096], help="prompts timed, in tokens")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4], help="rows of decoding")
+    parser.add_argument("--prompt", type=int, default=256, help="prompt length before decoding, in tokens")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 4096], help="prompt lengths to time, in tokens")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4], help="batch sizes of decoding")
     parser.add_argument("--tokens", type=int, default=60, help="tokens timed per run")
-    parser.add_argument("--rounds", type=int, default=5, help="times each prompt is timed")
+    parser.add_argument("--rounds", type=int, default=5, help="runs timed per prompt")
     add_common_arguments(parser, loops=[1, 2, 4])
     arguments = parse(parser)
     plt = build(plt_config(arguments.hidden, arguments.layers), arguments)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every benchmark shares: the machine's description, timing of `generate()`, and the report."""
+"""Helpers shared by the benchmarks: models, arguments, timing, and the report."""
 
 import argparse
 import ctypes
@@ -15,18 +15,18 @@ from transformers.utils import logging
 
 from ..configuration_plt import IQuestPLTCoderConfig
 from ..conversion.layout import shared_fields
-from ..utils.timing import decode_step_times, environment, timed  # noqa: F401 (the benchmarks look for them here)
+from ..utils.timing import decode_step_times, environment, timed  # noqa: F401 (benchmarks import them from here)
 
 
 RESULTS = Path(__file__).parent / "results"
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's mallopt
-RELEASED = Path(__file__).parents[1]  # holds the released `config.json`
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # parameters of glibc's mallopt
+RELEASED = Path(__file__).parents[1]  # folder of the released `config.json`
 
 
 def _shape(hidden_size: int, num_layers: int) -> dict:
     """
-    A configuration's fields in the proportions of LoopCoder-V2: head_dim 128, intermediate size 5.4 and vocabulary 15
-    times the hidden size. Like there, about five query heads share a key/value head: 8 at 1024, 4 at 2048, 5 at 2560.
+    Returns configuration fields in the proportions of LoopCoder-V2: head_dim 128, intermediate size 5.4 times and
+    vocabulary 15 times the hidden size. About five query heads share a key/value head: 8 at 1024, 4 at 2048, 5 at 2560.
     """
     heads = max(1, hidden_size // 128)
     kv_heads = next(k for k in (heads // 5, heads // 4, heads // 2, 1) if k and heads % k == 0)
@@ -44,13 +44,13 @@ def _shape(hidden_size: int, num_layers: int) -> dict:
 
 
 def plt_config(hidden_size: int, num_layers: int) -> IQuestPLTCoderConfig:
-    """A PLT configuration of that shape with the released scales, window and gate."""
+    """Returns a PLT configuration of this shape with the released scales, window and gate."""
     plt = {"plt_emb_scale": 0.707, "plt_hidden_scale": 0.053, "plt_gate_use_hidden_states": True}
     return IQuestPLTCoderConfig(**_shape(hidden_size, num_layers), **plt)
 
 
 def llama_of(plt, arguments: argparse.Namespace):
-    """The Llama of the same shape: it shares the weights of `plt`, all but the gates."""
+    """Builds the Llama of the same shape; it shares all weights of `plt` except the gates."""
     config = LlamaConfig(**shared_fields(plt.config, LlamaConfig))
     with torch.device("meta"):
         llama = build(config, arguments, device="meta")
@@ -60,7 +60,7 @@ def llama_of(plt, arguments: argparse.Namespace):
 
 
 def ratios(times: list[float], one_loop: list[float], llama: list[float]) -> dict[str, float]:
-    """`ratio` to one loop and `ratio_llama`: medians over the rounds of a run's time over the other's."""
+    """Returns `ratio` (to one loop) and `ratio_llama`: medians over rounds of the ratio of the two times."""
     named = {"ratio": one_loop, "ratio_llama": llama}
     return {
         name: round(statistics.median(one / other for one, other in zip(times, base, strict=True)), 3)
@@ -69,12 +69,12 @@ def ratios(times: list[float], one_loop: list[float], llama: list[float]) -> dic
 
 
 def median_ms(times: list[float]) -> float:
-    """The median in milliseconds."""
+    """Returns the median in milliseconds."""
     return 1e3 * statistics.median(times)
 
 
 def build(config, arguments: argparse.Namespace, device: str | None = None):
-    """The model of `config` with random weights, as `--dtype`, `--attention` and `--device` say."""
+    """Builds a model with random weights, for the options `--dtype`, `--attention` and `--device`."""
     dtype = getattr(torch, arguments.dtype)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=arguments.attention)
     return model.eval().to(device or arguments.device)
@@ -82,8 +82,8 @@ def build(config, arguments: argparse.Namespace, device: str | None = None):
 
 def keep_freed_memory() -> None:
     """
-    From here on glibc keeps what it has. By default it returns every large tensor to the system at once, and to map the
-    next one may take longer than to compute it, which says nothing of the model.
+    Makes glibc keep freed memory from now on. By default it returns large tensors to the system at once, and mapping
+    new memory may take longer than the computation and distort the timing.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -93,8 +93,8 @@ def keep_freed_memory() -> None:
 
 def peak_memory(function, device: torch.device | str) -> int:
     """
-    Bytes that `function()` needs at most beyond what the process holds before. On a CPU this needs Linux and glibc,
-    which is told to return every tensor of a megabyte or more at once.
+    Returns the peak memory of `function()` in bytes, beyond what the process holds before. On a CPU this needs Linux
+    and glibc, which is set to return tensors of 1 MB or more at once.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -104,7 +104,7 @@ def peak_memory(function, device: torch.device | str) -> int:
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_THRESHOLD, 2**20)
     libc.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _memory_status("VmRSS")
     function()
     return max(_memory_status("VmHWM") - before, 0)
@@ -116,13 +116,13 @@ def _memory_status(name: str) -> int:
 
 
 def add_shape_arguments(parser: argparse.ArgumentParser, hidden: int, layers: int = 14) -> None:
-    """`--hidden` and `--layers`, of the random model."""
+    """Adds `--hidden` and `--layers` of the random model."""
     parser.add_argument("--hidden", type=int, default=hidden)
     parser.add_argument("--layers", type=int, default=layers)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, loops: list[int], kernels: list[str] | None = None) -> None:
-    """`--loops`, `--attention` (one of `kernels` if given), `--device`, `--dtype`, `--save`."""
+    """Adds `--loops`, `--attention` (one of `kernels` if given), `--device`, `--dtype` and `--save`."""
     parser.add_argument("--loops", type=int, nargs="+", default=loops)
     parser.add_argument("--attention", default="sdpa", choices=kernels)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -131,10 +131,10 @@ def add_common_arguments(parser: argparse.ArgumentParser, loops: list[int], kern
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments, checked, with random numbers seeded and the library's warnings off."""
+    """Parses and checks the arguments, seeds random numbers, and turns off Transformers' warnings."""
     arguments = parser.parse_args()
     if getattr(arguments, "loops", [1])[0] != 1:
-        parser.error("--loops must begin with 1: all others are compared with one loop.")
+        parser.error("--loops must begin with 1, since the others are compared with one loop.")
     for name in ("tokens", "repeats", "steps"):
         if getattr(arguments, name, 1) < 1:
             parser.error(f"--{name} must be at least 1.")
@@ -144,7 +144,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def report(title: str, module: str, arguments: argparse.Namespace, columns: list[str], rows: list[list], data: dict):
-    """Prints a Markdown table and, as the last line, everything as one JSON document; saves both with `--save`."""
+    """Prints a Markdown table, and everything as JSON in the last line; saves both with `--save`."""
     options = {k: v for k, v in vars(arguments).items() if k != "save"}
     flags = " ".join(_flag(name, value) for name, value in options.items() if not (value is None or value is False))
     document = {
@@ -167,6 +167,6 @@ def report(title: str, module: str, arguments: argparse.Namespace, columns: list
 
 
 def _flag(name: str, value) -> str:
-    """How an option is written on a command line."""
+    """Formats an option as on a command line."""
     values = value if isinstance(value, list) else [] if value is True else [value]
     return " ".join([f"--{name.replace('_', '-')}", *map(str, values)])

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What does one more loop cost at decode? Time per token through `generate()` for R loops run together, the same loops in
-sequence, and the Llama of the same shape. Random weights; the runs take turns token by token.
+What does one more loop cost at decode? Times `generate()` per token for R loops run together, the same loops in
+sequence, and the Llama of the same shape. Weights are random; the runs take turns token by token.
 
     python -m iquest_plt.benchmarks.decode --hidden 2048
 """
@@ -30,9 +30,9 @@ COLUMNS = ["batch", "loops R", "schedule", "ms per token", "over R = 1", "over L
 
 
 def measure(plt, llama, arguments: argparse.Namespace, sequence: bool, batch: int) -> list[dict]:
-    """Times `--loops` of `plt`, together and, if `sequence`, in sequence, and `llama`; of each, what `COLUMNS` name."""
+    """Times `--loops` of `plt` (together and, if `sequence`, in sequence) and `llama`; returns rows of `COLUMNS`."""
     input_ids = torch.randint(plt.config.vocab_size, (batch, arguments.prompt), device=plt.device)
-    # One model serves all runs: it keeps a compiled graph for each number of loops.
+    # One model for all runs; it keeps a compiled graph for each number of loops.
     options = {}
     if arguments.compile:
         torch._dynamo.config.cache_size_limit = 64
@@ -60,7 +60,7 @@ def measure(plt, llama, arguments: argparse.Namespace, sequence: bool, batch: in
 
 
 def add_arguments(parser: argparse.ArgumentParser, loops: list[int], tokens: int) -> None:
-    """What every measurement of decoding asks."""
+    """Adds the options of all decode benchmarks."""
     parser.add_argument("--prompt", type=int, default=256, help="prompt length in tokens")
     parser.add_argument("--tokens", type=int, default=tokens, help="tokens timed per run")
     parser.add_argument("--compile", action="store_true", help="static cache and torch.compile")

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What does one more loop cost the released model? Time per token through `generate()` at the full size, 7.6B parameters,
-with random weights, and how much of the time is reading the weights once.
+What does one more loop cost the released model? Times `generate()` per token at the full size, 7.6B parameters, with
+random weights, and compares with the time of reading the weights once.
 
     python -m iquest_plt.benchmarks.full_size
 """
@@ -17,7 +17,7 @@ from .decode import COLUMNS, add_arguments, measure
 
 
 def read_bandwidth(like: torch.Tensor, gigabytes: float = 1.0, repeats: int = 7) -> float:
-    """Bytes a second at which this device reads a matrix to multiply it with one vector; the best of a few."""
+    """Measures how fast this device reads a matrix to multiply it by a vector, in bytes per second; best of a few."""
     columns = 8192
     rows = round(gigabytes * 1e9 / columns / like.element_size())
     matrix, vector = like.new_zeros(rows, columns), like.new_zeros(1, columns)
@@ -26,15 +26,15 @@ def read_bandwidth(like: torch.Tensor, gigabytes: float = 1.0, repeats: int = 7)
 
 
 def bytes_read_per_token(model) -> int:
-    """Bytes of all weights but the embedding, of which a token takes one row."""
+    """Returns the bytes of all weights except the embedding, since a token reads only one of its rows."""
     weights = sum(parameter.nbytes for parameter in model.parameters())
     return weights - (0 if model.config.tie_word_embeddings else model.get_input_embeddings().weight.nbytes)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", help="folder of a config.json; LoopCoder-V2's by default")
-    parser.add_argument("--sequence", action="store_true", help="the loops in sequence as well")
+    parser.add_argument("--config", help="folder with a config.json; default: LoopCoder-V2's")
+    parser.add_argument("--sequence", action="store_true", help="also run the loops in sequence")
     add_arguments(parser, loops=[1, 2, 4], tokens=20)
     arguments = parse(parser)
 

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What memory does a text take? Bytes of the key/value cache of the released model for 1 to 4 loops, against a cache for
-every loop (what a looped model without shared keys needs) and the Llama of the same shape; and, at a small size, what a
-prompt needs at its peak.
+How much memory does a text take? Measures the released model's key/value cache for 1 to 4 loops, compared with a cache
+per loop (which a looped model without shared keys needs) and with the Llama of the same shape; and, at a small size,
+the peak memory of a prompt.
 
     python -m iquest_plt.benchmarks.memory --lengths 1024 32768 131072
 """
@@ -19,7 +19,7 @@ from .common import RELEASED, add_common_arguments, build, llama_of, parse, peak
 
 
 def cache_bytes(config, length: int, num_loops: int, dtype: torch.dtype) -> int:
-    """Bytes of a PLT cache after a text of `length` tokens: real tensors, filled layer by layer as the model does."""
+    """Returns the bytes of a PLT cache after `length` tokens, from real tensors filled layer by layer."""
     total = 0
     for index in range(config.num_hidden_layers):
         layer = DynamicCache(config=config).layers[index]
@@ -35,7 +35,7 @@ def cache_bytes(config, length: int, num_loops: int, dtype: torch.dtype) -> int:
 
 
 def llama_cache_bytes(config, length: int, dtype: torch.dtype) -> int:
-    """The same of the library's cache for a Llama of this shape."""
+    """Returns the bytes of Transformers' cache for a Llama of this shape."""
     states = torch.zeros(1, config.num_key_value_heads, length, config.head_dim, dtype=dtype)
     total = 0
     for _ in range(config.num_hidden_layers):
@@ -46,18 +46,18 @@ def llama_cache_bytes(config, length: int, dtype: torch.dtype) -> int:
 
 
 def megabytes(size: int | None) -> str:
-    """For the table."""
+    """Formats bytes for the table."""
     return "-" if size is None else f"{size / 1e6:.1f}"
 
 
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", help="folder of a config.json; LoopCoder-V2's by default")
+    parser.add_argument("--config", help="folder with a config.json; default: LoopCoder-V2's")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 8192, 32768, 131072])
-    parser.add_argument("--hidden", type=int, default=1024, help="of the model whose prompt is run")
-    parser.add_argument("--layers", type=int, default=2, help="of the model whose prompt is run")
-    parser.add_argument("--longest-prompt", type=int, default=32768, help="longer ones are not run")
+    parser.add_argument("--hidden", type=int, default=1024, help="hidden size of the model that runs the prompts")
+    parser.add_argument("--layers", type=int, default=2, help="layers of the model that runs the prompts")
+    parser.add_argument("--longest-prompt", type=int, default=32768, help="longer prompts are not run")
     add_common_arguments(parser, loops=[1, 2, 3, 4])
     arguments = parse(parser)
 
@@ -79,7 +79,7 @@ def main() -> None:
             result["prompt_peak_bytes"] = None
             if length <= arguments.longest_prompt:
                 prompt = functools.partial(model, input_ids, use_cache=True, logits_to_keep=1, **kwargs)
-                model(input_ids[:, :64], **kwargs)  # makes what is made once
+                model(input_ids[:, :64], **kwargs)  # one-time allocations
                 result["prompt_peak_bytes"] = peak_memory(prompt, arguments.device)
             results.append(result)
     rows = [

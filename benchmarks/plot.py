@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Draws the README's pictures from the JSON of `benchmarks/results/`: the newest result of each name.
+Draws the README's pictures from the newest result of each name in `benchmarks/results/`.
 
     python -m iquest_plt.benchmarks.plot
 """
@@ -16,7 +16,7 @@ from .common import RESULTS
 try:
     from matplotlib.figure import Figure
 except ImportError as error:
-    raise ImportError("matplotlib is missing: `iquest-plt[benchmarks]` has what the benchmarks need.") from error
+    raise ImportError("matplotlib is not installed: pip install 'iquest-plt[benchmarks]'") from error
 
 
 PICTURES = RESULTS.parents[1] / "docs"
@@ -26,20 +26,20 @@ LOOPS = {1: "tab:gray", 2: "tab:blue", 3: "tab:green", 4: "tab:red"}
 
 def newest(*names: str) -> dict:
     """
-    The newest result saved as `DATE-name.json`; those of further names, of longer texts or other loops, behind it.
-    Raises FileNotFoundError if there is none.
+    Reads the newest result saved as `DATE-name.json`, and appends those of further names (longer texts, other loops).
+    Raises FileNotFoundError if a result is missing.
     """
     documents = []
     for name in names:
         paths = sorted(RESULTS.glob(f"????-??-??-{name}.json"))
         if not paths:
-            raise FileNotFoundError(f"No result {name!r} in {RESULTS}: run the benchmark with `--save {name}`.")
+            raise FileNotFoundError(f"No result {name!r} in {RESULTS}. Run the benchmark with `--save {name}`.")
         documents.append(json.loads(paths[-1].read_text()))
     return documents[0] | {"results": [result for document in documents for result in document["results"]]}
 
 
 def draw_decode(axes, result: dict) -> None:
-    """Time per token over R = 1, loops together and in sequence."""
+    """Draws time per token over R = 1, with loops together and in sequence."""
     batch = result["options"]["batch"][0]
     results = [row for row in result["results"] if row["batch"] == batch]
     for schedule, style, label in (("sequence", "s--", "loops in sequence"), ("together", "o-", "loops together")):
@@ -53,7 +53,7 @@ def draw_decode(axes, result: dict) -> None:
 
 
 def draw_prefill(axes, result: dict) -> None:
-    """Time to the first token over R = 1, against the length of the prompt."""
+    """Draws time to the first token over R = 1, against the prompt length."""
     for loops, color in LOOPS.items():
         for positions, style in (("all", "s--"), ("the end", "o-")):
             rows = [
@@ -74,7 +74,7 @@ def draw_prefill(axes, result: dict) -> None:
 
 
 def draw_memory(axes, result: dict) -> None:
-    """Bytes of the cache against the length of the text."""
+    """Draws bytes of the cache against the text length."""
     for loops, color in LOOPS.items():
         rows = [row for row in result["results"] if row["loops"] == loops]
         lengths = [row["length"] for row in rows]
@@ -91,7 +91,7 @@ def draw_memory(axes, result: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--machine", default="epyc-2-cores", help="the end of the results' names")
+    parser.add_argument("--machine", default="epyc-2-cores", help="suffix of the results' names")
     parser.add_argument("--out", type=Path, default=PICTURES)
     arguments = parser.parse_args()
     pictures = {

@@ -1,8 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What does a prompt cost? Time to the logits of its last token, cache filled, for R loops that run over the prompt's end
-only, the same loops over all positions, and the Llama of the same shape. Random weights; the runs alternate.
+What does a prompt cost? Times a prompt up to the logits of its last token, with the cache filled, for R loops over the
+prompt's end, the same loops over all positions, and the Llama of the same shape. Weights are random; the runs take
+turns.
 
     python -m iquest_plt.benchmarks.prefill --hidden 1024 --lengths 512 2048 8192
 """
@@ -32,7 +33,7 @@ def main() -> None:
     add_shape_arguments(parser, hidden=1024)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192])
-    parser.add_argument("--longest-all", type=int, default=8192, help="longer prompts only run over the end")
+    parser.add_argument("--longest-all", type=int, default=8192, help="longest prompt for all positions")
     parser.add_argument("--repeats", type=int, default=3)
     add_common_arguments(parser, loops=[1, 2, 3, 4], kernels=["eager", "sdpa"])
     arguments = parse(parser)
@@ -41,7 +42,7 @@ def main() -> None:
     models = {("Llama", "all"): (llama_of(plt, arguments), {})}
     for loops in arguments.loops:
         models[loops, "the end"] = (plt, {"num_loops": loops})
-        if loops > 1:  # asked for the states of every loop, every loop runs over every position
+        if loops > 1:  # `output_loop_states` makes every loop run over all positions
             models[loops, "all"] = (plt, {"num_loops": loops, "output_loop_states": True})
 
     warm_up = torch.randint(plt.config.vocab_size, (arguments.batch, 256), device=arguments.device)

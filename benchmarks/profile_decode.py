@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Where does a decode step spend its time on a CPU? Milliseconds per token in each kind of operation, by PyTorch's
-profiler, for R loops and for the Llama of the same shape. The step itself is timed without the profiler, which takes
-time of its own: the parts of small models may add up to more.
+Where does a decode step spend its time on a CPU? Measures milliseconds per token in each kind of operation with
+PyTorch's profiler, for R loops and for the Llama of the same shape. The step itself is timed without the profiler,
+whose overhead can make the parts of small models add up to more.
 
     python -m iquest_plt.benchmarks.profile_decode --hidden 2048
 """
@@ -25,7 +25,7 @@ KINDS = {
 
 
 def step_profile(model, prompt: torch.Tensor, steps: int, **kwargs) -> dict[str, float]:
-    """Milliseconds per decode step by kind of operation, and the `step` itself, measured without the profiler."""
+    """Returns milliseconds per decode step by kind of operation, and of the whole `step` without the profiler."""
     cache = DynamicCache(config=model.config)
     model(prompt, past_key_values=cache, logits_to_keep=1, **kwargs)
 
@@ -55,7 +55,7 @@ def main() -> None:
     add_common_arguments(parser, loops=[1, 2, 4])
     arguments = parse(parser)
     if arguments.device != "cpu":
-        parser.error("this profiles a CPU: --device cpu")
+        parser.error("this benchmark profiles a CPU. Use --device cpu.")
 
     plt = build(plt_config(arguments.hidden, arguments.layers), arguments)
     prompt = torch.randint(plt.config.vocab_size, (arguments.batch, arguments.prompt), device=arguments.device)

@@ -5,8 +5,8 @@ Does a checkpoint of LoopCoder-V2's size convert, verify, load and generate?
 
     python -m iquest_plt.benchmarks.rehearsal --work FOLDER
 
-The weights are random, in the released names, shapes, dtype and number of files. Each step is a command of `iquest-plt`
-in a process of its own. Peak memory is what the process had resident at most; that counts pages of files it maps.
+The weights are random, with the released names, shapes, dtype and number of files. Each step is an `iquest-plt` command
+in its own process. Peak memory is the largest resident size of the process, including pages of mapped files.
 """
 
 import argparse
@@ -30,13 +30,13 @@ from .common import RELEASED, parse, report
 
 
 SHARD_BYTES = 5_300_000_000  # three files, as released
-TOKENIZER = ROOT / "checkpoints" / "small"  # its ids are a part of the released vocabulary's
+TOKENIZER = ROOT / "checkpoints" / "small"  # its ids fit the released vocabulary
 BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
 class RandomTensor:
-    """A tensor to be written: one block of random numbers over and over, or ones for norms."""
+    """A tensor to write: a repeated block of random numbers, or ones for norms."""
 
     name: str
     shape: tuple[int, ...]
@@ -55,7 +55,7 @@ class RandomTensor:
 
 
 def write_source(path: Path, config_folder: Path) -> int:
-    """The synthetic checkpoint; returns its number of tensors."""
+    """Writes the synthetic checkpoint; returns its number of tensors."""
     config = IQuestPLTCoderConfig.from_pretrained(config_folder)
     path.mkdir()
     with torch.device("meta"):
@@ -82,7 +82,7 @@ def write_source(path: Path, config_folder: Path) -> int:
 
 
 def run(*arguments: str | Path) -> tuple[dict, float, int]:
-    """A command of `iquest-plt` with `--json`: (answer, seconds, peak bytes). Raises RuntimeError if it fails."""
+    """Runs `iquest-plt` with `--json`; returns (answer, seconds, peak bytes). Raises RuntimeError if it fails."""
     command = [sys.executable, "-m", "iquest_plt.cli", *map(str, arguments), "--json"]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -90,7 +90,7 @@ def run(*arguments: str | Path) -> tuple[dict, float, int]:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"iquest-plt {' '.join(map(str, arguments))} ended with {process.returncode}: {output}")
+        raise RuntimeError(f"iquest-plt {' '.join(map(str, arguments))} failed with {process.returncode}: {output}")
     return json.loads(output), time.perf_counter() - start, 1024 * usage.ru_maxrss
 
 
@@ -100,9 +100,9 @@ def size_of(folder: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="an empty folder with room for 31 GB; is emptied")
-    parser.add_argument("--config", type=Path, help="folder of a config.json; LoopCoder-V2's by default")
-    parser.add_argument("--tokens", type=int, default=8, help="to generate")
+    parser.add_argument("--work", type=Path, required=True, help="empty folder with 31 GB free; emptied at the end")
+    parser.add_argument("--config", type=Path, help="folder with a config.json; default: LoopCoder-V2's")
+    parser.add_argument("--tokens", type=int, default=8, help="tokens to generate")
     parser.add_argument("--save", metavar="NAME", help="also write benchmarks/results/DATE-NAME.md and .json")
     arguments = parse(parser)
     source, target = arguments.work / "source", arguments.work / "target"
@@ -136,7 +136,7 @@ def main() -> None:
         for row in results
     ]
     columns = ["step", "seconds", "peak memory, GB", "result"]
-    arguments.work, arguments.config = "FOLDER", arguments.config and "CONFIG"  # where they lie is nobody's concern
+    arguments.work, arguments.config = "FOLDER", arguments.config and "CONFIG"  # no paths in the report
     title = "Does a checkpoint of this size convert, verify, load and generate?"
     report(title, "rehearsal", arguments, columns, rows, {"results": results})
 

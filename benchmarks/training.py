@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What does a training step cost? Time of a forward and backward pass and the memory it needs at its peak, for 1 to 4
-loops, with gradient checkpointing and without, and for the Llama of the same shape. Random weights and tokens; the runs
-take turns. Weights and gradients are there before, so the memory is that of the activations.
+What does a training step cost? Measures time and peak memory of a forward and backward pass, for 1 to 4 loops, with and
+without gradient checkpointing, and for the Llama of the same shape. Weights and tokens are random; the runs take turns.
+Weights and gradients are allocated before, so the memory is that of the activations.
 
     python -m iquest_plt.benchmarks.training --length 4096
 """
@@ -31,7 +31,7 @@ from .common import (
 
 
 def step(model, input_ids: torch.Tensor, **kwargs) -> None:
-    """One forward and backward pass; gradients add up."""
+    """Runs one forward and backward pass; gradients accumulate."""
     model(input_ids, labels=input_ids, use_cache=False, **kwargs).loss.backward()
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", nargs="+", default=["off", "on"], choices=["off", "on"])
     add_common_arguments(parser, loops=[1, 2, 3, 4])
     arguments = parse(parser)
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages, as long as nothing is allocated
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages; must be set before the first allocation
 
     plt = build(plt_config(arguments.hidden, arguments.layers), arguments).train()
     llama = llama_of(plt, arguments).train()

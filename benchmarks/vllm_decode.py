@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What does one more loop cost in vLLM? Time per decode step of the plugin for R loops run together, of the same loops in
-sequence, and of vLLM's own Llama of the same shape; random weights, in turns, step by step. With `--throughput`, tokens
-per second of 16 requests instead, beside `generate()` of Transformers. With `--first-token`, the time of a prompt whose
-loops >= 1 run over all of it, or over its end.
+What does one more loop cost in vLLM? Times decode steps of the plugin for R loops run together, the same loops in
+sequence, and vLLM's own Llama of the same shape. Weights are random; the runs take turns step by step. With
+`--throughput`, measures tokens per second of 16 requests, compared with Transformers' `generate()`. With
+`--first-token`, times a prompt with loops >= 1 over all of it, or only over its end.
 
     python -m iquest_plt.benchmarks.vllm_decode --hidden 2048 --layers 8 --batch 1 8
     python -m iquest_plt.benchmarks.vllm_decode --hidden 2048 --layers 8 --throughput
@@ -31,7 +31,7 @@ REQUESTS, WARM_UP = 16, 3
 
 
 def engine(config, arguments: argparse.Namespace, **options):
-    """vLLM's engine for a model of `config` with random weights, in this process."""
+    """Starts vLLM's engine in this process, for a model with random weights."""
     from vllm import LLM
 
     requests = max(*arguments.batch, REQUESTS)
@@ -55,13 +55,13 @@ def engine(config, arguments: argparse.Namespace, **options):
 
 
 def share_weights(engine, other) -> None:
-    """Lets `engine` use the weights of `other`, so that no difference comes from where they lie in memory."""
+    """Makes `engine` use the weights of `other`, so that their place in memory makes no difference."""
     ((model,), (theirs,)) = (owner.apply_model(lambda model: model) for owner in (engine, other))
     theirs = dict(theirs.named_modules())
     for name, module in model.named_modules():
         if name in theirs:
             module._parameters.update(theirs[name]._parameters)
-            if hasattr(module, "cpu_linear"):  # holds the weights in the order that the CPU's kernel takes
+            if hasattr(module, "cpu_linear"):  # has the weights in the CPU kernel's layout
                 module.cpu_linear = theirs[name].cpu_linear
 
 
@@ -77,13 +77,13 @@ def add_requests(engine, lengths: list[int], new_tokens: int) -> list[list[int]]
 
 @contextlib.contextmanager
 def in_sequence():
-    """While this is entered, no rows run their loops together."""
+    """Runs the loops of all rows in sequence inside the `with` block."""
     from iquest_plt.serving.vllm import model
 
     split = model.split
 
     def never_together(layer_name, num_rows):
-        together, rest = split(layer_name, num_rows)  # never both: the requests all decode, or all begin
+        together, rest = split(layer_name, num_rows)  # never both: all requests decode, or all start
         return None, together or rest
 
     model.split = never_together
@@ -94,7 +94,7 @@ def in_sequence():
 
 
 def measure(engines: dict, arguments: argparse.Namespace, batch: int) -> list[dict]:
-    """Times decode steps of all engines, and of the looped ones in both schedules, in turns; what `COLUMNS` name."""
+    """Times decode steps of all engines in turns, looped ones in both schedules; returns rows of `COLUMNS`."""
     schedules = {"together": contextlib.nullcontext, "sequence": in_sequence}
     runs = [("Llama", "-"), (1, "-")]
     runs += [(loops, schedule) for loops in arguments.loops if loops > 1 for schedule in schedules]
@@ -102,7 +102,7 @@ def measure(engines: dict, arguments: argparse.Namespace, batch: int) -> list[di
     for engine in engines.values():
         add_requests(engine, [arguments.prompt] * batch, 2 * (arguments.tokens + WARM_UP) + batch + 2)
         begun = set()
-        while len(begun) < batch:  # the last prompt's first token comes some steps after the first prompt's
+        while len(begun) < batch:  # the prompts get their first tokens in different steps
             begun |= {output.request_id for output in engine.step()}
     for step in range(WARM_UP + arguments.tokens):
         for name, schedule in runs:
@@ -129,7 +129,7 @@ def measure(engines: dict, arguments: argparse.Namespace, batch: int) -> list[di
 
 
 def throughput(arguments: argparse.Namespace) -> list[dict]:
-    """Tokens per second of `REQUESTS` requests that come at once, with prompts of a quarter of `--prompt` to all."""
+    """Measures tokens per second of `REQUESTS` simultaneous requests, with prompts of 1/4 to 4/4 of `--prompt`."""
     config = plt_config(arguments.hidden, arguments.layers)
     lengths = [arguments.prompt * (4 + 12 * index // (REQUESTS - 1)) // 16 for index in range(REQUESTS)]
     plugin = engine(config, arguments)
@@ -162,7 +162,7 @@ def throughput(arguments: argparse.Namespace) -> list[dict]:
 
 
 def first_token(arguments: argparse.Namespace) -> list[dict]:
-    """Times a prompt of `--prompt` tokens and its first answer, in turns."""
+    """Times a prompt of `--prompt` tokens up to its first new token, in turns."""
     from ..serving.vllm.schedule import TAIL
 
     config, engines = plt_config(arguments.hidden, arguments.layers), {}
@@ -198,13 +198,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--prompt", type=int, default=256, help="prompt length in tokens")
     parser.add_argument("--tokens", type=int, default=40, help="tokens timed per run")
-    parser.add_argument("--throughput", action="store_true", help="vLLM and Transformers, 16 requests at a time")
-    parser.add_argument("--first-token", action="store_true", help="time of a prompt")
+    parser.add_argument("--throughput", action="store_true", help="compare vLLM and Transformers on 16 requests")
+    parser.add_argument("--first-token", action="store_true", help="time a prompt")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--device", default="cpu", choices=["cpu"])
     parser.add_argument("--save", metavar="NAME", help="also write benchmarks/results/DATE-NAME.md and .json")
     arguments = parse(parser)
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # engines that can be stepped from here
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # so that this process can step the engines
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 

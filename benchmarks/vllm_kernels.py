@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What do further rows, and further heads, cost in vLLM's CPU kernels? Of a layer's matrix products for 1 to 32 rows, and
-of one attention call for 1 to 32 query heads per key/value head. These bound what `vllm_decode` can find.
+What do more rows and more heads cost in vLLM's CPU kernels? Times a layer's matrix products for 1 to 32 rows, and one
+attention call for 1 to 32 query heads per key/value head. These times are lower bounds for `vllm_decode`.
 
     python -m iquest_plt.benchmarks.vllm_kernels --hidden 2048 5120
 """
@@ -16,12 +16,12 @@ from .common import median_ms, parse, plt_config, report
 
 
 ROWS, HEADS = [1, 2, 4, 8, 16, 32], [1, 2, 4, 5, 8, 10, 16, 20, 32]
-COLD = 600e6  # bytes of weights that are gone through: more than a processor's cache holds
+COLD = 600e6  # bytes of weights to read per round: more than fits a CPU's cache
 BLOCK = 128
 
 
 def in_turns(calls: dict, repeats: int) -> dict:
-    """Median milliseconds of each call, after two that are not counted."""
+    """Times calls in turns; returns median milliseconds after two warm-up rounds."""
     times = {name: [] for name in calls}
     for turn in range(repeats + 2):
         for name, call in calls.items():
@@ -33,7 +33,7 @@ def in_turns(calls: dict, repeats: int) -> dict:
 
 
 def products(hidden: int, repeats: int) -> dict[int, float]:
-    """Milliseconds of the four products of one layer, by rows."""
+    """Times the four products of one layer, in milliseconds by number of rows."""
     from vllm import _custom_ops as ops
 
     config = plt_config(hidden, 1)
@@ -59,7 +59,7 @@ def products(hidden: int, repeats: int) -> dict[int, float]:
 
 
 def attention(batch: int, length: int, kv_heads: int, repeats: int) -> dict[int, float]:
-    """Milliseconds of one call for one new token of each request, by query heads per key/value head; head_dim 128."""
+    """Times one call for one new token per request, in milliseconds by query heads per key/value head; head_dim 128."""
     from vllm import _custom_ops as ops
 
     blocks = -(-length // BLOCK)
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, nargs="+", default=[2048, 5120], help="widths of the matrix products")
     parser.add_argument("--batch", type=int, default=8, help="requests of the attention call")
-    parser.add_argument("--length", type=int, default=4096, help="tokens of each")
+    parser.add_argument("--length", type=int, default=4096, help="tokens of each request")
     parser.add_argument("--kv-heads", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--save", metavar="NAME", help="also write benchmarks/results/DATE-NAME.md and .json")

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Does vLLM with the plugin serve many clients at once as it serves one? Starts `iquest-plt serve` on this machine, asks
-each question alone, then with all clients at a time, some of which hang up midway; compares every answer, and watches
-the server's memory.
+Does vLLM with the plugin give many simultaneous clients the same answers as one? Starts `iquest-plt serve`, asks each
+question alone, and then with all clients at once, where some disconnect midway. Compares every answer and watches the
+server's memory.
 
     python -m iquest_plt.benchmarks.vllm_load --clients 64 --minutes 5
 """
@@ -31,23 +31,23 @@ from .common import parse, report
 
 
 SMALL = Path(__file__).parents[1] / "checkpoints" / "small"
-# Kernels round differently for other batches. An answer may differ from where, alone, the two likeliest tokens were as
-# close as this, in nats; no more than one answer in a hundred.
+# Kernels round differently in other batches. An answer may diverge where the two likeliest tokens were this close (in
+# nats) when asked alone; at most one answer in a hundred.
 TIE, SHARE_OF_TIES = 1e-3, 0.01
-HANG_UP = 8  # one question in so many is left before it is answered
+HANG_UP = 8  # one in this many questions is abandoned midway
 LONGEST, ANSWER = 1200, 64
 START_SECONDS = 600
 
 
 @contextlib.contextmanager
 def server(path: Path, loops: int, log: Path):
-    """`iquest-plt serve` on a free port; gives its address and its process."""
+    """Runs `iquest-plt serve` on a free port; yields its address and its process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "iquest_plt.cli", "serve", str(path), "--port", str(port), "--dtype", "float32"]
     command += ["--num-loops", str(loops), "--", "--enforce-eager", "--max-num-batched-tokens", "1024"]
-    command += ["--num-gpu-blocks-override", "512"]  # few, so that all are in use soon, and memory is what it stays
+    command += ["--num-gpu-blocks-override", "512"]  # few, so that all are soon in use and memory is steady
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **os.environ}
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -57,7 +57,7 @@ def server(path: Path, loops: int, log: Path):
         deadline = time.monotonic() + START_SECONDS
         while True:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise ValueError(f"The server has not come up: see {log}.")
+                raise ValueError(f"The server did not start. See {log}.")
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
                 break
@@ -73,7 +73,7 @@ def server(path: Path, loops: int, log: Path):
 
 
 def questions(path: Path, count: int) -> list[list[int]]:
-    """Prompts of 1 to `LONGEST` tokens, cut out of Python's standard library."""
+    """Returns prompts of 1 to `LONGEST` tokens, cut from Python's standard library."""
     tokenizer, draw = load_tokenizer(path), random.Random(0)
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     text = "\n".join(file.read_text(errors="ignore") for file in draw.sample(files, 12))
@@ -84,7 +84,7 @@ def questions(path: Path, count: int) -> list[list[int]]:
 
 
 async def ask(client, model: str, prompt: list[int]) -> tuple[list[str], list[float]]:
-    """The answer's tokens, and for each how far ahead of the second likeliest it was."""
+    """Returns the answer's tokens, and for each its margin over the second likeliest."""
     answer = await client.completions.create(
         model=model, prompt=prompt, max_tokens=ANSWER, temperature=0, logprobs=2, extra_body={"return_token_ids": True}
     )
@@ -94,7 +94,7 @@ async def ask(client, model: str, prompt: list[int]) -> tuple[list[str], list[fl
 
 
 async def hang_up(client, model: str, prompt: list[int]) -> None:
-    """Reads the beginning of an answer, and goes."""
+    """Reads the beginning of an answer and disconnects."""
     stream = await client.completions.create(
         model=model, prompt=prompt, max_tokens=ANSWER, temperature=0, stream=True, extra_body={"ignore_eos": True}
     )
@@ -107,7 +107,7 @@ async def hang_up(client, model: str, prompt: list[int]) -> None:
 
 
 def judge(found: list[int], alone: tuple[list[int], list[float]]) -> str:
-    """`equal`, `tie` or `wrong`."""
+    """Classifies an answer as `equal`, `tie` or `wrong`."""
     tokens, margins = alone
     if found == tokens:
         return "equal"
@@ -116,7 +116,7 @@ def judge(found: list[int], alone: tuple[list[int], list[float]]) -> str:
 
 
 async def load(url: str, model: str, prompts: list[list[int]], arguments, memory) -> tuple[Counter, list[int], float]:
-    """What became of the questions, the server's memory every second, and how long it took."""
+    """Runs the load; returns counts of the outcomes, the server's memory every second, and the seconds it took."""
     client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=600)
     alone = [await ask(client, model, prompt) for prompt in prompts]
     counts, sizes, start = Counter(), [], time.monotonic()
@@ -155,15 +155,15 @@ async def load(url: str, model: str, prompts: list[list[int]], arguments, memory
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=SMALL, help="a folder with a tokenizer")
+    parser.add_argument("--model", type=Path, default=SMALL, help="model folder with a tokenizer")
     parser.add_argument("--num-loops", type=int, default=2)
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--questions", type=int, default=64, help="different prompts")
+    parser.add_argument("--questions", type=int, default=64, help="number of different prompts")
     parser.add_argument("--minutes", type=float, default=5)
-    parser.add_argument("--log", type=Path, default=Path("vllm-server.log"), help="what the server says")
+    parser.add_argument("--log", type=Path, default=Path("vllm-server.log"), help="file for the server's output")
     parser.add_argument("--save", metavar="NAME", help="also write benchmarks/results/DATE-NAME.md and .json")
     arguments = parse(parser)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which stops the server as well
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # also stops the server
     prompts = questions(arguments.model, arguments.questions)
     with server(arguments.model, arguments.num_loops, arguments.log) as (url, process):
 
@@ -173,7 +173,7 @@ def main() -> None:
 
         work = load(url, str(arguments.model), prompts, arguments, memory)
         counts, sizes, seconds = asyncio.run(work)
-    # What it takes to serve at all, such as buffers for batches of every size, is there after a third of the time.
+    # One-time allocations, such as buffers for batches of every size, are complete after a third of the time.
     third = max(len(sizes) // 3, 1)
     early, late = max(sizes[third : 2 * third]), max(sizes[-third:])
     answers = counts["equal"] + counts["tie"] + counts["wrong"]

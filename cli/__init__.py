@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-The command `iquest-plt`. Exit codes: 0 done, 1 refused, with a reason in one line, 2 not understood.
+The command `iquest-plt`. Exit codes: 0 for success, 1 for an error (explained in one line), 2 for wrong arguments.
 
-No command executes Python files of a checkpoint.
+No command executes Python files from a checkpoint.
 """
 
 import os
@@ -19,7 +19,7 @@ from .data import ManyFiles
 
 
 class Commands(TyperGroup):
-    """The commands, whose errors about arguments, such as names of files, are `printable` texts."""
+    """Command group that passes errors about arguments through `printable`: they may quote file names."""
 
     def invoke(self, ctx):
         try:
@@ -53,14 +53,14 @@ for command_of_files in (diagnose.diagnose, sweep.sweep):
 
 def main() -> None:
     """
-    Runs the command line; what cannot be done ends in one line on standard error. IQUEST_PLT_DEBUG=1 shows where.
+    Runs the command line. Errors are printed as one line on standard error; IQUEST_PLT_DEBUG=1 shows the traceback.
     """
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
         app()
-    except BrokenPipeError:  # the reader of a pipe has gone
+    except BrokenPipeError:  # the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:

@@ -31,13 +31,14 @@ from .streamer import TextPrinter, print_text
 
 
 HELP = (
-    "/loops N   another number of loops\n/system TEXT   begin anew with this system prompt\n/clear   begin anew\n/exit"
+    "/loops N   change the number of loops\n/system TEXT   start over with this system prompt\n"
+    "/clear   start over\n/exit   leave"
 )
 
 
 def chat(
     path: Model,
-    message: Annotated[str | None, typer.Option(help="Ask this, print the reply and leave.")] = None,
+    message: Annotated[str | None, typer.Option(help="Send this message, print the reply and exit.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt. [default: the template's]")] = None,
     max_new_tokens: MaxNewTokens = 1024,
     num_loops: NumLoops = None,
@@ -49,7 +50,7 @@ def chat(
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
-    """Talk with the model. Each turn reads only what is new; /help lists what can be typed besides messages."""
+    """Chat with the model. Each turn processes only the new tokens; /help lists the commands."""
     if as_json and message is None:
         raise typer.BadParameter("--json needs --message.")
     require_text(message, "--message")
@@ -68,11 +69,11 @@ def chat(
     while True:
         try:
             line = input("> ").strip()
-            line.encode()  # under some locales, bytes that are no UTF-8 come as halves of surrogate pairs
+            line.encode()  # under some locales, input that is not UTF-8 arrives as lone surrogates
         except (EOFError, KeyboardInterrupt):
             return
         except UnicodeError:
-            console.print("That is no UTF-8 text.", style="dim")
+            console.print("That is not valid UTF-8 text.", style="dim")
             continue
         if line == "/exit":
             return
@@ -81,11 +82,11 @@ def chat(
 
 
 def run_line(conversation: Conversation, line: str, console: Console) -> None:
-    """Does what a line asks for: a command, or a message to the model. An error ends the turn, not the chat."""
+    """Runs one line: a command or a message to the model. An error ends the turn, not the chat."""
     command, _, rest = line.partition(" ")
     if command == "/loops" and re.fullmatch(r"[1-9]\d{0,2}", rest.strip()):
         conversation.set_num_loops(int(rest))
-        console.print(f"{conversation.num_loops} loops from here on", style="dim")
+        console.print(f"{conversation.num_loops} loops from now on", style="dim")
     elif command in ("/clear", "/system"):
         conversation.clear(rest.strip() or None)
     elif command.startswith("/"):
@@ -95,12 +96,12 @@ def run_line(conversation: Conversation, line: str, console: Console) -> None:
         try:
             conversation.ask(line, TextPrinter(conversation.tokenizer, print_text))
         except KeyboardInterrupt:
-            console.print("\ninterrupted; this turn is forgotten", style="dim")
+            console.print("\ninterrupted; this turn was discarded", style="dim")
             return
-        except Exception as error:  # such as a template that does not know a role
+        except Exception as error:  # for example, a template that rejects a role
             name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            console.print(f"{printable(f'{name}{error}')}; this turn is forgotten", style="dim", markup=False)
+            console.print(f"{printable(f'{name}{error}')}; this turn was discarded", style="dim", markup=False)
             return
         seconds = time.perf_counter() - start
         news = conversation.cached_tokens - read
-        console.print(f"{conversation.num_loops} loops, {news} tokens more in {seconds:.1f} s", style="dim")
+        console.print(f"{conversation.num_loops} loops, {news} new tokens in {seconds:.1f} s", style="dim")

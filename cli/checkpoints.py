@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""`convert`, `verify` and `info`: commands about checkpoints that do not run the model."""
+"""`convert`, `verify` and `info`: commands that inspect and rewrite checkpoints."""
 
 from enum import Enum
 from pathlib import Path
@@ -26,33 +26,33 @@ Init = Enum("Init", {"keep": "keep", "zero": "zero"})
 
 
 def convert(
-    source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A folder, a .gguf file, or the id of a repository on the Hub.")
-    ],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A folder, a .gguf file, or a Hub repository id.")],
     target: Annotated[Path, typer.Argument(metavar="DST", help="A folder that does not exist yet.")],
-    to: Annotated[Kind, typer.Option(help="dense: the Llama that a PLT is with one loop.")] = Kind.plt,
+    to: Annotated[Kind, typer.Option(help="plt, or dense: a Llama that equals the PLT run with one loop.")] = Kind.plt,
     revision: Revision = None,
-    num_loops: Annotated[int | None, typer.Option(min=1, help="Loops, of a PLT made from a dense model.")] = None,
+    num_loops: Annotated[int | None, typer.Option(min=1, help="Loops of a PLT made from a dense model.")] = None,
     init: Annotated[
-        Init, typer.Option(help="From a dense model, how loops >= 1 start: as it is, nearly, or with gates at zero.")
+        Init, typer.Option(help="How loops >= 1 of a dense model start: keep what it computes, or zero gates.")
     ] = Init.keep,
-    window: Annotated[int | None, typer.Option(min=0, help="Tokens before it that a token of loops >= 1 sees.")] = None,
-    emb_scale: Annotated[float | None, typer.Option(help="Factor on the embedding in loops >= 1.")] = None,
-    hidden_scale: Annotated[float | None, typer.Option(help="Factor on the state fed back.")] = None,
+    window: Annotated[
+        int | None, typer.Option(min=0, help="Previous tokens that each token sees in loops >= 1.")
+    ] = None,
+    emb_scale: Annotated[float | None, typer.Option(help="Scale of the embedding in loops >= 1.")] = None,
+    hidden_scale: Annotated[float | None, typer.Option(help="Scale of the state fed back to the next loop.")] = None,
     gate_use_hidden_states: Annotated[
         bool | None,
-        typer.Option("--gate-on-hidden-states/--gate-on-queries", help="What the gate reads. [default: queries]"),
+        typer.Option("--gate-on-hidden-states/--gate-on-queries", help="Input of the gate. [default: queries]"),
     ] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="[default: as stored]")] = None,
     max_shard_size: Annotated[
-        int | None, typer.Option(parser=parse_size, metavar="SIZE", help="Such as 5GB. [default: files as they are]")
+        int | None, typer.Option(parser=parse_size, metavar="SIZE", help="For example 5GB. [default: keep the shards]")
     ] = None,
     hard_link: Annotated[
-        bool, typer.Option("--hard-link", help="Link files that need no change. A change to one is one to both.")
+        bool, typer.Option("--hard-link", help="Hard-link unchanged files; editing one then edits both.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a checkpoint a folder that loads anywhere: from the vendor's layout, from a dense Llama, or to one."""
+    """Convert a checkpoint into a self-contained folder: from the vendor's layout, from a dense Llama, or to one."""
     plt = {
         "plt_num_loops": num_loops,
         "plt_window_size": None if window is None else [window, 0],
@@ -81,31 +81,33 @@ def convert(
 def verify(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A model folder.")],
     logits: Annotated[
-        Path | None, typer.Option(help="Also run the model, and compare with the logits in this safetensors file.")
+        Path | None, typer.Option(help="Also run the model and compare its logits with this safetensors file.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check that a model folder is whole and agrees with itself, its configuration and its manifest."""
+    """Check that a model folder is complete and matches its configuration and its manifest."""
     with progress_bar("Reading") as progress:
         report = verification.verify(path, logits=logits, progress=progress)
     lines = [*report["problems"], *(f"note: {note}" for note in report["notes"])]
     summary = f"{report['tensors']} tensors, {human_size(report['bytes'])}"
-    lines.append(f"{path}: {len(report['problems'])} problems" if report["problems"] else f"{path}: whole, {summary}")
+    lines.append(f"{path}: {len(report['problems'])} problems" if report["problems"] else f"{path}: OK, {summary}")
     print_result(report, as_json, "\n".join(lines))
     if report["problems"]:
         raise typer.Exit(1)
 
 
 def info(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder, or the id of a repository on the Hub.")],
-    length: Annotated[int | None, typer.Option(min=1, help="Tokens of a sequence. [default: the most]")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder or a Hub repository id.")],
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens per sequence. [default: the model's maximum]")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences in the batch.")] = 1,
     num_loops: NumLoops = None,
     dtype: Annotated[Dtype | None, typer.Option(help="[default: the model's]")] = None,
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
-    """Shapes, parameters, and the memory that weights and cache need. Reads config.json only."""
+    """Show shapes, parameters, and the memory of weights and cache. Reads only config.json."""
     folder, _ = fetch(path, revision, files=["config.json"], check_hashes=False)
     config = layout.read_plt_config(folder)
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands share: sizes, progress bars, and how they print a result."""
+"""Helpers shared by the commands: sizes, progress bars, and printing of results."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as `5GB`. Raises typer.BadParameter if it is none."""
+    """Parses a size such as `5GB` into bytes. Raises typer.BadParameter if it is not a size."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", text.strip().upper())
     size = int(float(match[1]) * UNITS[match[2] or "B"]) if match else 0
     if size < 1:
@@ -30,7 +30,7 @@ def parse_size(text: str) -> int:
 
 
 def human_size(size: float) -> str:
-    """Bytes for people, in powers of ten."""
+    """Formats bytes for people, in powers of ten."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"
@@ -40,7 +40,7 @@ def human_size(size: float) -> str:
 
 @contextlib.contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A function that takes bytes done and bytes in all, and shows them on standard error if that is a terminal."""
+    """Yields a function of (bytes done, total bytes) that updates a bar on standard error, if that is a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
@@ -49,13 +49,13 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def require_text(text: str | None, what: str) -> None:
-    """Raises ValueError if `text` came from bytes that are no UTF-8: no tokenizer takes it."""
+    """Raises ValueError if `text` was read from bytes that are not UTF-8: no tokenizer accepts it."""
     if text is not None and not is_unicode(text):
-        raise ValueError(f"{what} is no UTF-8 text: convert it.")
+        raise ValueError(f"{what} is not UTF-8 text. Convert it to UTF-8.")
 
 
 def print_result(document: dict, as_json: bool, table: Table | str) -> None:
-    """Prints the document as JSON, or the table, whose cells are `printable` texts."""
+    """Prints the document as JSON, or the table. The caller passes the table's cells through `printable`."""
     if as_json:
         text = json.dumps(document, indent=1, ensure_ascii=False)
         print(HIDDEN.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text))

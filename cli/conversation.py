@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""A chat of several turns on one kept cache."""
+"""A chat of several turns that reuses one cache."""
 
 import torch
 from transformers.generation.streamers import BaseStreamer
@@ -12,37 +12,39 @@ from ..tokenization.tool_calls import parse_response
 
 class Conversation:
     """
-    Messages, and the cache of what the model has read of them. A turn feeds only what is new, as long as the template
-    repeats what was said word for word; if it does not (it may leave out earlier thoughts), all is read again.
+    The messages of a chat, with the cache of the tokens already processed.
+
+    A turn feeds the model only the new tokens if the template repeats the earlier turns word for word. If it does not
+    (some templates drop earlier thoughts), the whole chat is processed again.
 
     Args:
         model: an `IQuestPLTCoderForCausalLM`.
-        tokenizer: with a chat template.
-        system: the system prompt; without one the template has its own.
+        tokenizer: must have a chat template.
+        system: system prompt; None for the template's default.
         num_loops: loops per token.
-        options: of `generate()`.
+        options: arguments of `generate()`.
     """
 
     def __init__(self, model, tokenizer, system: str | None = None, num_loops: int | None = None, **options):
         if tokenizer.chat_template is None:
-            raise ValueError("This model has no chat template: use `generate`, or convert it with a chat template.")
+            raise ValueError("This model has no chat template. Use `generate`, or convert it with a chat template.")
         self.model, self.tokenizer, self.options = model, tokenizer, options
         self.num_loops = model.config.check_num_loops(num_loops)
         self.messages = [{"role": "system", "content": system}] if system else []
         self._forget()
 
     def _forget(self) -> None:
-        """The cache, not the messages."""
+        """Drops the cache and keeps the messages."""
         self.cache: PLTCache | None = None
         self.text, self.ids = "", []
 
     def set_num_loops(self, num_loops: int) -> None:
-        """From the next turn on; that reads everything again, as a cache belongs to one number of loops."""
+        """Takes effect in the next turn, which processes the whole chat again: a cache fits one number of loops."""
         self.num_loops = self.model.config.check_num_loops(num_loops)
         self._forget()
 
     def clear(self, system: str | None = None) -> None:
-        """Begins anew, with the system prompt `system`, or the one there was."""
+        """Starts over with the system prompt `system`, or with the current one."""
         kept = [message for message in self.messages[:1] if message["role"] == "system"]
         self.messages = [{"role": "system", "content": system}] if system else kept
         self._forget()
@@ -52,16 +54,16 @@ class Conversation:
         return 0 if self.cache is None else self.cache.get_seq_length()
 
     def ask(self, content: str, streamer: BaseStreamer | None = None) -> dict:
-        """The reply to `content` as a message; `streamer` gets its tokens as they come. Both join the messages."""
+        """Returns the reply to `content` as a message and records both; `streamer` receives the tokens as they come."""
         messages = [*self.messages, {"role": "user", "content": content}]
         text = render(self.tokenizer, messages, add_generation_prompt=True)
         new = text.removeprefix(self.text)
-        # No token reaches over an added one such as <|im_end|>: what comes can be encoded alone.
+        # No token spans an added token such as <|im_end|>, so the text from there on can be encoded separately.
         if not (self.text and text.startswith(self.text) and new.startswith(tuple(self.tokenizer.get_added_vocab()))):
             self._forget()
         cache = self.cache or PLTCache(self.model.config, self.num_loops)
         ids = self.ids + self.tokenizer.encode(text[len(self.text) :], add_special_tokens=False)
-        self._forget()  # until the turn is over: an interrupted one leaves the cache in between
+        self._forget()  # until the turn is complete: an interrupted one leaves a partly filled cache
         input_ids = torch.tensor([ids], device=self.model.device)
         output = self.model.generate(
             input_ids,
@@ -71,14 +73,14 @@ class Conversation:
             streamer=streamer,
             **self.options,
         )
-        # The last token was chosen, not read: the cache ends before it. If it ends the turn, the template writes it.
+        # The cache does not hold the last token yet. If it is an end token, the template adds it in the next turn.
         reply = output[0, len(ids) :].tolist()
         if reply[-1] in as_list(self.model.generation_config.eos_token_id):
             reply = reply[:-1]
         reply_text = self.tokenizer.decode(reply)
         message = parse_response(reply_text)
         if message.keys() == {"role", "content"}:
-            message["content"] = reply_text  # with the whitespace around it, so that the template repeats it
+            message["content"] = reply_text  # unstripped, so that the template repeats it exactly
         self.messages = [*messages, message]
         self.cache, self.text, self.ids = cache, text + reply_text, ids + reply
         return message

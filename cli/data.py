@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Texts to measure a model on: files, folders and JSON lines, and a sample of them that is not too large."""
+"""Texts to measure a model on: reads files, folders and JSON Lines, and draws a sample of limited size."""
 
 import json
 import os
@@ -20,12 +20,12 @@ from ..utils.files import visible_files
 
 Data = Annotated[
     list[Path],
-    typer.Option(metavar="FILES", help="Held-out text: files, folders, or .jsonl with a `text` in every line."),
+    typer.Option(metavar="FILES", help="Held-out text: files, folders, or .jsonl with a `text` on every line."),
 ]
 
 
 class ManyFiles(TyperCommand):
-    """A command whose `--data` takes all that follows it, to the next option, as a shell expands `*.py`."""
+    """Command whose `--data` takes every argument up to the next option, so that `--data *.py` works."""
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
         given, files = [], 0
@@ -37,11 +37,12 @@ class ManyFiles(TyperCommand):
 
 def read_texts(paths: list[Path]) -> dict[str, str]:
     """
-    The texts of files, by name: their path below the folder they share. A folder is searched for files that are not
-    hidden; those in it that are blank, or no UTF-8 text, are left out.
+    Returns texts by name, which is their path below the common folder.
+
+    Folders are searched recursively; hidden files, blank files and files that are not UTF-8 are skipped there.
 
     Raises:
-        ValueError: if a file that was named is missing or no UTF-8 text, or there is no text at all.
+        ValueError: if a named file is missing or not UTF-8 text, or there is no text at all.
     """
     found = {}
     for path in paths:
@@ -55,29 +56,29 @@ def read_texts(paths: list[Path]) -> dict[str, str]:
         else:
             found |= dict(_read(path))
     if not found:
-        raise ValueError(f"There is no text in {', '.join(map(str, paths))}: name files that hold some.")
+        raise ValueError(f"There is no text in {', '.join(map(str, paths))}. Name files that contain text.")
     shared = os.path.commonpath([file.absolute().parent for file, _ in found])
     names = [f"{file.absolute().relative_to(shared).as_posix()}{line}" for file, line in found]
-    names = [name.encode(errors="backslashreplace").decode() for name in names]  # file names may be any bytes
+    names = [name.encode(errors="backslashreplace").decode() for name in names]  # file names may be arbitrary bytes
     return dict(zip(names, found.values(), strict=True))
 
 
 def read_text(path: Path) -> str:
-    """The text of one file. Raises ValueError if it is missing or no UTF-8 text."""
+    """Returns the text of one file. Raises ValueError if it is missing or not UTF-8 text."""
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is no UTF-8 text: convert it, or leave it out.") from None
+        raise ValueError(f"{path} is not UTF-8 text. Convert it or leave it out.") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _read(path: Path) -> Iterator[tuple[tuple[Path, str], str]]:
-    """The texts of one file, each with the file and what tells it from others of that file."""
+    """Yields the texts of one file, each with the file and a suffix that names the line (empty for a whole file)."""
     text = read_text(path)
     if path.suffix != ".jsonl":
         if "\0" in text:
-            raise ValueError(f"{path} holds NUL characters: it is no text.")
+            raise ValueError(f"{path} is not a text file: it contains NUL characters.")
         yield (path, ""), text
         return
     for number, line in enumerate(text.split("\n"), 1):
@@ -87,17 +88,18 @@ def _read(path: Path) -> Iterator[tuple[tuple[Path, str], str]]:
             except (ValueError, KeyError, TypeError):
                 value = None
             if not isinstance(value, str):
-                raise ValueError(f'Line {number} of {path} is no JSON object with a "text".')
-            yield (path, f":{number}"), value.encode(errors="replace").decode()  # JSON may hold half characters
+                raise ValueError(f'Line {number} of {path} is not a JSON object with a "text".')
+            yield (path, f":{number}"), value.encode(errors="replace").decode()  # JSON may hold lone surrogates
 
 
 def sample(
     tokenizer: PreTrainedTokenizerBase, texts: dict[str, str], max_tokens: int, seed: int
 ) -> tuple[dict[str, str], str]:
     """
-    Texts, drawn at random until they have `max_tokens` tokens, in their order; and sentences about what was left out,
-    "" if nothing. Texts are whole, but of one that alone has more than `max_tokens` tokens only the beginning is taken.
-    Raises ValueError as `encode_documents` does.
+    Draws texts at random until they have `max_tokens` tokens, and returns them in their original order.
+
+    Texts are kept whole, except that a text longer than `max_tokens` is cut to its beginning. The second value says
+    what was left out, "" if nothing. Raises the ValueErrors of `encode_documents`.
     """
     order = list(texts)
     random.Random(seed).shuffle(order)
@@ -114,11 +116,11 @@ def sample(
     if order:
         notes.append(f"{len(chosen)} of {len(texts)} documents, drawn at random until they had {max_tokens:,} tokens.")
     if cut:
-        notes.append(f"Of {', '.join(cut)} the first {max_tokens:,} tokens.")
+        notes.append(f"Only the first {max_tokens:,} tokens of {', '.join(cut)}.")
     return {name: chosen[name] for name in texts if name in chosen}, " ".join(notes)
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> str:
-    """The part of a text that its first `count` tokens stand for, one less than asked, since an end token follows."""
+    """Returns the text of the first `count` − 1 tokens: the end token, added later, is counted too."""
     _, parts = tokenize(tokenizer, text)
     return "".join(parts[: count - 1]) or parts[0]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""`diagnose`: what each loop of a checkpoint gains and costs, as a report."""
+"""`diagnose`: reports what each loop of a checkpoint gains and costs."""
 
 import contextlib
 import json
@@ -28,29 +28,30 @@ from .output_folder import check_folder, report_folder, require_modules
 RESULT, REPORT = "gain_cost.json", "report.html"
 PICTURES = ("gain_cost.png", "rule.png", "metrics.png", "gates.png", "attention.png")
 FILES = frozenset({RESULT, "gain_cost.csv", "lens.json", REPORT, *PICTURES})
-LENS_BYTES = 16_000  # of a text in the lens, so that the report stays small
+LENS_BYTES = 16_000  # of text shown in the lens, to keep the report small
 MAP_TOKENS = 48
 
 MaxLength = Annotated[
-    int | None, typer.Option(min=1, help="Cut longer texts into pieces. [default: 1024, or the model's most]")
+    int | None, typer.Option(min=1, help="Tokens per piece of a long text. [default: 1024, or the model's maximum]")
 ]
 MaxTokens = Annotated[
     int,
-    typer.Option(min=1, help="Draw documents at random until they have so many tokens; cut one that alone has more."),
+    typer.Option(min=1, help="Draw documents at random up to this many tokens; longer documents are cut."),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of that draw, and of the intervals.")]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed of the draw and of the intervals.")]
 
 
 def diagnose(
     path: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder, or an earlier report, which is replaced.")],
-    max_loops: Annotated[int, typer.Option(min=1, max=MAX_LOOPS, help="Measure 1 to so many loops.")] = 4,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder, or an earlier report to replace.")],
+    max_loops: Annotated[int, typer.Option(min=1, max=MAX_LOOPS, help="Largest number of loops to measure.")] = 4,
     text: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Text of lens and attention maps. [default: the first of FILES]")
+        Path | None,
+        typer.Option(metavar="FILE", help="Text for the lens and the attention maps. [default: the first of FILES]"),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="What the report calls the model. [default: PATH]")] = None,
-    note: Annotated[str | None, typer.Option(help="A sentence about the data, for the report.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model in the report. [default: PATH]")] = None,
+    note: Annotated[str | None, typer.Option(help="A sentence about the data to put in the report.")] = None,
     max_length: MaxLength = None,
     max_tokens: MaxTokens = 100_000,
     seed: Seed = 0,
@@ -59,19 +60,19 @@ def diagnose(
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what each loop gains and costs on held-out text: one HTML report, with its numbers and pictures."""
+    """Measure what each loop gains and costs on held-out text, and write an HTML report with numbers and pictures."""
     require_modules("matplotlib")
     check_folder(out, FILES, RESULT)
     texts = read_texts(data)
     title, shown = (text.name, read_text(text)) if text else next(iter(texts.items()))
     if not shown:
-        raise ValueError(f"{title} is empty: choose a text with --text.")
+        raise ValueError(f"{title} is empty. Choose another text with --text.")
     model, tokenizer = load_model(path, revision, dtype and dtype.value, device)
     chosen, left_out = sample(tokenizer, texts, max_tokens, seed)
     documents = encode_documents(tokenizer, chosen)
     part = beginning(shown, LENS_BYTES)
-    title = title if part == shown else f"{title}, its beginning"
-    # First what is quick: if it fails, no measurement is lost.
+    title = title if part == shown else f"{title} (beginning)"
+    # Quick steps first: if one fails, no measurement is lost.
     lens = loop_lens(model, tokenizer, part, max_loops, max_length, title)
     maps = attention_maps(model, tokenizer, part, max_loops, MAP_TOKENS)
     with token_bar("Measuring") as progress:
@@ -88,8 +89,8 @@ def diagnose(
 
 def write(out: Path, result: GainCost, lens: LoopLens, maps: AttentionMaps, notes: list[str]) -> None:
     """
-    All files of a report, or none; only pictures, and the page, may be missing, and standard error says which. Raises
-    ValueError if the folder holds something else, or the disk is full.
+    Writes all files of a report or none. If a picture or the HTML page fails, it is skipped with a note on standard
+    error. Raises ValueError if the folder holds other files or the disk is full.
     """
     from ..diagnostics import plots, report  # matplotlib takes a second to import
 
@@ -110,20 +111,20 @@ def write(out: Path, result: GainCost, lens: LoopLens, maps: AttentionMaps, note
                 folder.write(file, [picture])
         try:
             folder.write_text(REPORT, report.render(result, lens, maps, notes, on_error=note_missing))
-        except (ValueError, OSError):  # refused, as everywhere
+        except (ValueError, OSError):  # errors that the user can act on
             raise
         except Exception as error:
             note_missing(REPORT, error)
 
 
 def _png(draw: Callable) -> bytes | None:
-    """None if there is nothing to draw."""
+    """Returns the drawn picture, or None if there is nothing to draw."""
     figure = draw()
     return None if figure is None else png(figure)
 
 
 def beginning(text: str, size: int) -> str:
-    """At most `size` bytes of a text, whole lines if there are any."""
+    """Returns at most `size` bytes of a text, cut at a line end if possible."""
     raw = text.encode()
     if len(raw) <= size:
         return text
@@ -138,7 +139,7 @@ class _Speed(ProgressColumn):
 
 @contextlib.contextmanager
 def token_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A function that takes tokens done and tokens in all, and shows them on standard error if that is a terminal."""
+    """Yields a function of (tokens done, total tokens) that updates a bar on standard error, if that is a terminal."""
     console = Console(stderr=True)
     title = TextColumn("{task.description}", markup=False)
     columns = (title, BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""`generate`: continues a text, or fills a gap in it."""
+"""`generate`: continues a text or fills a gap in it."""
 
 import sys
 import time
@@ -32,7 +32,7 @@ from .streamer import TextPrinter, print_text
 def generate(
     path: Model,
     prompt: Annotated[str | None, typer.Option(help="Text to continue. [default: standard input]")] = None,
-    suffix: Annotated[str | None, typer.Option(help="Text behind the gap, to fill in the middle.")] = None,
+    suffix: Annotated[str | None, typer.Option(help="Text after the gap, to fill in the middle.")] = None,
     max_new_tokens: MaxNewTokens = 256,
     num_loops: NumLoops = None,
     greedy: Greedy = False,
@@ -43,7 +43,7 @@ def generate(
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
-    """Continue a text, or fill a gap in it."""
+    """Continue a text or fill a gap in it."""
     require_text(prompt, "--prompt")
     require_text(suffix, "--suffix")
     model, tokenizer = load_model(path, revision, dtype and dtype.value, device)
@@ -54,7 +54,7 @@ def generate(
         inputs = fim_inputs(tokenizer, prompt, suffix)
     input_ids = inputs.input_ids.to(model.device)
     if not input_ids.shape[1]:
-        raise ValueError("The prompt is empty.")
+        raise ValueError("The prompt is empty. Pass some text with --prompt or on standard input.")
     completion = []
     streamer = TextPrinter(tokenizer, completion.append if as_json else print_text)
     set_seed(seed)
@@ -80,10 +80,10 @@ def generate(
 
 
 def read_standard_input() -> str:
-    """All of it. Raises ValueError if it is no UTF-8 text."""
+    """Reads standard input to its end. Raises ValueError if it is not UTF-8 text."""
     try:
         text = sys.stdin.read()
     except UnicodeDecodeError:
-        raise ValueError("Standard input is no UTF-8 text: convert it.") from None
+        raise ValueError("Standard input is not UTF-8 text. Convert it to UTF-8.") from None
     require_text(text, "Standard input")
     return text

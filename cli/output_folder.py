@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Folders that a command writes its results to, and writes again."""
+"""Folders for a command's results, replaced as a whole when the command runs again."""
 
 import contextlib
 import importlib
@@ -13,26 +13,28 @@ from pathlib import Path
 from ..conversion.writer import PARTIAL, Folder, new_folder
 
 
-NEW, OLD = ".iquest-plt-new", ".iquest-plt-old"  # folders that nobody else makes
+NEW, OLD = ".iquest-plt-new", ".iquest-plt-old"  # suffixes that only this module uses
 
 
 def check_folder(path: Path, files: frozenset[str], marker: str) -> None:
     """
-    Raises ValueError unless `path` can be written: it does not exist, is empty, or holds what an earlier run wrote,
-    `marker` among it and nothing but `files`; and there is room for a new folder beside it, and no mount point.
+    Raises ValueError if `path` cannot be written.
+
+    A valid path does not exist, is empty, or holds the results of an earlier run: the file `marker`, and no other files
+    than `files`. It is not a mount point, and its parent folder is writable.
     """
     path = path.absolute()
     if not path.parent.is_dir():
-        raise ValueError(f"{path.parent} does not exist: make it first.")
+        raise ValueError(f"{path.parent} does not exist. Create it first.")
     try:
         if path.is_symlink() or (path.exists() and not path.is_dir()):
-            raise ValueError(f"{path} is no folder: choose another name.")
+            raise ValueError(f"{path} is not a folder. Choose another name.")
         if os.path.ismount(path):
-            raise ValueError(f"{path} is a mount point, which cannot be replaced: choose a folder in it.")
+            raise ValueError(f"{path} is a mount point, which cannot be replaced. Choose a folder inside it.")
         found = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
         if found and (marker not in found or found - files):
             other = min(found - files, default=f"no {marker}")
-            raise ValueError(f"{path} holds something else ({other}): choose another folder, or remove it.")
+            raise ValueError(f"{path} does not hold an earlier result ({other}). Choose another folder or remove it.")
         for leftover in _beside(path):
             _check_leftover(leftover, files)
         os.rmdir(tempfile.mkdtemp(prefix=f".{path.name}{NEW}", suffix=PARTIAL, dir=path.parent))
@@ -43,9 +45,9 @@ def check_folder(path: Path, files: frozenset[str], marker: str) -> None:
 @contextlib.contextmanager
 def report_folder(path: Path, files: frozenset[str], marker: str) -> Iterator[Folder]:
     """
-    A folder that appears as `path` when the block ends, complete, in place of an earlier one if there is one; if the
-    block raises, all stays as it was. What an earlier run that was killed left beside it is removed. Arguments and
-    errors as of `check_folder`.
+    Yields a folder that becomes `path` when the block ends, and replaces an earlier one. If the block raises, nothing
+    changes. Leftovers of an earlier run that was killed are removed. Takes the arguments of `check_folder` and raises
+    its errors.
     """
     check_folder(path, files, marker)
     path = path.absolute()
@@ -61,16 +63,16 @@ def report_folder(path: Path, files: frozenset[str], marker: str) -> Iterator[Fo
 
 
 def _beside(path: Path) -> tuple[Path, Path]:
-    """Where the new folder waits, and where the earlier one goes, while they change places."""
+    """Returns the temporary paths of the new and of the earlier folder while they are swapped."""
     return path.with_name(f".{path.name}{NEW}"), path.with_name(f".{path.name}{OLD}")
 
 
 def _check_leftover(folder: Path, files: frozenset[str]) -> None:
-    """Raises ValueError if `folder` is there and not what a run that was killed left."""
+    """Raises ValueError if `folder` exists but is not the leftover of a killed run."""
     if not os.path.lexists(folder):
         return
     if folder.is_symlink() or not folder.is_dir() or {entry.name for entry in folder.iterdir()} - files:
-        raise ValueError(f"{folder} is in the way, and holds something else: move it.")
+        raise ValueError(f"{folder} is in the way and was not written by this command. Move it.")
 
 
 def _remove_leftover(folder: Path, files: frozenset[str]) -> None:
@@ -80,7 +82,7 @@ def _remove_leftover(folder: Path, files: frozenset[str]) -> None:
 
 
 def _replace(path: Path, new: Path, old: Path) -> None:
-    """`path` becomes `old`, and `new` becomes `path`; if that fails, ValueError, and `path` is as it was."""
+    """Renames `path` to `old` and `new` to `path`. Raises ValueError if that fails, with `path` unchanged."""
     try:
         os.rename(path, old)
         try:
@@ -94,7 +96,7 @@ def _replace(path: Path, new: Path, old: Path) -> None:
 
 
 def require_modules(*modules: str) -> None:
-    """Raises ValueError, naming the extra, if one of the libraries that draw and time is not installed."""
+    """Raises ValueError if an optional library is not installed, naming the extra to install."""
     for module in modules:
         try:
             importlib.import_module(module)

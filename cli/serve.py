@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""`serve`: an OpenAI server, vLLM's where vLLM is installed, else Transformers'."""
+"""`serve`: starts an OpenAI-compatible server, vLLM's if vLLM is installed, else Transformers'."""
 
 import importlib.util
 import json
@@ -16,30 +16,34 @@ from ..serving.transformers_cli import check_model
 from .options import DtypeOption, Model, NumLoops, Revision
 
 
-PARSER = "loopcoder"  # as `serving/vllm` registers it
+PARSER = "loopcoder"  # the name under which `serving/vllm` registers it
 
 
 def serve(
     path: Model,
     extra: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="What the server itself takes, after `--`.")
+        list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Options passed on to the server, after `--`.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
-    max_length: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and reply. [default: all]")] = None,
-    parsers: Annotated[bool, typer.Option(help="Tell thoughts and tool calls from text.")] = True,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of prompt plus reply. [default: the model's maximum]")
+    ] = None,
+    parsers: Annotated[bool, typer.Option(help="Separate thoughts and tool calls from the text.")] = True,
     num_loops: NumLoops = None,
-    tensor_parallel: Annotated[int, typer.Option(min=1, help="Devices that share the model.")] = 1,
+    tensor_parallel: Annotated[int, typer.Option(min=1, help="Devices to split the model across.")] = 1,
     dtype: DtypeOption = None,
     revision: Revision = None,
 ) -> None:
-    """Serve the model with OpenAI's API on /v1: by vLLM if it is installed, else by Transformers."""
+    """Serve the model with OpenAI's API on /v1, with vLLM if it is installed, else with Transformers."""
     folder, _ = fetch(path, revision, check_hashes=False)
     config = layout.read_plt_config(folder)
     if max_length is not None and not 2 <= max_length <= config.max_position_embeddings:
-        raise ValueError(f"--max-length {max_length}: the model takes 2 to {config.max_position_embeddings} tokens.")
+        raise ValueError(
+            f"--max-length must be 2 to {config.max_position_embeddings} for this model, got {max_length}."
+        )
     if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"{path} has no tokenizer.json: see `iquest-plt convert`, which makes one of tokenizer.model.")
+        raise ValueError(f"{path} has no tokenizer.json. Make one from tokenizer.model with `iquest-plt convert`.")
     common = ["--host", host, "--port", str(port), *(["--dtype", dtype.value] if dtype else [])]
     if importlib.util.find_spec("vllm"):
         server = ["vllm.entrypoints.openai.api_server", "--model", str(folder), "--served-model-name", path, *common]
@@ -54,7 +58,7 @@ def serve(
     else:
         refused = {"--num-loops": num_loops is not None, "--tensor-parallel": tensor_parallel > 1}
         for option in (name for name, is_asked in refused.items() if is_asked):
-            raise ValueError(f"{option} needs vLLM, which is not installed; Transformers' server has no such option.")
+            raise ValueError(f"{option} needs vLLM, which is not installed. Transformers' server has no such option.")
         server = ["iquest_plt.serving.transformers_cli", "serve", str(folder), *common]
         if max_length is not None:
             server += ["--max-length", str(max_length)]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""`sweep`: loss, time, memory and diagnostics of each number of loops, on one page."""
+"""`sweep`: compares loss, time, memory and diagnostics of each number of loops on one page."""
 
 import json
 import statistics
@@ -28,21 +28,24 @@ from .output_folder import check_folder, report_folder, require_modules
 
 RESULT, PAGE, PICTURE = "sweep.json", "sweep.md", "sweep.png"
 FILES = frozenset({RESULT, PAGE, PICTURE, "sweep.csv"})
-PROMPT, WARM_UP = 128, 3  # tokens before those that are timed
+PROMPT, WARM_UP = 128, 3  # tokens before the timed ones
 
 
 def sweep(
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="One checkpoint, run with 1 to N loops, or one for each R.")
+        list[str],
+        typer.Argument(metavar="PATH...", help="One checkpoint to run with 1 to N loops, or one per number of loops."),
     ],
     data: Data,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder, or an earlier sweep, which is replaced.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder, or an earlier sweep to replace.")],
     max_loops: Annotated[
         int | None,
-        typer.Option(min=1, max=MAX_LOOPS, help="N, of one checkpoint. Several run with their own. [default: 4]"),
+        typer.Option(min=1, max=MAX_LOOPS, help="N, for one checkpoint only; several use their own. [default: 4]"),
     ] = None,
-    length: Annotated[int | None, typer.Option(min=1, help="Tokens of the cache. [default: the models' most]")] = None,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Decode steps to time for each row.")] = 40,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens in the cache. [default: the models' maximum]")
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Decode steps to time per row.")] = 40,
     max_length: MaxLength = None,
     max_tokens: MaxTokens = 100_000,
     seed: Seed = 0,
@@ -51,18 +54,18 @@ def sweep(
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
-    """Compare numbers of loops: loss, tokens per second, cache and diagnostics, in one table and one picture."""
+    """Compare loss, tokens per second, cache size and diagnostics between numbers of loops: one table, one picture."""
     require_modules("matplotlib", "greenlet")
     if len(paths) > 1 and max_loops is not None:
-        raise typer.BadParameter("--max-loops is for one checkpoint; several run with their own number of loops.")
+        raise typer.BadParameter("--max-loops needs a single checkpoint; several use their own number of loops.")
     check_folder(out, FILES, RESULT)
     texts = read_texts(data)
     loaded = [load_model(path, revision, dtype and dtype.value, device) for path in paths]
     models = [model for model, _ in loaded]
     room = min(model.config.max_position_embeddings for model in models) - WARM_UP - 1
     if new_tokens >= room:
-        raise ValueError(f"--new-tokens {new_tokens}: there is room for {room - 1} at most.")
-    if max_length is None:  # one for all, or losses could not be compared
+        raise ValueError(f"--new-tokens must be at most {room - 1} for these models, got {new_tokens}.")
+    if max_length is None:  # the same for all models: else losses could not be compared
         max_length = min(MAX_LENGTH, *(model.config.max_position_embeddings for model in models))
     chosen, note = sample(loaded[0][1], texts, max_tokens, seed)
     order = []
@@ -72,7 +75,7 @@ def sweep(
         order += [(loop, model) for loop in range(1 if len(paths) == 1 else loops, loops + 1)]
     order.sort(key=lambda entry: entry[0])
     length = length or min(model.config.max_position_embeddings for model in models)
-    # First what is quick: if it fails, no measurement is lost.
+    # Quick steps first: if one fails, no measurement is lost.
     timings = time_rows([(model, loop) for loop, model in order], length, new_tokens, min(PROMPT, room - new_tokens))
     results = {}
     for path, (model, tokenizer) in zip(paths, loaded, strict=True):
@@ -100,13 +103,16 @@ def sweep(
 
 def time_rows(rows: list[tuple], length: int, new_tokens: int, prompt: int) -> list[sweeps.Timing]:
     """
-    Timings of (model, loops), which take turns token by token. The ratio is to the row of one loop, and if there is
-    none, to the first model run with one.
+    Times rows of (model, loops), which take turns token by token. Ratios are over the first row with one loop or, if
+    there is none, over the first model run with one loop.
     """
     from ..utils.timing import decode_step_times
 
     runs: dict[int | str, tuple] = {
-        index: (model, {"num_loops": loops, "min_new_tokens": WARM_UP + 1 + new_tokens})  # the end token ends no run
+        index: (
+            model,
+            {"num_loops": loops, "min_new_tokens": WARM_UP + 1 + new_tokens},
+        )  # end tokens do not stop it
         for index, (model, loops) in enumerate(rows)
     }
     base: int | str | None = next((index for index, (_, loops) in enumerate(rows) if loops == 1), None)
@@ -128,8 +134,8 @@ def time_rows(rows: list[tuple], length: int, new_tokens: int, prompt: int) -> l
 
 def write(out: Path, found: sweeps.Sweep, notes: list[str]) -> None:
     """
-    All files of a sweep, or none; only the picture may be missing, and standard error says so. Raises ValueError if the
-    folder holds something else, or the disk is full.
+    Writes all files of a sweep or none. If the picture fails, it is skipped with a note on standard error. Raises
+    ValueError if the folder holds other files or the disk is full.
     """
     from ..diagnostics import plots  # matplotlib takes a second to import
 

@@ -1,16 +1,16 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-How many loops are worth it: the gain–cost diagnostics of LoopCoder-v2 (arXiv 2606.18023) for any PLT checkpoint.
+Gain–cost diagnostics of LoopCoder-v2 (arXiv 2606.18023) for any PLT checkpoint: how many loops are worth it.
 
     result = measure(model, encode_documents(tokenizer, {"a.py": text}), max_loops=4)
     result.recommendation.loops, result.metrics["loss"].mean
     result.save("gain_cost.json")
 
-Two things to keep in mind. The offset cost Ω is a distance between states and the refinement Δp a divergence between
-predictions: they have no common unit, so where their curves cross on one picture means nothing; only their course
-does. And both papers measured models with the shift alone, so they cannot tell its cost from that of looping:
-a model with `plt_cross_loop_shift=False` is the control they lack.
+Keep two limits in mind. The offset cost Ω is a distance between states, and the refinement Δp is a divergence between
+predictions. They have no common unit: only the shape of each curve means something, not the point where they cross.
+And both papers measured only models with the shift, so they cannot separate its cost from the cost of looping. A model
+with `plt_cross_loop_shift=False` is the missing control.
 """
 
 from .collect import measure

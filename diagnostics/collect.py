@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-`measure`: a model over documents, in bounded memory.
+`measure`: runs a model over documents, in bounded memory.
 
-What is kept of a document is one number and one weight for each metric, loop and layer. A document longer than
-`max_length` is cut into pieces, each run with fresh context, one at a time. Of a piece the states, queries and keys of
-all loops are kept; what grows faster, attention weights and predictions, is reduced to numbers a few tokens at a time.
+Each document is reduced to one number and one weight per metric, loop and layer. A document longer than `max_length`
+is cut into pieces, run one at a time with fresh context. The states, queries and keys of all loops of a piece are
+kept. Attention weights and predictions grow faster, so they are reduced to numbers a few tokens at a time.
 """
 
 import math
@@ -27,12 +27,12 @@ from .trace import BRANCHES, Trace, check_model, check_settings, trace
 
 HISTOGRAM_BINS = 20
 CONFIDENCE = 0.95
-CPU_CHUNK_ELEMENTS = 2**18  # 1 MB in float32: tensors that stay in a CPU's cache are several times faster
+CPU_CHUNK_ELEMENTS = 2**18  # 1 MB in float32: tensors that fit the CPU cache are several times faster
 SUMMED = tuple(STATE_METRICS | ATTENTION_METRICS | GATE_METRICS | LENS_METRICS)
 
 
 class Tally:
-    """Sums and weights of one document's metrics, (loops, layers) each; what has no layers has all in the first."""
+    """Sums and weights of one document's metrics, (loops, layers) each; metrics without layers use layer 0."""
 
     def __init__(self, loops: int, layers: int):
         self.sums = {name: np.zeros((loops, layers)) for name in SUMMED}
@@ -40,7 +40,7 @@ class Tally:
         self.histogram = np.zeros((loops, layers, HISTOGRAM_BINS), dtype=np.int64)
 
     def add(self, name: str, loop: int, values: torch.Tensor, layer: int = 0, weight: float = 1.0) -> None:
-        """Adds values, of any shape, of one loop. NaN is no value and left out; each other has `weight`."""
+        """Adds values of one loop, of any shape, each with weight `weight`. NaNs are skipped."""
         values = values.double()
         found = ~values.isnan()
         self.sums[name][loop, layer] += weight * values[found].sum().item()
@@ -48,7 +48,7 @@ class Tally:
 
 
 def tally_states(tally: Tally, trace: Trace, shift: bool) -> None:
-    """Adds what the states say. With `shift`, loop r was given the state of the token before."""
+    """Adds the metrics of the states. With `shift`, loop r received the previous token's state."""
     h = [trace.embeddings, *trace.states]  # h^(0) … h^(R+1)
     for loop in range(trace.num_loops):
         before, after = h[loop], h[loop + 1]
@@ -67,8 +67,8 @@ def tally_states(tally: Tally, trace: Trace, shift: bool) -> None:
 
 def tally_attention(tally: Tally, trace: Trace, chunk_elements: int | None = None) -> None:
     """
-    Adds what attention says, a few queries of a layer at a time, of two loops. Tensors of attention weights have up to
-    `chunk_elements` numbers; by default what stays in a CPU's cache, more on other devices.
+    Adds the metrics of attention, for a few queries of one layer and two loops at a time. Tensors of attention weights
+    have up to `chunk_elements` numbers; the default fits a CPU's cache and is larger on other devices.
     """
     time = len(trace.embeddings)
     if chunk_elements is None:
@@ -79,9 +79,9 @@ def tally_attention(tally: Tally, trace: Trace, chunk_elements: int | None = Non
             before = dict.fromkeys(BRANCHES)
             for loop in range(trace.num_loops):
                 now = trace.log_attention(loop, layer, start, min(start + rows, time))
-                if now["window"] is not None:  # no query sees a key before the window of the first
+                if now["window"] is not None:  # no query sees keys before the first query's window
                     now["window"] = now["window"][..., max(0, start - trace.window) :]
-                known = {}  # one branch may be another's tensor
+                known = {}  # two branches may be the same tensor
                 for branch, log_weights in now.items():
                     pair = (id(log_weights), id(before[branch]))
                     if log_weights is not None and pair not in known:
@@ -96,7 +96,7 @@ def tally_attention(tally: Tally, trace: Trace, chunk_elements: int | None = Non
 
 
 def _of_attention(log_weights: torch.Tensor, before: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """What the weights (H, Q, S) of one loop say, and how they differ from those of the loop before, if any."""
+    """Returns the metrics of one loop's weights (H, Q, S), and their change from the previous loop if there is one."""
     weights = log_weights.exp()
     found = {
         "attention_entropy": metrics.entropy(log_weights, weights),
@@ -109,7 +109,7 @@ def _of_attention(log_weights: torch.Tensor, before: torch.Tensor | None) -> dic
 
 
 def tally_predictions(tally: Tally, predictions: Predictions) -> None:
-    """Adds what the logit lens says."""
+    """Adds the metrics of the logit lens."""
     best = predictions.best_loop
     for loop, (loss, rank) in enumerate(zip(predictions.loss, predictions.true_rank, strict=True)):
         tally.add("loss", loop, loss)
@@ -132,20 +132,20 @@ def measure(
     progress: Callable[[int, int], None] | None = None,
 ) -> GainCost:
     """
-    What each loop gains and costs, on held-out documents.
+    Measures what each loop gains and costs on held-out documents.
 
     Args:
-        model: a PLT with a language-model head, of any dtype, on any device. Metrics are computed in float32 at least.
+        model: a PLT with a language-model head, any dtype and device. Metrics are computed in float32 or float64.
         documents: see `encode_documents`.
-        max_loops: how many loops to measure, which may be more than the model's own, the default.
-        max_length: longer documents are cut into pieces, each with fresh context (`documents.pieces`). By default 1024,
-            or the model's `max_position_embeddings` if less.
-        seed, resamples: of the bootstrap over documents.
-        progress: is called with the tokens done and the tokens in all, after every piece.
+        max_loops: number of loops to measure; default: the model's own. It may be larger.
+        max_length: longer documents are cut into pieces, each with fresh context (`documents.pieces`). Default: 1024,
+            or the model's `max_position_embeddings` if that is less.
+        seed, resamples: for the bootstrap over documents.
+        progress: called after every piece with the tokens done and the total.
 
     Raises:
-        ValueError: if there are no documents, one is too short or not of this model's tokens, the model is no PLT or
-            computes NaN, or a number is out of range.
+        ValueError: if there are no documents, a document is too short or has tokens outside the vocabulary, the model
+            is not a PLT or computes NaN, or an argument is out of range.
     """
     check_model(model)
     max_loops, max_length = check_settings(model, max_loops, max_length)
@@ -154,7 +154,7 @@ def measure(
             raise ValueError(f"`{name}` must be an integer >= {least}, got {value!r}.")
     documents = list(documents)
     if not documents:
-        raise ValueError("There are no documents to measure: pass one at least.")
+        raise ValueError("There are no documents to measure. Pass at least one.")
     for document in documents:
         check_document(document, model.config.vocab_size)
 
@@ -185,7 +185,7 @@ def measure(
 
 
 def tally_piece(tally: Tally, model: PreTrainedModel, inputs: torch.Tensor, targets: torch.Tensor, loops: int) -> None:
-    """Runs the model on one piece, inputs and targets (T,), and adds all it says."""
+    """Runs the model on one piece, inputs and targets (T,), and adds all its metrics."""
     recorded = trace(model, inputs, loops)
     tally_states(tally, recorded, model.config.plt_cross_loop_shift)
     tally_attention(tally, recorded)
@@ -193,7 +193,7 @@ def tally_piece(tally: Tally, model: PreTrainedModel, inputs: torch.Tensor, targ
 
 
 def summarize(tallies: list[Tally], documents: list[dict], model: dict, settings: dict) -> GainCost:
-    """Means, intervals and recommendation of the documents' tallies; the rest goes into the result as it is."""
+    """Computes means, intervals and the recommendation from the documents' tallies; copies the rest to the result."""
     count, loops = len(tallies), settings["max_loops"]
     counts = bootstrap.draws(count, settings["resamples"], settings["seed"])
     names = [name for name in SUMMED if name != "bits_per_byte" or all(entry["bytes"] for entry in documents)]
@@ -230,7 +230,7 @@ def summarize(tallies: list[Tally], documents: list[dict], model: dict, settings
 
 
 def _recommendation(means: dict, resampled: dict | None, limit: int) -> Recommendation:
-    """By the rule and by the loss alone, from means (1, R) and those of the resamples (resamples, R)."""
+    """Recommends by the rule and by the loss alone, from means (1, R) and resampled means (resamples, R)."""
     fields: dict[str, Any] = {"limit": limit}
     for suffix, names in (("", ("loss", "effective_rank")), ("_by_loss", ("loss",))):
         fields[f"loops{suffix}"] = int(bootstrap.recommend(*(means[name][0] for name in names)))
@@ -242,7 +242,7 @@ def _recommendation(means: dict, resampled: dict | None, limit: int) -> Recommen
 
 
 def _histogram(counts: np.ndarray) -> dict | None:
-    """Gates (loops, layers, bins), None if there are none."""
+    """Returns the gate counts (loops, layers, bins) as a document, or None if there are no gates."""
     if not counts.any():
         return None
     edges = np.linspace(0, 1, HISTOGRAM_BINS + 1).round(6).tolist()

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Texts as the diagnostics take them: token ids that begin with a start token, cut into pieces."""
+"""Texts as token ids that begin with a start token, cut into pieces."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 class Document:
     """
     Attributes:
-        ids: two tokens at least. The first is context alone, each of the others is predicted from those before it.
-        name: for people.
-        num_bytes: of the text that `ids[1:]` stand for; None: unknown, and then there are no bits per byte.
+        ids: at least two tokens. The first is only context; each later one is predicted from those before it.
+        name: for reports.
+        num_bytes: size of the text of `ids[1:]`; None if unknown, and then there are no bits per byte.
     """
 
     ids: list[int]
@@ -25,18 +25,18 @@ class Document:
 
 def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """
-    What stands before a text: the end token, which ends the document before it in training. Raises ValueError if there
-    is none.
+    Returns the token to put before a text: the end token, since documents follow an end token in training. Raises
+    ValueError if the tokenizer has none.
     """
     if tokenizer.eos_token_id is None:
-        raise ValueError('The tokenizer has no end token to put before a text: set `tokenizer.eos_token = "..."`.')
+        raise ValueError('The tokenizer has no end token to put before a text. Set `tokenizer.eos_token = "..."`.')
     return tokenizer.eos_token_id
 
 
 def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Mapping[str, str]) -> list[Document]:
     """
-    Documents of named texts: the end token, the text as plain text (a "<s>" inside stays three characters), the end
-    token. As in `training.evaluate`, the end of a text is predicted too.
+    Encodes named texts as end token, text, end token. Special tokens in a text are read as plain characters: "<s>" is
+    three. As in `training.evaluate`, the end of a text is predicted too.
 
     Raises:
         ValueError: if there is no text, a text is empty, or the tokenizer has no end token.
@@ -45,35 +45,35 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Mapping[str, str
     documents = []
     for name, text in texts.items():
         if not text:
-            raise ValueError(f"{name} is empty: leave it out, or give it some text.")
+            raise ValueError(f"{name} is empty. Leave it out or give it some text.")
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         documents.append(Document([end, *ids, end], name, len(text.encode())))
     if not documents:
-        raise ValueError("There are no texts to measure: pass one at least.")
+        raise ValueError("There are no texts to measure. Pass at least one.")
     return documents
 
 
 def check_document(document: Document, vocab_size: int) -> None:
-    """Raises ValueError if it is too short, or its tokens are not the model's."""
+    """Raises ValueError if the document is too short or has tokens outside the vocabulary."""
     name = document.name or "a document"
     if len(document.ids) < 2:
         raise ValueError(
-            f"{name} has {len(document.ids)} token(s), and a prediction needs two, of which the first is context: "
-            "leave it out, or put a start token before it."
+            f"{name} has {len(document.ids)} token(s), but at least two are needed: one of context and one to predict. "
+            "Leave it out, or put a start token before it."
         )
     highest, lowest = max(document.ids), min(document.ids)
     if highest >= vocab_size or lowest < 0:
         raise ValueError(
-            f"{name} has token id {highest if highest >= vocab_size else lowest}, and the model's vocabulary has "
-            f"{vocab_size}: encode it with the model's own tokenizer."
+            f"{name} has token id {highest if highest >= vocab_size else lowest}, but the model's vocabulary has "
+            f"{vocab_size} tokens. Encode it with the model's own tokenizer."
         )
 
 
 def pieces(ids: list[int], max_length: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """
-    Inputs and targets of a document, two (T,), in as few pieces as `max_length` allows, of lengths that differ by one
-    at most. Each piece is run with fresh context; the target of its last token is the first of the next piece, so that
-    every token but the document's first is predicted once.
+    Yields inputs and targets of a document, (T,) each, in as few pieces as `max_length` allows. Their lengths differ by
+    at most one. Each piece is run with fresh context. The last target of a piece is the first input of the next, so
+    every token except the document's first is predicted exactly once.
     """
     tokens = torch.tensor(ids)
     count = -(-(len(ids) - 1) // max_length)

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-The logit lens: what each loop would have predicted, for a whole text or token by token.
+The logit lens: what each loop would predict, for a whole text or token by token.
 
-Predictions of a few tokens at a time exist, of one loop and the one before: never all tokens × vocabulary × loops.
+To save memory, predictions are computed for a few tokens and two loops at a time, never for all at once.
 """
 
 from collections.abc import Callable
@@ -18,16 +18,19 @@ from .loop_names import loop_name, loop_number
 from .trace import check_model, check_settings, trace
 
 
-CHUNK_ELEMENTS = 2**22  # numbers in a tensor that grows with text × vocabulary, or text × text: 16 MB in float32
-CPU_ROWS = 128  # tokens whose predictions a CPU's cache holds
+CHUNK_ELEMENTS = 2**22  # limit for tensors that grow with text × vocabulary or text × text: 16 MB in float32
+CPU_ROWS = 128  # tokens whose predictions fit a CPU's cache
 VERSION = 1
 
 
 @dataclass
 class Predictions:
     """
-    Of T tokens in R loops, on the CPU: loss (nats), true_rank, entropy (nats), the likeliest token `top`, all (R, T),
-    and refinement Δp (nats) of loops 1 … R − 1, (R − 1, T).
+    Predictions of T tokens in R loops, on the CPU.
+
+    Attributes:
+        loss, true_rank, entropy, top: (R, T). Loss and entropy are in nats; `top` is the likeliest token.
+        refinement: Δp of loops 1 … R − 1 in nats, (R − 1, T).
     """
 
     loss: torch.Tensor
@@ -38,12 +41,12 @@ class Predictions:
 
     @property
     def agreement(self) -> torch.Tensor:
-        """Whether the likeliest token is that of the last loop, (R, T)."""
+        """True where a loop's likeliest token equals the last loop's, (R, T)."""
         return self.top == self.top[-1]
 
     @property
     def best_loop(self) -> torch.Tensor | None:
-        """r*, (T,); None for one loop."""
+        """The loop r* that changed each prediction most, (T,); None for one loop."""
         return metrics.best_loop(self.refinement) if len(self.refinement) else None
 
 
@@ -56,7 +59,7 @@ def predict(
     chunk_elements: int | None = None,
 ) -> Predictions:
     """
-    What `head`, (T, D) → (T, V), predicts from the states of each loop, R tensors (T, D), about `targets` (T,).
+    Predicts `targets` (T,) from each loop's states, R tensors (T, D), with `head`, (T, D) → (T, V).
 
     Raises:
         ValueError: if a loss is not finite.
@@ -90,8 +93,8 @@ def predict(
     for loop in range(loops):
         if not loss[loop].isfinite().all():
             raise ValueError(
-                f"The predictions of {loop_name(loop)} are not finite: the weights of `lm_head` hold NaN or infinite "
-                "values, so load another copy of the checkpoint, or the model overflows, so load it in float32."
+                f"The predictions of {loop_name(loop)} are not finite. Either the weights of `lm_head` contain NaN or "
+                "infinite values: load another copy of the checkpoint. Or the model overflows: load it in float32."
             )
     return Predictions(loss, rank, entropy, top, refinement[1:])
 
@@ -99,16 +102,16 @@ def predict(
 @dataclass
 class TokenRecord:
     """
-    How the loops predicted one token of a text from those before it. Lists are over loops.
+    How each loop predicted one token of a text. Lists are over loops.
 
     Attributes:
-        id, text: the token; the texts of all records make up the whole text.
-        loss: nats.
+        id, text: the token. The texts of all records together are the whole text.
+        loss: in nats.
         refinement: Δp in nats, None for loop 0.
-        best: r*, the loop that changed the prediction most; None if there is one loop only.
-        rank: its place among the predictions, 1 the likeliest.
-        entropy: of the prediction, nats.
-        top: the likeliest tokens.
+        best: r*, the loop that changed the prediction most; None if there is only one loop.
+        rank: rank of the token among the predictions; 1 is the likeliest.
+        entropy: of the prediction, in nats.
+        top: each loop's likeliest token.
     """
 
     id: int
@@ -123,14 +126,14 @@ class TokenRecord:
 
 @dataclass
 class LoopLens:
-    """A text token by token: a record for each."""
+    """A text with a record for each token."""
 
     name: str | None
     max_loops: int
     tokens: list[TokenRecord]
 
     def to_dict(self) -> dict:
-        """What JSON holds: `best` counts loops from 1 there."""
+        """Returns the JSON document, where `best` counts loops from 1."""
         document = {"version": VERSION, **asdict(self)}
         for record in document["tokens"]:
             record["best"] = None if record["best"] is None else loop_number(record["best"])
@@ -146,10 +149,11 @@ def loop_lens(
     name: str | None = None,
 ) -> LoopLens:
     """
-    The text token by token, in `max_loops` loops. Arguments as of `measure`; longer texts are cut in the same way.
+    Records each token's predictions in `max_loops` loops. Arguments are as in `measure`; long texts are cut in the same
+    way.
 
     Raises:
-        ValueError: if the text is empty, or as `measure` does.
+        ValueError: if the text is empty, or for the reasons of `measure`.
     """
     check_model(model)
     max_loops, max_length = check_settings(model, max_loops, max_length)
@@ -181,15 +185,15 @@ def loop_lens(
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[str]]:
     """
-    Ids of a text, and the text cut where the tokens end. A token that ends within a character has no text of its own.
+    Returns the token ids of a text, and the text of each token. A token that ends inside a character has the text "".
 
     Raises:
-        ValueError: if the text is empty, or the tokenizer does not tell where tokens stand.
+        ValueError: if the text is empty or the tokenizer cannot return character offsets.
     """
     if not text:
-        raise ValueError("The text is empty: choose one with a token at least.")
+        raise ValueError("The text is empty. Choose one with at least one token.")
     if not tokenizer.is_fast:
-        raise ValueError("The tokenizer does not tell where its tokens stand in a text: load a fast one.")
+        raise ValueError("This tokenizer cannot return character offsets. Load a fast tokenizer.")
     encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
     texts, done = [], 0
     for _, end in encoded["offset_mapping"]:

@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-How people read loops. The code counts them from 0, as everywhere in this package; sentences, pictures, tables and files
-count from 1, as in "loop 1 of 2". Whatever is shown or saved gets its number here.
+Names of loops for people. The code counts loops from 0; sentences, pictures, tables and files count from 1, as in
+"loop 1 of 2". Everything that is shown or saved gets its number here.
 """
 
 
 def loop_number(loop: int) -> int:
-    """The number that a loop is shown and saved with."""
+    """Returns the number under which a loop is shown and saved."""
     return loop + 1
 
 

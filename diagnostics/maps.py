@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Attention maps of every loop for a chosen text, small enough to draw."""
+"""Attention maps of every loop for a short text."""
 
 from dataclasses import dataclass
 
@@ -19,12 +19,12 @@ VERSION = 1
 @dataclass
 class AttentionMaps:
     """
-    Means over heads. S tokens; lists are [loop][index in `layers`], an entry is None where there is no such branch.
+    Attention averaged over heads, for S tokens. Lists are [loop][index in `layers`], None where a branch is absent.
 
     Attributes:
-        tokens: the S inputs, the start token first.
-        layers: which layers, from 0.
-        global_, window, mixture: weights (S, S), a row a query, on the same keys.
+        tokens: the S inputs; the start token is first.
+        layers: indices of the layers, from 0.
+        global_, window, mixture: weights (S, S), queries × keys.
         gate: weight of the global branch, (S,).
     """
 
@@ -37,7 +37,7 @@ class AttentionMaps:
     gate: list[list[np.ndarray | None]]
 
     def to_dict(self) -> dict:
-        """What JSON holds: a loop without a branch is null."""
+        """Returns the JSON document. A loop without a branch is null."""
 
         def plain(by_loop):
             return [None if of[0] is None else [values.tolist() for values in of] for of in by_loop]
@@ -64,11 +64,11 @@ def attention_maps(
     layers: list[int] | None = None,
 ) -> AttentionMaps:
     """
-    Maps of the first `max_tokens` tokens of a text, the start token before it included, in `max_loops` loops, of
-    `layers` (counted from 0; all by default).
+    Returns maps of the first `max_tokens` tokens of a text, including the start token, in `max_loops` loops, for
+    `layers` (counted from 0; default: all).
 
     Raises:
-        ValueError: if there is no such layer, the text is empty, or as `measure` does.
+        ValueError: if a layer does not exist, the text is empty, or for the reasons of `measure`.
     """
     check_model(model)
     max_loops, max_tokens = check_settings(model, max_loops, max_tokens, "max_tokens")
@@ -76,7 +76,7 @@ def attention_maps(
     layers = list(range(depth)) if layers is None else list(layers)
     wrong = [layer for layer in layers if not 0 <= layer < depth]
     if wrong or not layers:
-        raise ValueError(f"The model has layers 0 to {depth - 1}: choose some of them, not {layers}.")
+        raise ValueError(f"`layers` must name layers 0 to {depth - 1} of this model, got {layers}.")
     ids, texts = tokenize(tokenizer, text)
     start = start_token_id(tokenizer)
     check_document(Document([start, *ids], name="The text"), model.config.vocab_size)

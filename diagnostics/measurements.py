@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the diagnostics found, and a JSON file of it."""
+"""The results of the diagnostics, and their JSON file."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ DOCUMENT = {"name": str, "tokens": int, "bytes": int | None, "pieces": int}
 
 @dataclass
 class Curve:
-    """A metric over loops: mean and interval. None where the metric has no value, or one document no interval."""
+    """A metric over loops: mean and interval. None where it has no value; ends are None for a single document."""
 
     mean: list[float | None]
     low: list[float | None]
@@ -45,11 +45,11 @@ class Curve:
 class Recommendation:
     """
     Attributes:
-        loops: how many loops the rule recommends.
-        limit: how many were measured. If `loops` is as many, more may be worth it.
-        share: for 1 … `limit` loops, the share of bootstrap resamples of the documents in which the rule recommends
-            them: how sure it is. None for one document.
-        loops_by_loss, share_by_loss: the same for the loss alone. Where both rules differ, the ranks disagree with it.
+        loops: number of loops that the rule recommends.
+        limit: number of loops measured. If `loops` equals it, more may be worth it.
+        share: for 1 … `limit` loops, the share of bootstrap resamples in which the rule recommends that number: its
+            certainty. None for one document.
+        loops_by_loss, share_by_loss: the same for the loss alone.
     """
 
     loops: int
@@ -66,17 +66,17 @@ class Recommendation:
 @dataclass
 class Measurements:
     """
-    Gains and costs of each loop of one model on some documents. `METRICS` says what each metric is.
+    Gains and costs of each loop of one model on some documents. `METRICS` describes the metrics.
 
     Attributes:
         model: name, num_loops, hidden_size, num_hidden_layers, num_attention_heads, window, cross_loop_shift,
             loop_attention, normalize_per_loop, dtype (`MODEL`).
         settings: max_loops, max_length, seed, resamples, confidence (`SETTINGS`).
-        documents: of each its name, tokens (that are predicted), bytes (None: unknown), pieces, and loss per loop.
-        metrics: a curve for each metric, over loops.
-        layers: for each metric of attention, [loop][layer]; None for a loop without it.
-        gate_histogram: edges (bins + 1), and counts [loop][layer][bin], None for loop 0. None for models without gates.
-        recommendation: how many loops are worth it.
+        documents: name, predicted tokens, bytes (None if unknown), pieces and loss per loop of each document.
+        metrics: a curve over loops for each metric.
+        layers: for each attention metric, [loop][layer]; None for a loop without it.
+        gate_histogram: edges (bins + 1) and counts [loop][layer][bin], None for loop 0. None for models without gates.
+        recommendation: the recommended number of loops.
     """
 
     model: dict
@@ -93,24 +93,24 @@ class Measurements:
 
     @property
     def tokens(self) -> int:
-        """Tokens that were predicted."""
+        """Number of predicted tokens."""
         return sum(document["tokens"] for document in self.documents)
 
     @property
     def bytes(self) -> int | None:
-        """Bytes of all documents, None where one's are unknown."""
+        """Bytes of all documents; None if those of any document are unknown."""
         sizes = [document["bytes"] for document in self.documents]
         return None if None in sizes else sum(sizes)
 
     @property
     def reason(self) -> str:
-        """Why so many loops are recommended, in one sentence with this model's numbers."""
+        """The reason for the recommendation, in one sentence with this model's numbers."""
         advice = self.recommendation
-        loops = advice.loops  # and the loop that would come next
+        loops = advice.loops  # also the index of the next loop
         if advice.limit == 1:
-            return "One loop was measured, which allows no recommendation: measure two at least."
+            return "Only one loop was measured, which allows no recommendation: measure at least two."
         if loops == advice.limit:
-            return f"The rule did not stop: it may go on beyond the {loops_text(loops)} that were measured."
+            return f"The rule did not stop within the {loops_text(loops)} measured: more may be worth it."
         rank, loss = self.metrics["effective_rank_change"], self.metrics["loss_change"]
         reason = (
             f"{loop_name(loops).capitalize()} changes the effective rank by {_number(rank, loops, '.2f')} and the loss "
@@ -121,23 +121,23 @@ class Measurements:
         return reason + "."
 
     def to_dict(self) -> dict:
-        """What JSON holds."""
+        """Returns the JSON document."""
         return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, document: dict) -> Self:
         """Raises ValueError if `document` is not what `to_dict` returns."""
         if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise ValueError(f'This is no result of the diagnostics: its "format" is not "{FORMAT}".')
+            raise ValueError(f'This is not a diagnostics result: its "format" is not "{FORMAT}".')
         if document.get("version") != VERSION:
             raise ValueError(
-                f"The result has version {document.get('version')!r}, and this iquest-plt reads version {VERSION}: "
-                "measure again, or use the iquest-plt that wrote it."
+                f"The result has version {document.get('version')!r}, but this iquest-plt reads version {VERSION}. "
+                "Measure again, or use the iquest-plt that wrote it."
             )
         names = {field.name for field in dataclasses.fields(cls)}
         missing = sorted(names - document.keys())
         if missing:
-            raise ValueError(f"The result lacks {', '.join(missing)}: the file is damaged, measure again.")
+            raise ValueError(f"The result is damaged (missing: {', '.join(missing)}). Measure again.")
         fields = {name: document[name] for name in names}
         try:
             fields["metrics"] = {name: Curve(**curve) for name, curve in fields["metrics"].items()}
@@ -145,11 +145,11 @@ class Measurements:
             result = cls(**fields)
             result._check()
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"The result is damaged ({error}): measure again.") from error
+            raise ValueError(f"The result is damaged ({error}). Measure again.") from error
         return result
 
     def to_json(self) -> str:
-        """The text of the file that `save` writes."""
+        """Returns the text that `save` writes."""
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def save(self, path: str | Path) -> None:
@@ -162,16 +162,16 @@ class Measurements:
         Reads what `save` wrote.
 
         Raises:
-            ValueError: if the file is something else, is damaged, or has another version.
-            OSError: if it cannot be read.
+            ValueError: if the file is not a result, is damaged, or has another version.
+            OSError: if the file cannot be read.
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are two
+        except ValueError as error:  # includes JSONDecodeError and UnicodeDecodeError
             raise ValueError(f"{path} cannot be loaded as a diagnostics result: {error}") from error
 
     def _check(self) -> None:
-        """Raises TypeError or KeyError if a part is missing, of another type, or does not fit the others."""
+        """Raises TypeError or KeyError if a part is missing, has the wrong type, or does not match the others."""
         _check_types("model", self.model, MODEL)
         _check_types("settings", self.settings, SETTINGS)
         if self.model["loop_attention"] not in LOOP_ATTENTIONS:
@@ -184,7 +184,7 @@ class Measurements:
             _check_numbers("a document's loss", document["loss"], loops, "loops")
         for name in [*METRICS, *self.metrics]:
             if name not in METRICS:
-                raise TypeError(f"{name} is no metric")
+                raise TypeError(f"{name} is not a metric")
             if name == "bits_per_byte" and name not in self.metrics:
                 continue
             for part, points in vars(self.metrics[name]).items():
@@ -206,7 +206,7 @@ class Measurements:
                 _check_numbers("the recommendation's share", share, loops, "loops")
 
     def _check_histogram(self) -> None:
-        """As `_check`; the loops with a histogram must be those with a mean gate, and there must be one."""
+        """Does the same for the histogram. Exactly the loops with a mean gate must have one, and at least one loop."""
         edges, counts = self.gate_histogram["edges"], self.gate_histogram["counts"]  # type: ignore[index]
         _check_numbers("the edges of the gates' histogram", edges, len(edges), "numbers")
         _check_length("the gates' histogram", counts, self.max_loops, "loops")
@@ -217,7 +217,7 @@ class Measurements:
         known = [[value is not None for value in values] for values in (counts, self.layers["gate"])]
         known.append([value is not None for value in self.metrics["gate"].mean])
         if not any(known[0]) or known[0] != known[1] or known[0] != known[2]:
-            raise TypeError("the gates' histogram is of other loops than their means")
+            raise TypeError("the gates' histogram covers other loops than their means")
 
 
 def _check_types(part: str, values: dict, kinds: dict) -> None:
@@ -228,11 +228,11 @@ def _check_types(part: str, values: dict, kinds: dict) -> None:
 
 def _check_length(part: str, values: list, count: int, unit: str) -> None:
     if not isinstance(values, list) or len(values) != count:
-        raise TypeError(f"{part} has not {count} {unit}")
+        raise TypeError(f"{part} does not have {count} {unit}")
 
 
 def _check_numbers(part: str, values: list, count: int, unit: str, optional: bool = False) -> None:
-    """`count` finite numbers; with `optional`, None is one, too."""
+    """Raises TypeError unless `values` has `count` finite numbers. With `optional`, None is allowed."""
     _check_length(part, values, count, unit)
     for value in values:
         if not (optional and value is None) and not (isinstance(value, int | float) and math.isfinite(value)):
@@ -240,7 +240,7 @@ def _check_numbers(part: str, values: list, count: int, unit: str, optional: boo
 
 
 def without_nan(values: Any) -> Any:
-    """Nested lists of floats with None in place of NaN."""
+    """Replaces NaN by None in nested lists of floats."""
     if isinstance(values, float):
         return None if math.isnan(values) else values
     return [without_nan(value) for value in values]

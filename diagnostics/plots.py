@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-The measurements as matplotlib figures, and figures as SVG that follows a page's colours. Needs the extra `diagnostics`.
+Draws the measurements with matplotlib, and turns figures into SVG in a page's colours. Needs the extra `diagnostics`.
 
-Figures are objects of their own (no `pyplot`, no global state): show them in a notebook, or `figure.savefig(path)`.
+Figures are independent objects (no `pyplot`, no global state): show them in a notebook, or call `figure.savefig(path)`.
 """
 
 import io
@@ -30,14 +30,14 @@ from .metric_info import METRICS
 from .sweep import Sweep
 
 
-# Okabe and Ito's palette, told apart by colour-blind readers. On a page INK is the text's colour, the others variables.
+# Okabe and Ito's palette for colour-blind readers. In SVG, INK becomes the page's text colour, others CSS variables.
 INK, FAINT = "#22272e", "#8b949e"
 GAIN, COST, THIRD = "#0072b2", "#d55e00", "#009e73"
 VARIABLES = {FAINT: "faint", GAIN: "gain", COST: "cost", THIRD: "third"}
-RC: Any = {  # settings of matplotlib
+RC: Any = {  # matplotlib settings
     "font.family": "sans-serif",
     "font.size": 10,
-    "svg.fonttype": "none",  # text stays text: small files, the page's own font
+    "svg.fonttype": "none",  # keeps text as text: smaller files, in the page's font
     "text.color": INK,
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
@@ -54,7 +54,7 @@ BRANCHES = {"mixture": (INK, "o-"), "global": (GAIN, "s--"), "window": (COST, "^
 NO_COMMON_UNIT = "The two axes have no common unit: where the lines cross means nothing.\n"
 MAX_MAP_LAYERS = 4
 
-# What is drawn together: title -> metrics. Every metric is in one chart, but for `CHANGES`, which `plot_rule` draws.
+# Charts: title -> metrics drawn together. Every metric is in one chart, except those that `plot_rule` draws.
 CHARTS = {
     METRICS[name].title: [name]
     for name in ("loss", "bits_per_byte", "true_rank", "top1_accuracy", "entropy", "agreement", "refinement")
@@ -71,7 +71,7 @@ CHARTS |= {
 
 
 def plot(result: Measurements) -> Figure:
-    """Gain and cost of each loop: refinement Δp on the left axis, offset cost Ω on the right, with their intervals."""
+    """Draws gain and cost of each loop: refinement Δp on the left axis, offset cost Ω on the right, with intervals."""
     with matplotlib.rc_context(RC):
         figure, (axes,) = _figure(6.4, 3.8)
         right = axes.twinx()
@@ -89,7 +89,7 @@ def plot(result: Measurements) -> Figure:
 
 
 def plot_rule(result: Measurements) -> Figure:
-    """What the recommendation rests on: loss and effective rank of each loop less those of the loop before."""
+    """Draws the basis of the recommendation: the change of loss and effective rank in each loop."""
     with matplotlib.rc_context(RC):
         figure, both = _figure(6.4, 3.4, columns=2)
         for axes, name, better in zip(both, ("loss_change", "effective_rank_change"), ("below", "above"), strict=True):
@@ -103,7 +103,7 @@ def plot_rule(result: Measurements) -> Figure:
 
 
 def plot_metrics(result: Measurements) -> Figure:
-    """Every metric that the model has, a chart each."""
+    """Draws one chart for each metric that the model has."""
     names = [title for title in CHARTS if _chart_metrics(result, title)]
     with matplotlib.rc_context(RC):
         rows = -(-len(names) // 4)
@@ -117,7 +117,7 @@ def plot_metrics(result: Measurements) -> Figure:
 
 
 def plot_chart(result: Measurements, title: str) -> Figure | None:
-    """One of `CHARTS`; None if the model has no such metric."""
+    """Draws one of `CHARTS`; None if the model lacks the metric."""
     if not _chart_metrics(result, title):
         return None
     with matplotlib.rc_context(RC):
@@ -127,7 +127,7 @@ def plot_chart(result: Measurements, title: str) -> Figure | None:
 
 
 def plot_gates(result: Measurements) -> Figure | None:
-    """Mean gate of each layer and loop, and how the gates of a loop spread; None for a model without gates."""
+    """Draws the mean gate of each layer and loop, and a histogram per loop; None for a model without gates."""
     histogram = result.gate_histogram
     if histogram is None:
         return None
@@ -155,14 +155,14 @@ def plot_gates(result: Measurements) -> Figure | None:
 
 def plot_attention(maps: AttentionMaps, branch: str = "mixture") -> Figure | None:
     """
-    Attention maps, a row of pictures for each loop that has the `branch` ("mixture", "global" or "window") and a column
-    for each of up to four layers. None if no loop has it.
+    Draws attention maps of a branch ("mixture", "global" or "window"): a row for each loop that has it, a column for
+    each of up to four layers. None if no loop has it.
 
     Raises:
-        ValueError: if there is no such branch.
+        ValueError: if `branch` is unknown.
     """
     if branch not in BRANCHES:
-        raise ValueError(f"Attention has the branches {', '.join(BRANCHES)}, not {branch!r}.")
+        raise ValueError(f"`branch` must be one of the branches {', '.join(BRANCHES)}, got {branch!r}.")
     by_loop = maps.global_ if branch == "global" else getattr(maps, branch)
     loops = [loop for loop, layers in enumerate(by_loop) if layers[0] is not None]
     if not loops:
@@ -174,7 +174,7 @@ def plot_attention(maps: AttentionMaps, branch: str = "mixture") -> Figure | Non
         for axes, (loop, column) in zip(grid, ((loop, c) for loop in loops for c in columns), strict=True):
             weights = by_loop[loop][column]
             future = np.triu(np.ones_like(weights, dtype=bool), k=1)
-            shown = np.ma.array(np.sqrt(weights), mask=future)  # roots bring out the middling weights
+            shown = np.ma.array(np.sqrt(weights), mask=future)  # the root makes medium weights visible
             image = axes.imshow(shown, cmap="cividis", vmin=0, vmax=1, interpolation="none")
             axes.set(xticks=[], yticks=[])
             if loop == loops[0]:
@@ -187,7 +187,7 @@ def plot_attention(maps: AttentionMaps, branch: str = "mixture") -> Figure | Non
 
 
 def plot_sweep(found: Sweep) -> Figure:
-    """Loss, time, memory, and gain and cost, of each row of a sweep."""
+    """Draws loss, time, memory, gain and cost of each row of a sweep."""
     x = np.arange(len(found.rows))
     names = [f"R = {row.loops}" + (f"\n{row.model[-18:]}" if len(found.results) > 1 else "") for row in found.rows]
     with matplotlib.rc_context(RC):
@@ -218,8 +218,10 @@ def plot_sweep(found: Sweep) -> Figure:
 
 def to_svg(figure: Figure, name: str, label: str) -> str:
     """
-    An `<svg>` element to put into a page: the same for the same figure, its colours those of the page (INK is
-    `currentColor`, others `var(--gain)` …), its ids begin with `name`, and `label` is read to who does not see it.
+    Returns an `<svg>` element for a page. Equal figures give equal text.
+
+    Colours become those of the page (INK is `currentColor`, others `var(--gain)` …), ids begin with `name`, and screen
+    readers read `label`.
     """
     target = io.StringIO()
     salt: Any = {"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif"}
@@ -227,7 +229,7 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
         figure.savefig(target, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = target.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)
-    svg = re.sub(r'(<image\b[^>]*?)\s+id="[^"]*"', r"\1", svg)  # equal images have equal ids, which nothing refers to
+    svg = re.sub(r'(<image\b[^>]*?)\s+id="[^"]*"', r"\1", svg)  # unused, and equal for equal images
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
     svg = svg.replace(INK, "currentColor").replace("'DejaVu Sans', ", "")
@@ -240,17 +242,17 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
 
 
 def draw_interval(axes: Axes, x: np.ndarray, curve: Curve, color: str, style: str, label: str | None = None) -> None:
-    """A curve at `x`, with error bars where it has an interval."""
+    """Draws a curve at `x`, with error bars where it has an interval."""
     mean, low, high = (np.array(values, dtype=float) for values in (curve.mean, curve.low, curve.high))
     known = ~np.isnan(mean)
     x, mean, low, high = np.asarray(x)[known], mean[known], low[known], high[known]
-    # A percentile interval of a skewed mean need not hold the mean itself.
+    # A percentile interval may miss the mean itself if the distribution is skewed.
     bars = np.nan_to_num(np.clip([mean - low, high - mean], 0, None))
     axes.errorbar(x, mean, yerr=bars, fmt=style, color=color, capsize=3, markersize=5, linewidth=1.5, label=label)
 
 
 def _plot_up(axes: Axes, values: list[float | None], color: str, style: str = "o-") -> None:
-    """Values of 0 … n − 1, on an axis that begins at zero."""
+    """Draws values at 0 … n − 1 on an axis that begins at zero."""
     heights = np.array(values, dtype=float)
     axes.plot(np.arange(len(values)), heights, style, color=color)
     axes.set_ylim(0, 1.1 * np.nanmax(heights, initial=0) or None)
@@ -261,7 +263,7 @@ def _draw_curve(axes: Axes, curve: Curve, color: str, style: str, label: str | N
 
 
 def _chart_metrics(result: Measurements, title: str) -> list[str]:
-    """Those of the chart that have a value."""
+    """Returns the chart's metrics that have a value."""
     return [name for name in CHARTS[title] if name in result.metrics and _defined(result.metrics[name])]
 
 
@@ -280,7 +282,7 @@ def _draw_chart(axes: Axes, result: Measurements, title: str) -> None:
 
 
 def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, np.ndarray]:
-    """A figure and its axes, row by row."""
+    """Returns a figure and its axes, row by row."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False).flatten()
 
@@ -295,7 +297,7 @@ def _defined(curve: Curve) -> bool:
 
 
 def _top(curve: Curve) -> float | None:
-    """A little above the highest bar of a curve that has no negative values."""
+    """Returns a limit a little above the highest bar, for a curve without negative values."""
     values = [value for value in (*curve.mean, *curve.high) if value is not None]
     return 1.1 * max(values) or None if values and math.isfinite(max(values)) else None
 

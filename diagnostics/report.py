@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-The measurements as one HTML file that needs nothing else: no network, no other file. Needs the extra `diagnostics`.
+Renders the measurements as one self-contained HTML file. Needs the extra `diagnostics`.
 
     Path("report.html").write_text(render(result, lens=loop_lens(...), maps=attention_maps(...)), encoding="utf-8")
 """
@@ -39,7 +39,7 @@ TABLE = (
     "effective_rank",
     "effective_rank_change",
 )
-GROUPS = {  # of `plots.CHARTS`, by their first metric
+GROUPS = {  # groups of `plots.CHARTS`, by their first metric
     "Predictions": (
         "loss",
         "bits_per_byte",
@@ -69,15 +69,15 @@ def render(
     on_error: Callable[[str, Exception], None] | None = None,
 ) -> str:
     """
-    The report. The same arguments give the same text.
+    Renders the report. Equal arguments give equal text.
 
     Args:
-        result: what was measured.
-        lens: a text token by token; without one, or with one loop only, that section is left out.
-        maps: attention of a text; likewise.
+        result: the measurements.
+        lens: a text token by token. Its section is omitted without one, or if it has only one loop.
+        maps: attention maps of a text. Their section is omitted without them.
         notes: sentences about the data, such as its licence.
-        on_error: is called with the name of a picture that cannot be drawn, and the error; the report then says so in
-            its place. Without it, the error is raised.
+        on_error: called with the name of a picture that cannot be drawn, and the error; a note then takes the picture's
+            place. If None, the error is raised.
     """
     svg = partial(_svg, on_error)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -113,14 +113,14 @@ def render(
 
 
 def quoted(text: str) -> str:
-    """In quotation marks, what cannot be seen as an escape."""
+    """Quotes a text and escapes its invisible characters."""
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in json.dumps(text, ensure_ascii=False))
 
 
 def lens_data(lens: LoopLens) -> dict:
     """
-    What the page's script and `lens.json` hold: a list for each field of `TokenRecord`, numbers in four digits, and in
-    place of the likeliest tokens their indices in `names`. `best` counts loops from 1.
+    Returns the data of the page's script and of `lens.json`: a list for each field of `TokenRecord`, with numbers
+    rounded to four digits. `top` holds indices into `names`, and `best` counts loops from 1.
     """
     names = list(dict.fromkeys(top for token in lens.tokens for top in token.top))
     index = {name: position for position, name in enumerate(names)}
@@ -138,7 +138,7 @@ def lens_data(lens: LoopLens) -> dict:
 
 
 def to_csv(result: GainCost) -> str:
-    """Every number as a row: metric, unit, layer (empty: all of them), loop (from 1), mean, low, high."""
+    """Writes a row per number: metric, unit, layer (empty: all layers), loop (from 1), mean, low, high."""
     target = io.StringIO()
     rows = csv.writer(target, lineterminator="\n")
     rows.writerow(["metric", "unit", "layer", "loop", "mean", "low", "high"])
@@ -154,12 +154,12 @@ def to_csv(result: GainCost) -> str:
 
 
 def _gated(result: GainCost) -> bool:
-    """Whether there are two branches and a gate between them."""
+    """Returns True if the model has two branches with a gate between them."""
     return result.model["loop_attention"] == "gated"
 
 
 def _svg(on_error: Callable | None, name: str, label: str, draw: Callable, *arguments) -> Markup | None:
-    """The picture that `draw` makes, None if there is nothing to draw."""
+    """Returns the picture that `draw` makes, or None if there is nothing to draw."""
     try:
         figure = draw(*arguments)
         return None if figure is None else Markup(plots.to_svg(figure, name, label))
@@ -171,7 +171,7 @@ def _svg(on_error: Callable | None, name: str, label: str, draw: Callable, *argu
 
 
 def _charts(result: GainCost, svg: Callable) -> dict[str, list[dict]]:
-    """By group: each chart with what its metric means and how it goes."""
+    """Returns the charts by group: title, picture and meaning of each."""
     titles = {names[0]: title for title, names in plots.CHARTS.items()}
     groups = {}
     for group, names in GROUPS.items():

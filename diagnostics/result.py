@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""`GainCost`: what the diagnostics found, with its picture."""
+"""`GainCost`: the results of the diagnostics, with their picture."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ class GainCost(Measurements):
     __doc__ = Measurements.__doc__
 
     def plot(self) -> Any:
-        """The curves as a matplotlib figure."""
+        """Draws the curves as a matplotlib figure."""
         from .plots import plot  # matplotlib takes a second to import
 
         return plot(self)

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-The choice of the number of loops on one page: quality, time and memory side by side, for one model run with 1 … N
-loops, or for several models, each with its own number.
+Compares numbers of loops on one page: quality, time and memory, for one model run with 1 … N loops, or for several
+models, each with its own number.
 """
 
 import csv
@@ -27,7 +27,7 @@ DIAGNOSTICS = ("effective_rank", "refinement", "offset_cost", "angular_change", 
 
 @dataclass
 class Estimate:
-    """A mean with its interval, None where there is none."""
+    """A mean with its interval. Missing values are None."""
 
     mean: float | None
     low: float | None = None
@@ -40,15 +40,15 @@ class Row:
     One model with one number of loops.
 
     Attributes:
-        model, loops: which.
+        model, loops: name of the model and number of loops.
         loss: nats per token.
-        bits_per_byte: the loss, over the bytes of the text; None where these are unknown.
-        change: of the bits per byte to the row before, paired: on the same resamples of the documents.
+        bits_per_byte: the loss per byte of text; None where the number of bytes is unknown.
+        change: change of bits per byte from the previous row, paired: on the same resamples of the documents.
         lowest_share: share of resamples in which this row has the lowest bits per byte; None for one document.
-        seconds_per_token: median of decode steps.
-        time_ratio: median of each step's time over that of `Sweep.base`, timed in turns.
-        kv_bytes_per_token, kv_bytes_per_sequence: of the cache.
-        diagnostics: mean of some of `METRICS`, of the last loop.
+        seconds_per_token: median over decode steps.
+        time_ratio: median over decode steps of the time divided by that of `Sweep.base`, timed in turns.
+        kv_bytes_per_token, kv_bytes_per_sequence: size of the cache.
+        diagnostics: means of the metrics `DIAGNOSTICS` in the last loop.
     """
 
     model: str
@@ -66,7 +66,7 @@ class Row:
 
 @dataclass
 class Timing:
-    """Of one row: seconds per token, their ratio to `Sweep.base`, and bytes of the cache per token and per sequence."""
+    """Timing of one row: seconds per token, their ratio to `Sweep.base`, and cache bytes per token and per sequence."""
 
     seconds_per_token: float
     time_ratio: float
@@ -76,7 +76,7 @@ class Timing:
 
 @dataclass
 class Sweep:
-    """Rows by number of loops. `results` are what they come from: one for all rows, or one for each."""
+    """Rows by number of loops, and the `results` they come from: one for all rows, or one for each."""
 
     rows: list[Row]
     results: list[Measurements]
@@ -85,18 +85,18 @@ class Sweep:
 
     @property
     def best(self) -> Row:
-        """The row with the lowest bits per byte; of equal ones that with the fewest loops."""
+        """The row with the lowest bits per byte; on a tie, the one with the fewest loops."""
         return min(self.rows, key=lambda row: (row.bits_per_byte.mean, row.loops))
 
     @property
     def base(self) -> str:
-        """What times are given over: one loop, of the first model that has a row of one, or else of the first row's."""
+        """Reference for times: the first row with one loop or, without such a row, the first model with one loop."""
         if len(self.results) == 1:
             return "R = 1"
         return f"{next((row for row in self.rows if row.loops == 1), self.rows[0]).model} with 1 loop"
 
     def to_dict(self) -> dict:
-        """What JSON holds."""
+        """Returns the JSON document."""
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -111,25 +111,24 @@ def sweep(
     results: Sequence[tuple[Measurements, int]], timings: Sequence[Timing], length: int, environment: dict
 ) -> Sweep:
     """
-    A sweep of `results`, each with the number of loops that is meant, all measured on the same documents, and the
-    timings that belong to them. Bits per byte are what is compared: models with different tokenizers have them
-    in common.
+    Builds a sweep from results, each with a number of loops, and their timings. All results must cover the same
+    documents. Rows are compared in bits per byte, so models may have different tokenizers.
 
     Raises:
-        ValueError: if the documents or the lengths they were cut to differ, or the bytes of one are unknown.
+        ValueError: if the documents or the context lengths differ, or the bytes of a document are unknown.
     """
     first = results[0][0]
     names = [[(entry["name"], entry["bytes"]) for entry in result.documents] for result, _ in results]
     if any(other != names[0] for other in names):
-        raise ValueError("The models were measured on different documents: measure them on the same.")
+        raise ValueError("The models were measured on different documents. Measure them on the same ones.")
     lengths = sorted({result.settings["max_length"] for result, _ in results})
     if len(lengths) > 1:
         raise ValueError(
-            f"The models were measured with contexts of {' and '.join(map(str, lengths))} tokens: measure them with "
-            "one `max_length`."
+            f"The models were measured with contexts of {' and '.join(map(str, lengths))} tokens. Measure them with "
+            "the same `max_length`."
         )
     if first.bytes is None:
-        raise ValueError("The bytes of a document are unknown, so bits per byte are: use `encode_documents`.")
+        raise ValueError("The bytes of a document are unknown. Make the documents with `encode_documents`.")
     bits = np.array(
         [
             [entry["tokens"] * entry["loss"][loops - 1] / math.log(2) for entry in result.documents]
@@ -166,36 +165,36 @@ def sweep(
 
 
 def sentences(found: Sweep) -> list[str]:
-    """What the table says."""
+    """Describes the table."""
     best, first = found.best, found.rows[0]
     sure = "" if best.lowest_share is None else f", in {interpretation.percent(best.lowest_share)} of the resamples"
-    said = [f"The lowest loss is that of {label(found, best)}: {text(best.bits_per_byte)} bits per byte{sure}."]
+    said = [f"The loss is lowest with {label(found, best)}: {text(best.bits_per_byte)} bits per byte{sure}."]
     if best is not first:
         cache = best.kv_bytes_per_sequence / first.kv_bytes_per_sequence - 1
         size = "larger" if cache >= 0 else "smaller"
         said.append(
-            f"Beside {label(found, first)}, with {interpretation.number(first.bits_per_byte.mean)}, a token takes "
-            f"{best.time_ratio / first.time_ratio:.2f} times as long to decode, and the cache of {found.length:,} "
-            f"tokens is {100 * abs(cache):.1f} % {size}."
+            f"Compared with {label(found, first)}, at {interpretation.number(first.bits_per_byte.mean)} bits per byte, "
+            f"a token takes {best.time_ratio / first.time_ratio:.2f} times as long to decode, and a cache of "
+            f"{found.length:,} tokens is {100 * abs(cache):.1f} % {size}."
         )
     for before, row in pairwise(found.rows):
         low, high = row.change.low, row.change.high
         if low is not None and low <= 0 <= high:  # type: ignore[operator]
             said.append(
-                f"Between {label(found, before)} and {label(found, row)} there is no sure difference: "
+                f"The difference between {label(found, before)} and {label(found, row)} may be chance: "
                 f"{text(row.change)} bits per byte."
             )
     if best.lowest_share is None:
-        said.append("One document was measured, so nothing can be said of how sure this is: measure several.")
+        said.append("One document was measured, so the certainty is unknown: measure several.")
     if len(found.results) == 1:
         said += interpretation.recommendation(found.results[0])
     else:
-        said.append("Each model is run with its own number of loops; what else differs between them is not told apart.")
+        said.append("Each model runs with its own number of loops, so other differences between the models count too.")
     return said
 
 
 def label(found: Sweep, row: Row) -> str:
-    """A row's name: its loops, and its model where there are several."""
+    """Returns a row's name: its loops, and its model if there are several."""
     return loops_text(row.loops) + (f" ({row.model})" if len(found.results) > 1 else "")
 
 
@@ -204,14 +203,14 @@ def text(estimate: Estimate) -> str:
 
 
 def table(found: Sweep) -> list[list[str]]:
-    """Cells, for people: a column for each row of the sweep, the first line and the first column their titles."""
+    """Returns the table as text cells: a column per row of the sweep; the first line and column are titles."""
     lines = [
         ["model", *(row.model for row in found.rows)],
         ["loops R", *(str(row.loops) for row in found.rows)],
         ["loss (nats/token)", *(text(row.loss) for row in found.rows)],
         ["bits per byte", *(text(row.bits_per_byte) for row in found.rows)],
-        ["change to the R before", *(text(row.change) for row in found.rows)],
-        ["lowest, of the resamples", *(_share(row.lowest_share) for row in found.rows)],
+        ["change from the previous R", *(text(row.change) for row in found.rows)],
+        ["lowest in (share of resamples)", *(_share(row.lowest_share) for row in found.rows)],
         ["tokens per second", *(f"{1 / row.seconds_per_token:,.1f}" for row in found.rows)],
         [f"time per token over {found.base}", *(f"{row.time_ratio:.2f}" for row in found.rows)],
         ["cache bytes per token", *(f"{row.kv_bytes_per_token:,}" for row in found.rows)],
@@ -229,7 +228,7 @@ def _share(share: float | None) -> str:
 
 
 def to_markdown(found: Sweep, picture: str | None = None, notes: Sequence[str] = ()) -> str:
-    """The page: table, picture, what they say, and on what it rests."""
+    """Returns the page: sentences, table, picture and the conditions of the measurement."""
     titles, *rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in table(found)]
     first = found.results[0]
     lines = [f"# How many loops: {', '.join(result.model['name'] for result in found.results)}", ""]
@@ -237,11 +236,10 @@ def to_markdown(found: Sweep, picture: str | None = None, notes: Sequence[str] =
     lines += ["", *("| " + " | ".join(cells) + " |" for cells in (titles, ["---"] * len(titles), *rows)), ""]
     lines += [f"![Loss, time, memory, gain and cost of each number of loops]({picture})", ""] if picture else []
     lines += [
-        f"Loss on {first.tokens:,} tokens of {interpretation.documents_text(len(first.documents))}, in contexts of up "
-        f"to {first.settings['max_length']:,} tokens, with {100 * first.settings['confidence']:g} % bootstrap "
-        "intervals; “lowest in” is the share of resamples of the documents. Times are medians over decode steps of all "
-        "rows in turns, so the ratios hold on this machine; the refinement Δp and the offset cost Ω have no common "
-        "unit. "
+        f"The loss was measured on {first.tokens:,} tokens of {interpretation.documents_text(len(first.documents))}, "
+        f"in contexts of up to {first.settings['max_length']:,} tokens, with {100 * first.settings['confidence']:g} % "
+        "bootstrap intervals. Times are medians over decode steps, with all rows timed in turns; the ratios hold for "
+        "this machine. The refinement Δp and the offset cost Ω have no common unit. "
         + " ".join(notes)
         + (" " if notes else "")
         + ", ".join(f"{name} {value}" for name, value in found.environment.items())
@@ -251,7 +249,7 @@ def to_markdown(found: Sweep, picture: str | None = None, notes: Sequence[str] =
 
 
 def to_csv(found: Sweep) -> str:
-    """A row for each row, every number in full."""
+    """Writes a line for each row, with unrounded numbers."""
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")
     plain = [_flat(asdict(row)) for row in found.rows]

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-One pass of a model over a text, as the diagnostics need it: what each loop handed on, and what attention is made of.
+Runs a model over a text and records each loop's states, queries, keys and gates.
 
-Attention weights are never kept. Queries and keys are, which grow with the text and not with its square; the weights of
-a few queries at a time, of any loop and layer, are computed from them.
+Attention weights are not stored: they grow with the square of the text. They are computed from the queries and keys,
+for a few queries at a time.
 """
 
 from dataclasses import dataclass
@@ -19,24 +19,24 @@ from .loop_names import loop_name
 
 
 MODEL_CLASS = "IQuestPLTCoderForCausalLM"
-MAX_LENGTH = 1024  # tokens seen at a time, unless said otherwise
+MAX_LENGTH = 1024  # default number of tokens in a piece
 BRANCHES = ("global", "window", "mixture")
 
 
 @dataclass
 class Trace:
     """
-    A text of T tokens in R loops and L layers. Lists over loops begin with loop 0.
+    One pass over a text: T tokens, R loops, L layers. Lists over loops begin with loop 0.
 
     Attributes:
-        embeddings (T, D): `h^(0)`, the rows of the embedding matrix, without `plt_emb_scale`: as loop 0 takes them.
-        states: `h^(1) … h^(R+1)`, each (T, D), as fed back: normed under `plt_normalize_per_loop`, else not, and the
-            last like the others. One loop more than is measured: that is f of the fixed-point gap.
-        head_inputs: R tensors (T, D), what `lm_head` is given after so many loops: always normed.
-        queries, keys: [loop][layer], (H, T, C) and (K, T, C), rotated to their positions.
+        embeddings (T, D): `h^(0)`, the rows of the embedding matrix, without `plt_emb_scale`: the input of loop 0.
+        states: `h^(1) … h^(R+1)`, each (T, D), as fed back: normed if `plt_normalize_per_loop` is set. There is one
+            more loop than measured, for the fixed-point gap.
+        head_inputs: R tensors (T, D), the input of `lm_head` after each loop; always normed.
+        queries, keys: [loop][layer], (H, T, C) and (K, T, C), with rotary embeddings applied.
         gates: [loop][layer], (H, T), the weight of the global branch; None in loop 0, and for models without gates.
         scaling: factor on the product of query and key.
-        window: how many keys before its own a token's window holds.
+        window: number of keys before its own that a token's window contains.
         loop_attention: `plt_loop_attention`.
     """
 
@@ -56,11 +56,11 @@ class Trace:
 
     def log_attention(self, loop: int, layer: int, start: int, stop: int) -> dict[str, torch.Tensor | None]:
         """
-        Logarithms of the attention weights of queries start … stop − 1 on keys 0 … stop − 1, for each of `BRANCHES`
-        (H, stop − start, stop).
+        Returns log attention weights of queries start … stop − 1 on keys 0 … stop − 1, for each of `BRANCHES`:
+        (H, stop − start, stop), or None if the branch is absent.
 
-        Loop 0 has no window: there, and where `plt_loop_attention` is "shared", the mixture is the global branch, on
-        loop 0's keys. Where it is "own", later loops have the window alone. A branch that is not there is None.
+        Loop 0 has no window. In loop 0, and for `plt_loop_attention="shared"`, the mixture is the global branch on
+        loop 0's keys. For "own", later loops have only the window.
         """
         query = self.queries[loop][layer][:, start:stop]
         own_keys, first_keys = (self.keys[index][layer][:, :stop] for index in (loop, 0))
@@ -80,8 +80,9 @@ def log_attention(
     query: torch.Tensor, key: torch.Tensor, scaling: float, start: int, window: int | None = None
 ) -> torch.Tensor:
     """
-    log softmax of causal attention, (H, Q, S): query (H, Q, C) from position `start` on, key (K, S, C) from 0 on, K a
-    divisor of H. With `window`, a query sees no more than that many keys before its own. Half precision: in float32.
+    Returns the log softmax of causal attention, (H, Q, S), for queries (H, Q, C) at positions from `start` and keys
+    (K, S, C) from position 0; K divides H. With `window`, a query sees at most that many keys before its own. Half
+    precision is computed in float32.
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
     key = key.repeat_interleave(len(query) // len(key), dim=0).to(dtype)
@@ -93,18 +94,18 @@ def log_attention(
 
 
 def check_model(model: PreTrainedModel) -> None:
-    """Raises ValueError if the model is no PLT with a language-model head."""
-    if not any(cls.__name__ == MODEL_CLASS for cls in type(model).__mro__):  # remote code is a class of its own
+    """Raises ValueError if the model is not a PLT with a language-model head."""
+    if not any(cls.__name__ == MODEL_CLASS for cls in type(model).__mro__):  # by name: remote code has its own class
         raise ValueError(
-            f"The diagnostics measure Parallel Loop Transformers, and this is a {type(model).__name__}: load a PLT "
-            "checkpoint with `AutoModelForCausalLM`, and merge adapters into it."
+            f"The diagnostics need a Parallel Loop Transformer, but this is a {type(model).__name__}. Load a PLT "
+            "checkpoint with `AutoModelForCausalLM`, and merge any adapters."
         )
 
 
 def check_settings(
     model: PreTrainedModel, max_loops: int | None, max_length: int | None, length_name: str = "max_length"
 ) -> tuple[int, int]:
-    """Both numbers, with the model's own in place of None. Raises ValueError if one is below 1."""
+    """Returns both numbers, with None replaced by the model's default. Raises ValueError if one is below 1."""
     max_loops = model.config.plt_num_loops if max_loops is None else max_loops
     max_length = min(MAX_LENGTH, model.config.max_position_embeddings) if max_length is None else max_length
     for name, value in (("max_loops", max_loops), (length_name, max_length)):
@@ -116,7 +117,7 @@ def check_settings(
 @torch.no_grad()
 def trace(model: PreTrainedModel, ids: torch.Tensor, num_loops: int) -> Trace:
     """
-    Runs `model` on one text, `ids` (T,), in evaluation mode, with any attention kernel, `num_loops` + 1 loops.
+    Runs `model` on one text, `ids` (T,), for `num_loops` + 1 loops, in evaluation mode and with any attention kernel.
 
     Raises:
         ValueError: if a state is not finite.
@@ -141,7 +142,7 @@ def trace(model: PreTrainedModel, ids: torch.Tensor, num_loops: int) -> Trace:
         outputs = decoder(
             input_ids=ids[None],
             num_loops=num_loops + 1,
-            loop_schedule="sequence",  # so that a single token's loops are calls of their own, too
+            loop_schedule="sequence",  # one layer call per loop, even for a single token
             use_cache=False,
             output_loop_states=True,
             return_dict=True,
@@ -170,7 +171,7 @@ def trace(model: PreTrainedModel, ids: torch.Tensor, num_loops: int) -> Trace:
         ]
         for layer in range(len(attentions))
     ]
-    gated = [[gate[0].T for gate in of_layer] for of_layer in gates]  # from loop 1 on, if at all
+    gated = [[gate[0].T for gate in of_layer] for of_layer in gates]  # begins with loop 1; empty without gates
     return Trace(
         embeddings=embeddings[0][0].to(states[0].device),
         states=states,
@@ -194,8 +195,8 @@ def _keep_output(kept: list):
 
 
 def _reason(model: PreTrainedModel) -> str:
-    """Why its numbers are not finite, for an error message."""
+    """Returns why the model's numbers are not finite, for an error message."""
     for name, parameter in model.named_parameters():
         if not parameter.is_meta and not parameter.isfinite().all():
-            return f"the weights of {name} hold NaN or infinite values, so load another copy of the checkpoint"
-    return "the model overflows in this precision, so load it in float32 or bfloat16"
+            return f"the weights of {name} contain NaN or infinite values. Load another copy of the checkpoint"
+    return "the model overflows in this precision. Load it in float32 or bfloat16"

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What every test needs: no network, no leftovers between runs, one seed. Runs before Transformers is imported."""
+"""Setup for all tests: no network, no leftovers between runs, one seed. Runs before Transformers is imported."""
 
 import os
 import sysconfig
@@ -11,22 +11,22 @@ from pathlib import Path
 
 _remote_code = tempfile.TemporaryDirectory(prefix="iquest-plt-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_MODULES_CACHE"] = _remote_code.name  # where Transformers copies remote code before it imports it
+os.environ["HF_MODULES_CACHE"] = _remote_code.name  # Transformers copies remote code there
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 
-# The models of the tests are too small for more. Processes that share a core wait for each other's threads.
+# The tests' models are too small to gain from more threads, and parallel test processes compete for cores.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
 
 
-class RootIsNoPackage:
-    """Keeps pytest from importing the repository root as a package under a second name, the folder's own.
+class RootIsNotAPackage:
+    """Prevents pytest from importing the repository root as a second package, named after its folder.
 
-    The root has an `__init__.py` because it is the package `iquest_plt`. pytest imports the `__init__.py` of each
-    directory above a test, which would load every module again and register its classes twice.
+    The root has an `__init__.py` because it is the package `iquest_plt`. pytest imports the `__init__.py` of every
+    directory above a test, which would load all modules again and register their classes twice.
     """
 
     def __init__(self, root):
@@ -37,8 +37,8 @@ class RootIsNoPackage:
 
 
 def pytest_configure(config):
-    pytest.register_assert_rewrite("finetuning")  # a helper that asserts: its failures show values, as a test's do
-    config.pluginmanager.register(RootIsNoPackage(config.rootpath))
+    pytest.register_assert_rewrite("finetuning")  # its assertions then show values, like those of tests
+    config.pluginmanager.register(RootIsNotAPackage(config.rootpath))
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def _seed():
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory):
-    """A folder that stands for a standard library: this package's own sources, a copy and an edited copy among them."""
+    """A stand-in for a standard library: this package's sources, with a copy and an edited copy of one file."""
     root = Path(__file__).resolve().parents[1]
     folder = tmp_path_factory.mktemp("library")
     tests = sorted(path.relative_to(root) for path in (root / "tests").iterdir() if path.is_dir())
@@ -67,7 +67,7 @@ def library(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def spm_tokenizer(tmp_path_factory):
-    """A small SentencePiece tokenizer, converted: its decoder drops a space at the beginning of a text."""
+    """A small converted SentencePiece tokenizer, whose decoder drops a leading space."""
     sentencepiece = pytest.importorskip("sentencepiece", reason="pip install 'iquest-plt[conversion]'")
     from transformers import PreTrainedTokenizerFast
 

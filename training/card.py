@@ -17,9 +17,9 @@ tags: [plt, looped-transformer, python, code]
 
 # Small PLT
 
-A Parallel Loop Transformer of {parameters:.1f} million parameters that completes Python. It is small enough to travel
-with its code: for tests, demonstrations and benchmarks, not for work. Trained with R = {loops} loops on the source
-files of the standard library of Python {python_version}, in one command: `python -m iquest_plt.training.small`.
+A Parallel Loop Transformer of {parameters:.1f} million parameters that completes Python. It is small enough to ship
+with its code: for tests, demonstrations and benchmarks, not for real work. It was trained with R = {loops} loops on the
+sources of the standard library of Python {python_version}, with one command: `python -m iquest_plt.training.small`.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -33,16 +33,17 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64, num_loops=2)[
 
 ## How good it is
 
-Held-out bits per byte, {heldout_files} whole files that were not trained on ({heldout_bytes:,} bytes); lower is better:
+Bits per byte on {heldout_files} whole files held out of training ({heldout_bytes:,} bytes); lower is better:
 
 | files | PLT R = 1 | **R = 2** | R = 3 | `xz -9`, each file | R = 2 is below by | `xz -9`, together | by |
 |---|---|---|---|---|---|---|---|
 {rows}
 
-Every number is for these very bf16 weights. The model starts every file anew, as `xz -9 FILES` does; "together" is one
-archive of all of them, in which `xz` also finds what the files share. The model sees {window} tokens at a time in
-windows that advance by {stride}; a file's end is predicted too. R = 1 and R = 3 run the same weights with another loop
-count than they were trained for. `metrics.json` has the numbers, `training/evaluate.py` the method.
+All numbers are for these bf16 weights. The model starts each file with fresh context, as `xz -9 FILES` does;
+"together" is one archive of all files, in which `xz` also exploits what they share. The model sees {window} tokens at a
+time, in windows that advance by {stride}; the end of each file is predicted too. R = 1 and R = 3 run the same weights
+with loop counts that they were not trained for. See `metrics.json` for the numbers and `training/evaluate.py` for the
+method.
 
 ![Training curve](training_curve.png)
 
@@ -54,22 +55,21 @@ Greedy continuation of the first {prompt_lines} lines, 64 tokens:
 
 ## How it was made
 
-* Data: {train_files} files, {train_bytes:,} bytes, {train_tokens:,} tokens; `data_manifest.json` names each with its
-  hash. Generated tables are left out. Copies are dropped, and files that share much text go to the same side of the
-  split.
+* Data: {train_files} files, {train_bytes:,} bytes, {train_tokens:,} tokens; `data_manifest.json` lists their hashes.
+  Generated tables are left out. Copies are dropped, and files that share much text go to the same side of the split.
 * Tokenizer: byte-level BPE of {vocab_size} entries learned from the training files; no BOS is added.
 * {layers} layers of width {hidden_size}, {heads} query heads and {kv_heads} key/value head(s), window 64, gate on the
   residual stream.
 * {tokens:,} tokens in steps of {tokens_per_step}; rows of {early_row} tokens, {row} in the last {long_row_share:.0%}
   of the run. Rows are contiguous slices of the token stream, in which an end token separates the files. Muon for the
   layers' matrices (learning rate {muon_lr}), AdamW for the rest ({adamw_lr},
-  embeddings {embedding_lr}); warm-up, constant, then linear to 0.
+  embeddings {embedding_lr}); warm-up, constant, then linear decay to 0.
   float32 weights, bf16 arithmetic.
 
 ## Limits and licence
 
-It knows the standard library's style and little else: names are plausible, programs are often wrong. It has seen no
-chat; the chat and fill-in-the-middle tokens are untrained. It never saw more than {row} tokens in one piece.
+It knows the standard library's style and little else: names are plausible, programs are often wrong. It was not trained
+on chats; the chat and fill-in-the-middle tokens are untrained. It never saw more than {row} tokens at once.
 
 Weights and code: Apache-2.0. The training text is Python's standard library, PSF-2.0 (with the licences of the parts
 named there); longer verbatim output may fall under it.
@@ -77,7 +77,7 @@ named there); longer verbatim output may fall under it.
 
 
 def render_card(metrics: dict, manifest: dict, recipe: dict, sample: str) -> str:
-    """Fills TEMPLATE with measured numbers."""
+    """Fills TEMPLATE with the measured numbers."""
     rows = [
         f"| {name} | {m['plt_r1']:.3f} | **{m['plt_r2']:.3f}** | {m['plt_r3']:.3f} | {m['xz_9_per_file']:.3f} "
         f"| {m['below_xz_9_per_file']:.1%} | {m['xz_9_together']:.3f} | {m['below_xz_9_together']:.1%} |"
@@ -111,7 +111,7 @@ def render_card(metrics: dict, manifest: dict, recipe: dict, sample: str) -> str
 
 
 def plot_curve(path: Path, log: list[dict], manifest: dict, metrics: dict) -> None:
-    """Loss over tokens as bits per byte, with `xz -9` on the held-out files for scale."""
+    """Draws the loss over tokens in bits per byte, with `xz -9` on the held-out files for comparison."""
     import matplotlib
 
     matplotlib.use("Agg")

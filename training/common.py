@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the training scripts share: options, model, data, and a run that goes on where it was stopped."""
+"""Helpers shared by the training scripts: options, model, data, and training that resumes."""
 
 import argparse
 import os
@@ -31,39 +31,39 @@ from .run_files import last_checkpoint, read_json, write_json
 
 
 def count(text: str) -> int:
-    """A whole number from 1 up; else argparse says that this is an "invalid count"."""
+    """Parses an integer of at least 1; argparse reports anything else as an "invalid count"."""
     if int(text) < 1:
         raise ValueError
     return int(text)
 
 
 def make_parser(description: str, lr: float) -> argparse.ArgumentParser:
-    """The options of every script."""
+    """Makes a parser with the options that all scripts share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="model folder")
     parser.add_argument("--data", type=Path, required=True, help="file or folder to train on")
-    parser.add_argument("--heldout", type=Path, help="file or folder to measure on; default: a share of the data")
-    parser.add_argument("--heldout-share", type=float, default=0.05, help="that share; 0: none")
+    parser.add_argument("--heldout", type=Path, help="file or folder to evaluate on; default: a share of --data")
+    parser.add_argument("--heldout-share", type=float, default=0.05, help="share of --data to hold out; 0: none")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--num-loops", type=count, help="loops to train for; default: the model's")
-    parser.add_argument("--length", type=count, default=1024, help="most tokens in a piece")
-    parser.add_argument("--batch", type=count, default=4, help="rows or pieces in a pass")
-    parser.add_argument("--accumulate", type=count, default=1, help="passes in a step")
+    parser.add_argument("--length", type=count, default=1024, help="maximum number of tokens in a piece")
+    parser.add_argument("--batch", type=count, default=4, help="rows or pieces per pass")
+    parser.add_argument("--accumulate", type=count, default=1, help="passes per step")
     parser.add_argument("--epochs", type=count, default=1)
-    parser.add_argument("--steps", type=count, help="steps in all, in place of --epochs")
+    parser.add_argument("--steps", type=count, help="total number of steps, instead of --epochs")
     parser.add_argument("--lr", type=float, default=lr, help="learning rate after the warm-up")
-    parser.add_argument("--bf16", action="store_true", help="bf16 arithmetic; what is trained stays in float32")
-    parser.add_argument("--checkpointing", action="store_true", help="compute activations twice, keep few of them")
+    parser.add_argument("--bf16", action="store_true", help="bf16 arithmetic; trained weights stay in float32")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations to save memory")
     parser.add_argument("--log-steps", type=count, default=10)
     parser.add_argument(
-        "--save-steps", type=count, default=100, help="checkpoint and held-out loss every so many steps"
+        "--save-steps", type=count, default=100, help="steps between checkpoints and held-out evaluations"
     )
     parser.add_argument("--seed", type=int, default=0)
     return parser
 
 
 def training_arguments(args: argparse.Namespace) -> dict:
-    """The options as fields of `TrainingArguments`."""
+    """Returns the options as arguments of `TrainingArguments`."""
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(args.out / "logs")
     return {
         "output_dir": str(args.out),
@@ -73,9 +73,9 @@ def training_arguments(args: argparse.Namespace) -> dict:
         "per_device_eval_batch_size": args.batch,
         "gradient_accumulation_steps": args.accumulate,
         "learning_rate": args.lr,
-        "warmup_steps": 0.05,  # a share of the run
+        "warmup_steps": 0.05,  # as a share of the run
         "bf16": args.bf16,
-        "use_cpu": not torch.accelerator.is_available(),  # else the library refuses bf16
+        "use_cpu": not torch.accelerator.is_available(),  # otherwise Transformers refuses bf16
         "gradient_checkpointing": args.checkpointing,
         "ddp_find_unused_parameters": False,  # see `freeze_unused_gates`
         "eval_strategy": "steps" if args.heldout is not None or args.heldout_share else "no",
@@ -84,7 +84,7 @@ def training_arguments(args: argparse.Namespace) -> dict:
         "save_steps": args.save_steps,
         "save_total_limit": 2,
         "logging_steps": args.log_steps,
-        "logging_nan_inf_filter": False,  # for Guard
+        "logging_nan_inf_filter": False,  # so that Guard sees NaN
         "report_to": "tensorboard",
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.accelerator.is_available(),
@@ -93,15 +93,15 @@ def training_arguments(args: argparse.Namespace) -> dict:
 
 
 def load_model(args: argparse.Namespace, **kwargs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer. Raises ValueError if the folder holds no PLT, one for shorter texts, or no tokenizer."""
+    """Loads model and tokenizer. Raises ValueError if the folder has no PLT or tokenizer, or --length does not fit."""
     config = read_plt_config(args.model)
     if not 2 <= args.length <= config.max_position_embeddings:
-        raise ValueError(f"--length {args.length}: this model takes 2 to {config.max_position_embeddings} tokens.")
+        raise ValueError(f"--length must be 2 to {config.max_position_embeddings} for this model, got {args.length}.")
     check_json(args.model)
     tokenizer = load_tokenizer(args.model, AutoTokenizer)
     if tokenizer is None:
-        raise ValueError(f"{args.model} has no tokenizer.json: `iquest-plt convert` makes one of tokenizer.model.")
-    # In the configuration, which is stored with the trained weights.
+        raise ValueError(f"{args.model} has no tokenizer.json. `iquest-plt convert` makes one from tokenizer.model.")
+    # Set in the configuration, so that it is saved with the trained weights.
     kwargs["plt_num_loops"] = config.check_num_loops(args.num_loops)
     model = AutoModelForCausalLM.from_pretrained(args.model, **{"dtype": torch.float32, **kwargs})
     return model, tokenizer
@@ -109,12 +109,12 @@ def load_model(args: argparse.Namespace, **kwargs) -> tuple[PreTrainedModel, Pre
 
 def load_data(path: Path, field: str, cache: Path) -> Dataset:
     """
-    The `field` of JSON lines, or of text files, each of them a document. A folder is searched for files that are not
-    hidden. Raises ValueError if they cannot be read, or have no such field.
+    Loads the `field` of JSON Lines, or text files as one document each. Folders are searched, without hidden files.
+    Raises ValueError if the files cannot be read or lack the field.
     """
     files = visible_files(path) if path.is_dir() else [path]
     if not files:
-        raise ValueError(f"{path} cannot be read: it holds no files.")
+        raise ValueError(f"{path} cannot be read: it contains no files.")
     kind = {"path": "text", "sample_by": "document"}
     if all(file.suffix == ".jsonl" for file in files):
         kind = {"path": "json"}
@@ -123,17 +123,17 @@ def load_data(path: Path, field: str, cache: Path) -> Dataset:
             raise ValueError(f"{path} cannot be read: it is empty.")
     try:
         data = load_dataset(**kind, data_files=[str(file) for file in files], split="train", cache_dir=str(cache))
-    except Exception as error:  # the library's own say little without their cause
+    except Exception as error:  # the reason is in the cause
         reason = str(error.__cause__ or error)
-        reason = "its lines hold no fields." if "corresponds to no data" in reason else reason
+        reason = "its lines have no fields." if "corresponds to no data" in reason else reason
         raise ValueError(f"{path} cannot be read: {reason}") from error
     if field not in data.column_names:
-        raise ValueError(f"{path} has no field {field!r}, but {', '.join(data.column_names)}.")
+        raise ValueError(f"{path} has no field {field!r}, only {', '.join(data.column_names)}.")
     return data
 
 
 def _is_blank(file: Path) -> bool:
-    """Whether a file has no line with anything in it. Also False if it is not there."""
+    """Returns True if all lines of a file are blank; False if the file does not exist."""
     if not file.is_file():
         return False
     with file.open("rb") as lines:
@@ -141,22 +141,25 @@ def _is_blank(file: Path) -> bool:
 
 
 def split_data(args: argparse.Namespace, field: str) -> tuple[Dataset, Dataset | None]:
-    """What to train on, and what to hold out if anything. Raises ValueError if one document would have to be both."""
+    """Loads the training data, and the held-out data or None. Raises ValueError if the data cannot be split."""
     data = load_data(args.data, field, args.out / "cache")
     if args.heldout is not None:
         return data, load_data(args.heldout, field, args.out / "cache")
     if args.heldout_share == 0:
         return data, None
     if not 0 < args.heldout_share < 1 or len(data) < 2:
-        raise ValueError("Holding out takes two documents and a share in (0, 1): see --heldout and --heldout-share.")
+        raise ValueError(
+            "Holding out a share needs at least two documents and a share between 0 and 1. "
+            "Set --heldout or --heldout-share."
+        )
     parts = data.train_test_split(args.heldout_share, seed=args.seed)
     return parts["train"], parts["test"]
 
 
 def freeze_unused_gates(model: PreTrainedModel) -> bool:
     """
-    Freezes the gates if the configuration has no use for them: with one loop, or without gated attention. They would
-    get no gradient, and DDP would wait for it. Returns whether it has frozen them.
+    Freezes the gates if they are unused: with one loop, or without gated attention. DDP would otherwise wait for their
+    gradients. Returns True if the gates were frozen.
     """
     if model.config.plt_num_loops > 1 and model.config.plt_loop_attention == "gated":
         return False
@@ -168,12 +171,12 @@ def freeze_unused_gates(model: PreTrainedModel) -> bool:
 
 def train(trainer: Trainer, args: argparse.Namespace) -> dict[str, torch.Tensor] | None:
     """
-    Trains to the end, from the last checkpoint if there is one, and returns what `gather` does. Raises ValueError if
-    that was of another run, and where accelerate would not shard the model although its configuration says so.
+    Trains to the end, from the last checkpoint if there is one, and returns the weights as `gather` does. Raises
+    ValueError if the checkpoint has other settings, or if accelerate would ignore the configured sharding.
     """
     for name, is_on in (("FSDP", trainer.is_fsdp_enabled), ("DEEPSPEED", trainer.is_deepspeed_enabled)):
         if os.environ.get(f"ACCELERATE_USE_{name}") == "true" and not is_on:
-            raise ValueError(f"Without an accelerator, accelerate runs DDP in place of {name}: use ddp.yaml.")
+            raise ValueError(f"Without an accelerator, accelerate runs DDP instead of {name}. Use ddp.yaml.")
     is_first, processes = trainer.is_world_process_zero(), trainer.args.world_size
     settings = {name: str(value) for name, value in vars(args).items() if name != "out"}
     settings["num_processes"] = str(processes)
@@ -183,10 +186,10 @@ def train(trainer: Trainer, args: argparse.Namespace) -> dict[str, torch.Tensor]
             before = {"num_processes": "1", **read_json(file)}
             changed = [f"--{name.replace('_', '-')}" for name in settings if settings[name] != before.get(name)]
             if changed:
-                raise ValueError(f"{args.out} holds a run with another {', '.join(changed)}: choose a new folder.")
+                raise ValueError(f"{args.out} has a run with a different {', '.join(changed)}. Choose a new folder.")
             results = [args.out / name for name in ("model", "adapter") if (args.out / name).is_dir()]
             if args.steps and results and int(checkpoint.name.split("-")[1]) >= args.steps:
-                raise ValueError(f"This run is complete, and {results[0]} is its result: choose a new folder.")
+                raise ValueError(f"This run is complete, and {results[0]} is its result. Choose a new folder.")
         if is_first:
             write_json(file, settings)
     frozen = freeze_unused_gates(trainer.model)
@@ -194,21 +197,21 @@ def train(trainer: Trainer, args: argparse.Namespace) -> dict[str, torch.Tensor]
         if checkpoint is not None:
             print(f"Resuming from {checkpoint.name}", flush=True)
         if frozen:
-            print("This configuration uses no gates: they stay as they are.", flush=True)
+            print("This configuration does not use the gates, so they are not trained.", flush=True)
         rows = trainer.train_dataset["input_ids"]
         tokens_per_step = sum(map(len, rows)) / len(rows) * args.batch * args.accumulate * processes
         bytes_per_token = _bytes_per_token(trainer.eval_dataset or trainer.train_dataset, trainer.processing_class)
         if bytes_per_token is None:
-            raise ValueError(f"{args.heldout or args.data} holds nothing that counts in the loss.")
+            raise ValueError(f"{args.heldout or args.data} has no tokens that count in the loss.")
         trainer.add_callback(Progress(tokens_per_step, bytes_per_token))
     trainer.add_callback(Guard())
-    trainer.pop_callback(PrinterCallback)  # Progress says it better
+    trainer.pop_callback(PrinterCallback)  # replaced by Progress
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return gather(trainer)
 
 
 def _bytes_per_token(data: Dataset, tokenizer) -> float | None:
-    """UTF-8 bytes of a token that counts in the loss; None if none does."""
+    """Returns the mean UTF-8 bytes of the tokens that count in the loss; None if there are none."""
     field = "labels" if "labels" in data.column_names else "input_ids"
     rows = [[token for token in row if token != -100] for row in data[field]]
     tokens = sum(map(len, rows))
@@ -216,7 +219,7 @@ def _bytes_per_token(data: Dataset, tokenizer) -> float | None:
 
 
 def gather(trainer: Trainer) -> dict[str, torch.Tensor] | None:
-    """The trained weights, whole, on the first of the processes; None on the others. All of them must call it."""
+    """Returns the complete trained weights on the first process and None on the others. All processes must call it."""
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     return weights if trainer.is_world_process_zero() else None
 
@@ -227,24 +230,24 @@ def save(
     args: argparse.Namespace,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Writes the folder OUT/model, with weights of the dtype that those of --model have; `weights` if given."""
+    """Writes the folder OUT/model, in the dtype of --model, with `weights` if given."""
     config = read_plt_config(args.model)
-    for name in ("use_cache", "bos_token_id", "eos_token_id", "pad_token_id"):  # the trainer has set them to its own
+    for name in ("use_cache", "bos_token_id", "eos_token_id", "pad_token_id"):  # the trainer changes these
         setattr(model.config, name, getattr(config, name))
     model.to(config.dtype or torch.float32)
-    # FSDP2 has made a class of its own of the model's: PyTorch's source would be saved as the model's code.
+    # FSDP2 replaces the model's class by its own; PyTorch's source would be saved as the model's code.
     model.__class__ = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
     if weights is not None:
-        tied = model.all_tied_weights_keys  # names of what is saved under another
+        tied = model.all_tied_weights_keys  # saved under the name of the weight they share
         weights = {name: weight.to(model.dtype) for name, weight in weights.items() if name not in tied}
     model.save_pretrained(args.out / "model", state_dict=weights)
     tokenizer.save_pretrained(args.out / "model")
 
 
 def run(script: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
-    """Runs a script. What it refuses, or a loss that is lost, ends the program with that one line."""
+    """Runs a script. Expected errors and a diverged loss end the program with a one-line message."""
     try:
-        joined = TrainingArguments(**training_arguments(args))  # noqa: F841 (processes that share a model meet first)
+        joined = TrainingArguments(**training_arguments(args))  # noqa: F841 (joins the process group)
         script(args)
     except (ValueError, OSError, DivergedError) as error:
         raise SystemExit(printable(" ".join(str(error).split()))) from error

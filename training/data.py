@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Text for the models trained here: the Python standard library, and packages if asked for, split by whole files.
+"""Training text: the Python standard library, and optionally packages, split by whole files.
 
-Exact copies are dropped. Files that share much of their text (`CLUSTER_OVERLAP`) form a cluster, and a cluster as a
-whole is held out or trained on, so no near-duplicate of a held-out file is ever seen in training.
+Exact copies are dropped. Files that share much of their text (`CLUSTER_OVERLAP`) form a cluster. A cluster is held out
+or trained on as a whole, so training never sees a near-duplicate of a held-out file.
 """
 
 import fnmatch
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 
-# Generated tables and data rather than code, and files that describe the machine Python was built on.
+# Generated tables and data, and files that describe the machine on which Python was built.
 EXCLUDED = [
     "site-packages/*",
     "dist-packages/*",
@@ -42,7 +42,7 @@ EXCLUDED = [
     "pygments/lexers/_*",
     "pygments/unistring.py",
 ]
-# Packages whose licence permits any use of their sources, with what it is. All come with the `training` extra.
+# Packages with permissive licences, and these licences. All are installed with the `training` extra.
 PACKAGES = {
     "accelerate": "Apache-2.0",
     "fsspec": "BSD-3-Clause",
@@ -54,10 +54,10 @@ PACKAGES = {
     "rich": "MIT",
 }
 HELDOUT_SHARE = 0.06  # of the clusters
-SHINGLE = 8  # code tokens in a shingle
-SKETCH = 8  # one shingle hash in SKETCH is kept
-CLUSTER_OVERLAP = 0.4  # shared share of the smaller file's shingles that puts two files in one cluster
-DUPLICATE_OVERLAP = 0.9  # and the share at which the smaller one is dropped as a copy
+SHINGLE = 8  # code tokens per shingle
+SKETCH = 8  # one in SKETCH shingle hashes is kept
+CLUSTER_OVERLAP = 0.4  # shared share of the smaller file's shingles from which two files form a cluster
+DUPLICATE_OVERLAP = 0.9  # share from which the smaller file is dropped as a copy
 MIN_BYTES = 64
 
 
@@ -84,7 +84,7 @@ def collect(root: str | Path | None = None, packages: Sequence[str] = ()) -> lis
     sorted by path.
 
     Raises:
-        ValueError: for a package that is not one of `PACKAGES`, or is not installed.
+        ValueError: if a package is not one of `PACKAGES` or is not installed.
     """
     root = Path(root or sysconfig.get_path("stdlib"))
     files = {file.relative_to(root).as_posix(): file for file in root.rglob("*.py")}
@@ -105,15 +105,15 @@ def collect(root: str | Path | None = None, packages: Sequence[str] = ()) -> lis
 
 def _distribution(name: str) -> importlib.metadata.Distribution:
     if name not in PACKAGES:
-        raise ValueError(f"The licence of {name!r} is not known to permit this: choose from {', '.join(PACKAGES)}.")
+        raise ValueError(f"The licence of {name!r} may not permit training: choose from {', '.join(PACKAGES)}.")
     try:
         return importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
-        raise ValueError(f"{name} is to be trained on but not installed: pip install {name}") from None
+        raise ValueError(f"The data include {name}, which is not installed: pip install {name}") from None
 
 
 def sketch(text: str) -> set[int]:
-    """A sample of the text's shingle hashes; two texts that share a shingle agree on whether it is in the sample."""
+    """Returns a sample of the text's shingle hashes. A shingle is sampled in all texts that contain it, or in none."""
     tokens = np.array([zlib.crc32(word.encode()) for word in re.findall(r"\w+|[^\w\s]", text)], dtype=np.uint64)
     if len(tokens) < SHINGLE:
         return set()
@@ -125,12 +125,12 @@ def sketch(text: str) -> set[int]:
 
 
 def overlaps(sketches: list[set[int]]) -> dict[tuple[int, int], float]:
-    """Share of the smaller sketch found in the larger, for every pair (i < j) that shares anything."""
+    """Returns the share of the smaller sketch found in the larger, for every pair (i < j) that overlaps."""
     holders = defaultdict(list)
     for index, hashes in enumerate(sketches):
         for value in hashes:
             holders[value].append(index)
-    # A shingle in very many files is boilerplate (a licence header) and says nothing about copying.
+    # A shingle in many files is boilerplate, such as a licence header, and no sign of copying.
     shared = Counter()
     for indices in holders.values():
         if len(indices) <= 20:
@@ -139,7 +139,7 @@ def overlaps(sketches: list[set[int]]) -> dict[tuple[int, int], float]:
 
 
 def split(documents: list[Document], heldout_share: float = HELDOUT_SHARE) -> list[Document]:
-    """Drops copies and sets `split` of the rest: a hash of the first path of each cluster decides."""
+    """Drops copies and sets `split` of the others by a hash of the first path in each cluster."""
     documents = list({document.sha256: document for document in reversed(documents)}.values())[::-1]
     pairs = overlaps([sketch(document.text) for document in documents])
     parent = list(range(len(documents)))
@@ -163,7 +163,7 @@ def split(documents: list[Document], heldout_share: float = HELDOUT_SHARE) -> li
 
 
 def manifest(documents: list[Document], packages: Sequence[str] = ()) -> dict:
-    """What the data is: sources, licences, each file's bytes, hash and split, and the totals."""
+    """Describes the data: sources, licences, totals, and bytes, hash and split of each file."""
     totals = {
         name: {
             "files": sum(document.split == name for document in documents),
@@ -186,23 +186,23 @@ def manifest(documents: list[Document], packages: Sequence[str] = ()) -> dict:
 
 
 def token_stream(token_lists: list[list[int]], end_token_id: int) -> np.ndarray:
-    """One uint16 array: each document's ids followed by `end_token_id`."""
+    """Returns one uint16 array: each document's ids followed by `end_token_id`."""
     return np.concatenate([np.array([*ids, end_token_id], dtype=np.uint16) for ids in token_lists])
 
 
 class PackedRows:
-    """A fixed, random-access sequence of training rows cut from a token stream (a map-style dataset).
+    """A map-style dataset of training rows cut from a token stream.
 
-    Row `index` belongs to pass `index // rows_per_pass` over the stream. Every pass starts its cut at another offset
-    and visits the rows in another order, both from `seed` alone, so a resumed run sees the same rows. Rows are
-    contiguous slices: documents are separated by their end token only, and attention may look across it.
+    Row `index` belongs to pass `index // rows_per_pass` over the stream. Each pass has its own offset and row order,
+    which depend only on `seed`, so a resumed run sees the same rows. Rows are contiguous slices: only an end token
+    separates documents, and attention may cross it.
     """
 
     def __init__(self, stream: np.ndarray, length: int, num_rows: int, seed: int = 0):
         self.stream, self.length, self.num_rows, self.seed = stream, length, num_rows, seed
         self.rows_per_pass = (len(stream) - length) // length
         if self.rows_per_pass < 1:
-            raise ValueError(f"a stream of {len(stream)} tokens holds no row of {length}")
+            raise ValueError(f"A stream of {len(stream)} tokens is too short for a row of {length}. Use more data.")
         self._pass = (-1, 0, np.empty(0, dtype=int))
 
     def __len__(self) -> int:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Stops a run whose loss is lost, before it spends more time or overwrites good checkpoints."""
+"""Stops a diverged run before it wastes time or overwrites good checkpoints."""
 
 import math
 
@@ -11,15 +11,15 @@ ADVICE = "Start again from an older checkpoint, or in a new folder with lower le
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer a number, or far above what it was."""
+    """The loss is NaN or infinite, or has risen far above its best value."""
 
 
 class Guard(TrainerCallback):
     """
-    Raises [`DivergedError`] once the loss is NaN or infinite, or its moving average has risen by more than `rise` nats.
+    Raises [`DivergedError`] if the loss is NaN or infinite, or its moving average has risen by more than `rise` nats.
 
-    As a callback it reads every logged training loss; `TrainingArguments.logging_nan_inf_filter` must be off, or the
-    library logs something else in place of NaN. `memory` is how much of the average stays at each look.
+    As a callback it checks every logged training loss. `TrainingArguments.logging_nan_inf_filter` must be off, or
+    Transformers hides NaN from the log. `memory` is the weight of the previous average at each update.
     """
 
     def __init__(self, memory: float = 0.8, rise: float = 1.5):
@@ -37,11 +37,11 @@ class Guard(TrainerCallback):
     ) -> None:
         if "loss" in logs:
             self.check(logs["loss"], state.global_step)
-        if not math.isfinite(logs.get("eval_loss", 0.0)):  # of the last step, after which no other loss may follow
+        if not math.isfinite(logs.get("eval_loss", 0.0)):  # no training loss follows the last step
             raise DivergedError(f"The held-out loss at step {state.global_step} is {logs['eval_loss']}. {ADVICE}")
 
     def check(self, loss: float, step: int) -> None:
-        """Looks at one more loss."""
+        """Checks one more loss."""
         if not math.isfinite(loss):
             raise DivergedError(f"The loss at step {step} is {loss}. {ADVICE}")
         smooth = loss if self.smooth_loss is None else self.smooth_loss
@@ -49,5 +49,5 @@ class Guard(TrainerCallback):
         self.best_loss = min(self.best_loss, self.smooth_loss)
         if self.smooth_loss > self.best_loss + self.rise:
             raise DivergedError(
-                f"The loss around step {step} is {self.smooth_loss:.2f}, it has been {self.best_loss:.2f}. {ADVICE}"
+                f"The loss around step {step} is {self.smooth_loss:.2f}, up from {self.best_loss:.2f}. {ADVICE}"
             )

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Held-out bits per byte of a model, and what `xz -9` needs for the same files."""
+"""Measures held-out bits per byte of a model, and of `xz -9` on the same files."""
 
 import lzma
 import math
@@ -15,7 +15,7 @@ from . import data
 
 
 WINDOW = 2048  # tokens the model sees at a time
-STRIDE = 1024  # so all but a file's first tokens have at least WINDOW - STRIDE tokens of context
+STRIDE = 1024  # after a file's first window, each token has at least WINDOW - STRIDE tokens of context
 
 
 @torch.no_grad()
@@ -27,10 +27,10 @@ def document_bits(
     window: int = WINDOW,
     stride: int = STRIDE,
 ) -> float:
-    """Bits to encode one document and its end token.
+    """Returns the bits needed to encode one document and its end token.
 
-    The context starts with an end token, as a document's context does in training. Longer documents are scored in
-    windows that overlap by `window - stride` tokens; every token is scored once, in the first window that holds it.
+    The context starts with an end token, as in training. Long documents are scored in windows that overlap by
+    `window - stride` tokens. Every token is scored once, in the first window that contains it.
     """
     tokens = torch.tensor([end_token_id, *ids, end_token_id], device=model.device)
     nats, scored = 0.0, 1  # tokens[:scored] are done
@@ -48,14 +48,14 @@ def document_bits(
 def bits_per_byte(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: list[str], num_loops: int | None = None
 ) -> float:
-    """Bits of all `texts`, end tokens included, over their UTF-8 bytes."""
+    """Returns the bits of all `texts`, including end tokens, divided by their UTF-8 bytes."""
     encoded = bpe.encode_documents(tokenizer, texts)
     bits = sum(document_bits(model, ids, tokenizer.eos_token_id, num_loops) for ids in encoded)
     return bits / sum(len(text.encode()) for text in texts)
 
 
 def xz_bits_per_byte(texts: list[str]) -> dict[str, float]:
-    """`xz -9` on all files in one archive member ("together", the harder baseline) and on each file ("per_file")."""
+    """Measures `xz -9` on all files together ("together", the harder baseline) and on each file ("per_file")."""
     contents = [text.encode() for text in texts]
     size = sum(map(len, contents))
     together = len(lzma.compress(b"".join(contents), preset=9))
@@ -64,9 +64,9 @@ def xz_bits_per_byte(texts: list[str]) -> dict[str, float]:
 
 
 def heldout_documents(manifest: dict, stdlib: str | Path | None = None) -> list[data.Document]:
-    """The held-out files of a manifest, read again.
+    """Reads the held-out files of a manifest.
 
-    Raises FileNotFoundError where this Python's library or packages hold other texts than those the manifest names.
+    Raises FileNotFoundError if this Python's library or packages do not contain exactly these files.
     """
     packages = [package["name"] for package in manifest.get("packages", [])]
     found = {document.path: document for document in data.collect(stdlib, packages)}
@@ -77,7 +77,7 @@ def heldout_documents(manifest: dict, stdlib: str | Path | None = None) -> list[
             if document is None or document.sha256 != entry["sha256"]:
                 versions = [f"{package['name']} {package['version']}" for package in manifest.get("packages", [])]
                 raise FileNotFoundError(
-                    f"{entry['path']} is not the file that was held out: evaluate with "
+                    f"{entry['path']} differs from the file that was held out. Evaluate with "
                     + ", ".join([f"Python {manifest['python_version']}", *versions])
                 )
             documents.append(document)

@@ -21,16 +21,16 @@ from .kernels import register_attention
 from .run_files import last_checkpoint, read_json, write_json
 
 
-LOOPS = (1, 2, 3)  # loop counts that are measured; the model is trained with 2
-GOLDEN_TOKENS, GOLDEN_POSITIONS = 128, 8  # a text longer than the window, and its last positions
+LOOPS = (1, 2, 3)  # measured loop counts; the model is trained with 2
+GOLDEN_TOKENS, GOLDEN_POSITIONS = 128, 8  # tokens (more than the window), and last positions to keep
 
 
 def export(out: str | Path, folder: str | Path, stdlib: Path | None = None) -> dict:
-    """Writes the model folder for the last checkpoint of the run `out`; returns its metrics. Replaces what is there."""
+    """Writes the model folder for the last checkpoint of the run `out`, overwriting files, and returns its metrics."""
     out, folder = Path(out), Path(folder)
     checkpoint = last_checkpoint(out)
     if checkpoint is None:
-        raise FileNotFoundError(f"{out} holds no checkpoint: train first")
+        raise FileNotFoundError(f"{out} has no checkpoint. Train first.")
     folder.mkdir(parents=True, exist_ok=True)
     manifest = read_json(out / "data_manifest.json")
     recipe = read_json(out / "recipe.json")
@@ -59,14 +59,14 @@ def export(out: str | Path, folder: str | Path, stdlib: Path | None = None) -> d
 
 
 def write_model(checkpoint: Path, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """bf16 weights, configurations, tokenizer, and the code files that `trust_remote_code=True` runs."""
+    """Writes bf16 weights, configurations, tokenizer, and the code files that `trust_remote_code=True` runs."""
     model = IQuestPLTCoderForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.convert_tokens_to_ids(bpe.STOP_TOKENS),
         pad_token_id=tokenizer.pad_token_id,
     )
-    for name in CODE_FILES:  # links of an earlier export: saving would write through them
+    for name in CODE_FILES:  # symlinks of an earlier export: saving would write through them
         (folder / name).unlink(missing_ok=True)
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -75,7 +75,7 @@ def write_model(checkpoint: Path, folder: Path, tokenizer: PreTrainedTokenizerBa
     for name in CODE_FILES:
         target = folder / name
         target.unlink(missing_ok=True)
-        if folder.resolve().is_relative_to(ROOT):  # inside the repository nothing is copied
+        if folder.resolve().is_relative_to(ROOT):  # links instead of copies inside the repository
             target.symlink_to(os.path.relpath(ROOT / name, folder.resolve()))
         else:
             shutil.copyfile(ROOT / name, target)
@@ -83,10 +83,10 @@ def write_model(checkpoint: Path, folder: Path, tokenizer: PreTrainedTokenizerBa
 
 @torch.no_grad()
 def write_golden(folder: Path, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
-    """The first tokens of a held-out file and, per loop count, the logits of the last of them.
+    """Writes the first tokens of a held-out file and, for each loop count, the logits of the last positions.
 
-    Computed in float32 from the saved bf16 weights, `logits_r{R}` (1, positions, vocab_size) at `positions` of
-    `input_ids` (1, tokens).
+    `logits_r{R}` (1, positions, vocab_size) at `positions` of `input_ids` (1, tokens) are computed in float32 from the
+    saved bf16 weights.
     """
     model = IQuestPLTCoderForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     ids = bpe.encode_documents(tokenizer, [text])[0][:GOLDEN_TOKENS]
@@ -100,7 +100,7 @@ def write_golden(folder: Path, tokenizer: PreTrainedTokenizerBase, text: str) ->
 
 
 def measure(folder: Path, tokenizer: PreTrainedTokenizerBase, documents: list) -> dict:
-    """Bits per byte on the held-out files, of the model for each loop count and of `xz -9`."""
+    """Measures bits per byte on the held-out files, of the model for each loop count and of `xz -9`."""
     model = IQuestPLTCoderForCausalLM.from_pretrained(
         folder, dtype=torch.bfloat16, attn_implementation=register_attention()
     )
@@ -134,7 +134,7 @@ def measure(folder: Path, tokenizer: PreTrainedTokenizerBase, documents: list) -
                     for how, value in xz.items()
                 },
             }
-    # A few short files, for a test that measures again.
+    # A few short files, for a test that repeats the measurement.
     part = sorted((d for d in documents if 1000 < d.num_bytes < 8000), key=lambda d: d.path)[:4]
     return {
         "parameters": model.num_parameters(),
@@ -149,7 +149,7 @@ def measure(folder: Path, tokenizer: PreTrainedTokenizerBase, documents: list) -
 
 
 def write_log(folder: Path, state: dict, recipe: dict) -> list[dict]:
-    """training_log.json: what the trainer logged, with the tokens seen so far in place of epochs."""
+    """Writes training_log.json: the trainer's log, with tokens seen instead of epochs."""
     names = ("step", "loss", "grad_norm", "learning_rate", "eval_loss")
     log = []
     for entry in state["log_history"]:
@@ -162,7 +162,7 @@ def write_log(folder: Path, state: dict, recipe: dict) -> list[dict]:
 
 @torch.no_grad()
 def complete(folder: Path, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """A greedy continuation of `prompt`."""
+    """Returns `prompt` with a greedy continuation."""
     model = IQuestPLTCoderForCausalLM.from_pretrained(folder, dtype=torch.float32)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
     output = model.generate(**inputs, max_new_tokens=64, do_sample=False)

@@ -1,17 +1,17 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-The tiny family: matched models that differ in the number of loops, in the shift, and in the loops they learn from.
+Trains the tiny family: matched models that differ in the number of loops, the shift, and the loops that are trained.
 
     python -m iquest_plt.training.family --out runs/family
 
-Every model sees the same rows in the same order, with the same schedule; a seed decides initial weights and rows, and
-each configuration is trained from each seed. Both papers trained with the shift only, so neither could tell what it
-costs: the runs without it are the control. Two elastic models, which serve every number of loops, stand beside those
-trained for one. A run that is there already is kept, and a killed one goes on.
+All models see the same rows in the same order, with the same schedule. A seed sets the initial weights and the rows,
+and each configuration is trained from each seed. Both papers trained only with the shift and could not measure its
+cost: the runs without it are the control. Two elastic models, which support every number of loops, are compared with
+models trained for one number. Finished runs are kept, and interrupted ones resume.
 
-OUT/metrics.json has each run's held-out bits per byte and loss curve, OUT/family.md and family.png the means with 95 %
-confidence intervals over seeds, OUT/RUN/model the model.
+OUT/metrics.json has each run's held-out bits per byte and loss curve. OUT/family.md and family.png have the means with
+95 % confidence intervals over seeds. OUT/RUN/model is the model of a run.
 """
 
 import argparse
@@ -38,14 +38,14 @@ from .run_files import read_json, write_json
 
 LOOPS = (1, 2, 3, 4)
 ROW = 512
-TEXT = 2000  # characters: of a held-out file, this much of its start is measured
+TEXT = 2000  # characters measured at the start of each held-out file
 # Two-sided 95 % quantiles of Student's t, for 2 to 10 seeds.
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
 
 @dataclass(frozen=True, order=True)
 class Variant:
-    """What one model of the family has of its own. `elastic` is empty, or how `ElasticLoops` trains it."""
+    """The settings that differ between models. `elastic` is "", or the `ElasticLoops` method: "weights" or "draws"."""
 
     elastic: str
     loops: int
@@ -73,14 +73,14 @@ class Variant:
 
 
 def variants(loops: list[int]) -> list[Variant]:
-    """The models of one seed: each number of loops with the shift and without, and both elastic ones for the most."""
+    """Returns the models of one seed: each number of loops with and without the shift, and two elastic models."""
     fixed = [Variant("", count, shift) for count in loops for shift in ((True, False) if count > 1 else (True,))]
     elastic = [Variant(kind, max(loops), True) for kind in ("weights", "draws") if max(loops) > 1]
     return fixed + elastic
 
 
 class ElasticSmallTrainer(ElasticLoops, small.SmallTrainer):
-    """The small model's trainer with elastic loops; without options it is that trainer."""
+    """The small model's trainer with elastic loops. Without options it behaves like `SmallTrainer`."""
 
     def loop_loss(  # type: ignore[override]
         self,
@@ -94,7 +94,7 @@ class ElasticSmallTrainer(ElasticLoops, small.SmallTrainer):
 
 
 def recipe_of(variant: Variant, seed: int, tokens: int, hidden_size: int, vocab_size: int) -> small.Recipe:
-    """The recipe of one run: that of the small model at another size, with rows of one length."""
+    """Returns the recipe of one run: the small model's at another size, with rows of one length."""
     return small.Recipe(
         packages=tuple(data.PACKAGES),
         model={
@@ -123,14 +123,14 @@ def recipe_of(variant: Variant, seed: int, tokens: int, hidden_size: int, vocab_
 
 def run(out: Path, variant: Variant, recipe: small.Recipe, texts: int, stdlib: Path | None = None) -> dict:
     """
-    Trains one model and measures it on the starts of `texts` held-out files, unless `out` has its metrics. Returns
-    these. Raises ValueError if `out` holds a run of another recipe, or measured on other files.
+    Trains one model and measures it on the starts of `texts` held-out files, unless `out` has its metrics already.
+    Returns the metrics. Raises ValueError if the run in `out` has another recipe or number of texts.
     """
     done, before = out / "metrics.json", out / "recipe.json"
     wanted = json.loads(json.dumps(asdict(recipe)))
     known = read_json(done) if done.exists() else {"texts": texts}
     if (before.exists() and read_json(before) != wanted) or known.get("texts", texts) != texts:
-        raise ValueError(f"{out} holds a run with other options: choose a new --out.")
+        raise ValueError(f"{out} has a run with other options. Choose a new --out.")
     if done.exists():
         return known
     start = time.perf_counter()
@@ -142,7 +142,7 @@ def run(out: Path, variant: Variant, recipe: small.Recipe, texts: int, stdlib: P
         for document in documents[:: math.ceil(len(documents) / texts)]
     ]
     model = trainer.model.eval()
-    model.config.use_cache = True  # the trainer has turned it off
+    model.config.use_cache = True  # the trainer turned it off
     model.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
     losses = [[entry["step"], round(entry["loss"], 4)] for entry in trainer.state.log_history if "loss" in entry]
@@ -166,7 +166,7 @@ def run(out: Path, variant: Variant, recipe: small.Recipe, texts: int, stdlib: P
 def bits_per_byte(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: list[data.Document], num_loops: int
 ) -> float:
-    """Bits per byte of the documents, in windows of one row's length."""
+    """Measures bits per byte of the documents, in windows of the row length."""
     encoded = bpe.encode_documents(tokenizer, [document.text for document in documents])
     end = tokenizer.eos_token_id
     bits = sum(evaluate.document_bits(model, ids, end, num_loops, window=ROW, stride=ROW // 2) for ids in encoded)
@@ -174,7 +174,7 @@ def bits_per_byte(
 
 
 def mean_and_interval(values: list[float]) -> tuple[float, float]:
-    """The mean, and half of its 95 % confidence interval by Student's t; infinite for one value."""
+    """Returns the mean, and half its 95 % confidence interval by Student's t; infinite for one value."""
     count = len(values)
     if count == 1:
         return values[0], math.inf
@@ -182,7 +182,7 @@ def mean_and_interval(values: list[float]) -> tuple[float, float]:
 
 
 def groups(metrics: list[dict]) -> dict[Variant, list[dict]]:
-    """The runs of each variant, over seeds."""
+    """Groups the runs by variant."""
     found = {}
     for entry in metrics:
         variant = Variant(*(entry[field.name] for field in fields(Variant)))
@@ -191,7 +191,7 @@ def groups(metrics: list[dict]) -> dict[Variant, list[dict]]:
 
 
 def table(metrics: list[dict]) -> str:
-    """Held-out bits per byte of each variant with 1, 2, … loops, as Markdown; its own number of loops in bold."""
+    """Returns held-out bits per byte of each variant with 1, 2, … loops, as Markdown; trained numbers are in bold."""
     lines = ["| trained as | seeds | " + " | ".join(f"run with R = {r}" for r in LOOPS) + " |"]
     lines.append("|---" * (2 + len(LOOPS)) + "|")
     for variant, runs in groups(metrics).items():
@@ -206,8 +206,8 @@ def table(metrics: list[dict]) -> str:
 
 def difference(metrics: list[dict], variant: Variant, num_loops: int, other: Variant) -> tuple[float, float] | None:
     """
-    Bits per byte of `variant` run with `num_loops`, over those of `other` run with its own, paired by seed: mean and
-    half an interval. None if they have no seed in common.
+    Returns the bits per byte of `variant` with `num_loops`, minus those of `other` with its own number, paired by seed:
+    mean and half an interval. None if they share no seed.
     """
     found = groups(metrics)
     ours, theirs = (
@@ -219,7 +219,7 @@ def difference(metrics: list[dict], variant: Variant, num_loops: int, other: Var
 
 
 def gaps(metrics: list[dict]) -> str:
-    """What loops bring, what the shift costs, and what serving every number of loops costs, as Markdown."""
+    """Returns the gain of looping, the cost of the shift, and the cost of elastic training, as Markdown."""
     pairs = []
     for variant in groups(metrics):
         if variant.elastic:
@@ -239,7 +239,7 @@ def gaps(metrics: list[dict]) -> str:
 
 
 def draw(path: Path, metrics: list[dict]) -> None:
-    """Two panels: bits per byte over those of one loop, with intervals, and the loss curves of the first seed."""
+    """Draws bits per byte minus those of one loop, with intervals, and the loss curves of the first seed."""
     figure = Figure(figsize=(11, 4))
     left, right = figure.subplots(1, 2)
     found = groups(metrics)
@@ -275,9 +275,9 @@ def draw(path: Path, metrics: list[dict]) -> None:
 def main(argv: list[str] | None = None, stdlib: Path | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/family"))
-    parser.add_argument("--tokens", type=int, default=307_200, help="training tokens of each run")
+    parser.add_argument("--tokens", type=int, default=307_200, help="training tokens per run")
     parser.add_argument("--hidden", type=int, default=128, help="hidden size, a multiple of 64")
-    parser.add_argument("--vocab", type=int, default=4096, help="entries of the tokenizer, which all runs share")
+    parser.add_argument("--vocab", type=int, default=4096, help="size of the tokenizer, which all runs share")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--loops", type=int, nargs="+", default=list(LOOPS))
     parser.add_argument("--texts", type=int, default=48, help="held-out files to measure with")
@@ -287,7 +287,7 @@ def main(argv: list[str] | None = None, stdlib: Path | None = None) -> None:
     if not 1 <= args.seeds <= max(STUDENT_T) or args.texts < 1:
         parser.error(f"--seeds must be 1 to {max(STUDENT_T)}, --texts at least 1.")
     if not set(args.loops) <= set(LOOPS):
-        parser.error(f"--loops must be of {', '.join(map(str, LOOPS))}.")
+        parser.error(f"--loops must be among {', '.join(map(str, LOOPS))}.")
     if args.tokens < 4 * ROW or args.vocab < 300:
         parser.error(f"--tokens must be at least {4 * ROW}, --vocab at least 300.")
     try:
@@ -297,7 +297,7 @@ def main(argv: list[str] | None = None, stdlib: Path | None = None) -> None:
 
 
 def train_all(args: argparse.Namespace, stdlib: Path | None) -> None:
-    """Trains what is missing of the family, and writes its tables after every seed."""
+    """Trains the missing runs of the family, and writes the tables after every seed."""
     metrics = []
     for seed in range(args.seeds):
         for variant in variants(args.loops):
@@ -305,7 +305,7 @@ def train_all(args: argparse.Namespace, stdlib: Path | None) -> None:
             print(f"== {name}", flush=True)
             recipe = recipe_of(variant, seed, args.tokens, args.hidden, args.vocab)
             metrics.append(run(args.out / name, variant, recipe, args.texts, stdlib))
-        # After every seed: a family that is not complete is one with fewer seeds.
+        # After every seed, so that an incomplete family is a complete one with fewer seeds.
         write_json(args.out / "metrics.json", metrics, indent=None)
         (args.out / "family.md").write_text(f"{table(metrics)}\n\n{gaps(metrics)}\n")
         try_draw("family.png", draw, args.out / "family.png", metrics)

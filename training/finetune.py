@@ -1,14 +1,14 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Trains all weights of a PLT on text, with Transformers' Trainer. The same command again goes on where it was stopped:
+Trains all weights of a PLT on text, with Transformers' Trainer. Run the same command again to resume:
 
     python -m iquest_plt.training.finetune --model my-model --data sources --out runs/tuned
 
-The data are a text file, a folder of them, or JSON lines with a field `text`. Documents are cut into pieces of at most
-LENGTH tokens. The pieces of a batch stand in one row, and `position_ids` that start anew keep them apart: attention,
-windows and the shift between the loops end with the piece. With --padded each has a row of its own; the losses are the
-same. OUT/model is the result. Losses: `tensorboard --logdir OUT/logs`.
+The data are a text file, a folder of text files, or JSON Lines with a field `text`. Documents are cut into pieces of at
+most LENGTH tokens. The pieces of a batch share one row, separated by `position_ids` that restart: attention, windows
+and the shift between the loops do not cross from one piece to the next. With --padded, each piece has its own row; the
+losses are the same. The result is OUT/model. To see the losses: `tensorboard --logdir OUT/logs`.
 """
 
 import argparse
@@ -31,25 +31,25 @@ from .common import load_model, make_parser, run, save, split_data, train, train
 
 def cut(documents: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
     """
-    Pieces of at most `length` tokens (`input_ids`); each document ends with the tokenizer's end token. Raises
+    Cuts documents into pieces of at most `length` tokens (`input_ids`). Each document ends with the end token. Raises
     ValueError if there is no text.
     """
 
     def encode(batch):
         if not all(isinstance(text, str) for text in batch["text"]):
-            raise ValueError("The field 'text' must hold a text in every line.")
+            raise ValueError("The field 'text' must be a string on every line.")
         rows = [[*ids, tokenizer.eos_token_id] for ids in bpe.encode_documents(tokenizer, batch["text"])]
         pieces = [row[start : start + length] for row in rows for start in range(0, len(row), length)]
-        return {"input_ids": [piece for piece in pieces if len(piece) > 1]}  # one token has nothing to predict
+        return {"input_ids": [piece for piece in pieces if len(piece) > 1]}  # a single token predicts nothing
 
     pieces = documents.map(encode, batched=True, remove_columns=documents.column_names)
     if len(pieces) == 0:
-        raise ValueError("The data hold no text.")
+        raise ValueError("There is no text in the data.")
     return pieces
 
 
 def _cut_file(path: Path, documents: Dataset, tokenizer, length: int) -> Dataset:
-    """`cut`, whose error names the file."""
+    """Calls `cut`, and adds the file's name to its error."""
     try:
         return cut(documents, tokenizer, length)
     except ValueError as error:
@@ -57,16 +57,16 @@ def _cut_file(path: Path, documents: Dataset, tokenizer, length: int) -> Dataset
 
 
 def make_trainer(args: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Trainer:
-    """The trainer of `model` on the data. Raises ValueError if these do not serve."""
+    """Makes the trainer of `model` on the data. Raises ValueError if the data are not usable."""
     if args.padded and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        raise ValueError("--padded takes a padding token that is not the end token: this tokenizer has none.")
+        raise ValueError("--padded needs a padding token other than the end token, which this tokenizer lacks.")
     arguments = TrainingArguments(**training_arguments(args))
-    with arguments.main_process_first(desc="data"):  # the other processes read its cache
+    with arguments.main_process_first(desc="data"):  # the other processes use its cache
         data, heldout = split_data(args, "text")
         data = _cut_file(args.data, data, tokenizer, args.length)
         heldout = heldout and _cut_file(args.heldout or args.data, heldout, tokenizer, args.length)
     collator = DataCollatorWithFlattening()
-    if args.padded:  # on the right: left of the first token, padding would have to predict it
+    if args.padded:  # on the right: padding before the first token would have to predict it
         right = copy.deepcopy(tokenizer)
         right.padding_side = "right"
         collator = DataCollatorForLanguageModeling(right, mlm=False)
@@ -81,7 +81,7 @@ def make_trainer(args: argparse.Namespace, model: PreTrainedModel, tokenizer: Pr
 
 
 def finetune(args: argparse.Namespace) -> Trainer:
-    """Trains and saves."""
+    """Trains and saves the model."""
     model, tokenizer = load_model(args)
     trainer = make_trainer(args, model, tokenizer)
     weights = train(trainer, args)
@@ -91,8 +91,8 @@ def finetune(args: argparse.Namespace) -> Trainer:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What becomes of the text."""
-    parser.add_argument("--padded", action="store_true", help="a row for each piece, padded to the longest")
+    """Adds the options for text data."""
+    parser.add_argument("--padded", action="store_true", help="one row per piece, padded to the longest")
 
 
 def main(argv: list[str] | None = None) -> None:

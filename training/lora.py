@@ -1,15 +1,15 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Trains low-rank adapters of a PLT on text (LoRA, with PEFT), on frozen weights of 4 bits if asked (as in QLoRA):
+Trains low-rank adapters of a PLT on text (LoRA, with PEFT), optionally on frozen 4-bit weights (as in QLoRA):
 
     python -m iquest_plt.training.lora --model my-model --data sources --out runs/adapted --bits 4 --merge
 
-Data and options are those of `finetune.py`. Adapters stand beside the Linear layers of attention, of the MLP, or of
-both, in all loops the same. A gate is no Linear and small: it is trained as a whole, unless --no-gates. The result is
-OUT/adapter, for `PeftModel.from_pretrained(model, "OUT/adapter")`, where `model` may be remote code; with --merge also
-OUT/model, a model like any other. An adapter does not know the number of loops that it was trained for: after
---num-loops R, load its model with `plt_num_loops=R`.
+Data and options are as in `finetune.py`. Adapters are added to the Linear layers of attention, of the MLP, or of both,
+and are shared by all loops. Gates are small and not Linear layers: they are trained in full, unless --no-gates is set.
+The result is OUT/adapter, for `PeftModel.from_pretrained(model, "OUT/adapter")`; `model` may be remote code. With
+--merge there is also OUT/model, an ordinary model. An adapter does not store its number of loops: after --num-loops R,
+load its model with `plt_num_loops=R`.
 """
 
 import argparse
@@ -30,10 +30,10 @@ TARGETS = {"attention": ATTENTION, "mlp": MLP, "all": ATTENTION + MLP}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What adapters are like."""
-    parser.add_argument("--rank", type=count, default=16, help="rank of an adapter; its scale is 2")
-    parser.add_argument("--targets", choices=TARGETS, default="all", help="the layers that have adapters")
-    parser.add_argument("--gates", action=argparse.BooleanOptionalAction, default=True, help="train the gates as well")
+    """Adds the options for adapters."""
+    parser.add_argument("--rank", type=count, default=16, help="rank of the adapters; their scale is 2")
+    parser.add_argument("--targets", choices=TARGETS, default="all", help="layers that get adapters")
+    parser.add_argument("--gates", action=argparse.BooleanOptionalAction, default=True, help="also train the gates")
 
 
 def lora_config(args: argparse.Namespace) -> LoraConfig:
@@ -47,7 +47,7 @@ def lora_config(args: argparse.Namespace) -> LoraConfig:
 
 
 def load_adapted(args: argparse.Namespace) -> tuple[PeftModel, object]:
-    """The model with new adapters, and its tokenizer. What is trained is float32, the rest as small as asked for."""
+    """Loads the model with new adapters, and its tokenizer. Trained weights are float32; others follow the options."""
     weights = {"dtype": torch.bfloat16 if args.bf16 else torch.float32}
     if args.bits is not None:
         weights["quantization_config"] = BitsAndBytesConfig(
@@ -59,25 +59,25 @@ def load_adapted(args: argparse.Namespace) -> tuple[PeftModel, object]:
         )
     model, tokenizer = load_model(args, **weights)
     if args.bits is not None:
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # Trainer turns that on
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # Trainer enables it
     torch.manual_seed(args.seed)
     model = get_peft_model(model, lora_config(args))
     for parameter in model.parameters():
-        if parameter.requires_grad:  # PEFT leaves the gates as they were loaded
+        if parameter.requires_grad:  # PEFT does not convert the gates
             parameter.data = parameter.data.float()
     return model, tokenizer
 
 
 def merge(args: argparse.Namespace) -> None:
-    """Writes OUT/model: the weights of --model in float32, not those of few bits, with OUT/adapter merged into them."""
-    unset_hf_deepspeed_config()  # one process alone loads them
+    """Writes OUT/model: OUT/adapter merged into the float32 weights of --model, not into the quantised ones."""
+    unset_hf_deepspeed_config()  # only one process loads them
     model, tokenizer = load_model(args)
     model = PeftModel.from_pretrained(model, args.out / "adapter").merge_and_unload()
     save(model, tokenizer, args)
 
 
 def adapt(args: argparse.Namespace) -> Trainer:
-    """Trains and saves."""
+    """Trains and saves the adapters."""
     model, tokenizer = load_adapted(args)
     trainer = make_trainer(args, model, tokenizer)
     weights = train(trainer, args)
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     add_data_options(parser)
     add_options(parser)
     parser.add_argument("--bits", type=int, choices=(4, 8), help="quantise the frozen weights (bitsandbytes)")
-    parser.add_argument("--merge", action="store_true", help="write OUT/model, too")
+    parser.add_argument("--merge", action="store_true", help="also write OUT/model")
     run(adapt, parser.parse_args(argv))
 
 

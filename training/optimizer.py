@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Muon for the hidden matrices, AdamW for the rest, in one optimizer, so that Trainer can save and resume it.
+"""Muon for the hidden matrices and AdamW for the rest, in one optimizer that Trainer can save and resume.
 
-Muon (Jordan et al., 2024): momentum, then the nearest semi-orthogonal matrix by a Newton-Schulz iteration.
+Muon (Jordan et al., 2024) replaces the momentum by its nearest semi-orthogonal matrix, with a Newton-Schulz iteration.
 """
 
 from collections.abc import Callable
@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that Muon iterates
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # coefficients of Muon's quintic iteration
 
 
 @torch.no_grad()
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """(M, rows, columns) -> the same shape with all singular values near 1, computed in bf16."""
+    """Returns matrices (M, rows, columns) with all singular values near 1, computed in bf16."""
     x = matrices.bfloat16()
     transposed = x.shape[1] > x.shape[2]
     if transposed:
@@ -30,7 +30,7 @@ def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Each parameter group says `kind="muon"` or `kind="adamw"`; learning rates and decays are per group."""
+    """Each parameter group has `kind="muon"` or `kind="adamw"`, and its own learning rate and weight decay."""
 
     def __init__(self, params, lr=0.01, weight_decay=0.0, momentum=0.95, betas=(0.9, 0.95), eps=1e-8, kind="adamw"):
         super().__init__(
@@ -80,7 +80,7 @@ class MuonAdamW(torch.optim.Optimizer):
 def make_optimizer(
     model: nn.Module, muon_lr: float, adamw_lr: float, embedding_lr: float, weight_decay: float
 ) -> MuonAdamW:
-    """Matrices inside the layers go to Muon; embeddings, and head, gates and norms, to AdamW, undecayed."""
+    """Makes an optimizer: Muon for matrices inside the layers; AdamW without weight decay for everything else."""
     hidden, embeddings, rest = [], [], []
     for name, param in model.named_parameters():
         if "embed_tokens" in name:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a training run prints."""
+"""Prints the progress of a training run."""
 
 import math
 import statistics
@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class Progress(TrainerCallback):
-    """One line per log interval: share done, loss, tokens/s (median of the recent steps), time left."""
+    """Prints a line per log interval: share done, loss, tokens/s (median of recent steps), time left."""
 
     def __init__(self, tokens_per_step: int, bytes_per_token: float):
         self.tokens_per_step, self.bytes_per_token = tokens_per_step, bytes_per_token

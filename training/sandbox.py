@@ -1,31 +1,29 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one program that a model wrote, and its tests, in a process of its own with limits. Needs Linux.
+"""Runs one program written by a model, and its tests, in a separate process with limits. Needs Linux.
 
     passed, detail, seconds = Sandbox().run(program, tests, entry_point)
 
-`tests` is Python that defines `check`; the program passes if `check(entry_point)` returns. What the program cannot do:
+`tests` is Python that defines `check`; the program passes if `check(entry_point)` returns. The program cannot:
 
-* run longer, take more memory, start more processes, open more files, or print more than `Limits` says, whatever other
-  programs do at the same time;
-* write to files: their size limit is 0. Where the kernel has Landlock, not create, delete or empty any either;
-* see this process's environment or standard input: it has none of them;
-* pass without its tests having returned. The verdict starts with a random token, so leaving early, printing or ending
-  in any way does not count. The tests run in a namespace of their own, with built-in functions of their own.
+* exceed `Limits` for time, memory, processes, open files or output, whatever other programs do at the same time;
+* write to files: their size limit is 0. If the kernel has Landlock, it cannot create, delete or empty files either;
+* see this process's environment or standard input;
+* pass before its tests have returned. The verdict starts with a random token, so exiting early or printing does not
+  count. The tests run in their own namespace, with their own built-in functions.
 
-Where `unshare` (util-linux) is allowed, by user namespaces or to root, there is no network either, and neither signals
-nor processes that stay behind. Where it is not, TCP and signals to others are stopped as far as the kernel's Landlock
-does that (since 6.7 and 6.12), and a process that left its session may stay, asleep or to the end of its CPU time. Root
-becomes a user first who owns nothing, another one for each program, or is refused. `Sandbox.protections` says which of
-these are there.
+If `unshare` (util-linux) works, with user namespaces or as root, the program has no network, cannot send signals, and
+leaves no processes behind. Otherwise Landlock blocks TCP and signals to other processes (since Linux 6.7 and 6.12), and
+a process that left its session may survive, asleep or until its CPU time ends. As root, each program runs as a
+different user who owns nothing, or not at all. `Sandbox.protections` lists the protections in effect.
 
-Linux counts processes by user. Each program has a count of its own where it has a user of its own (root) or a user
-namespace of its own (since Linux 5.14); elsewhere programs run one at a time, so that none can use up another's.
+Linux counts processes per user. A program has its own count if it has its own user (as root) or its own user namespace
+(since Linux 5.14). Otherwise programs run one at a time, so that none exhausts another's count.
 
-This keeps mistakes of a model from doing harm. It is no security boundary: a program can read every file that its user
-can (all files, if root runs it and Python lies in a folder of root's), find the token in its own memory, patch modules
-that its tests use, return objects that equal everything, and try the kernel's bugs. Run models that you do not trust in
-a virtual machine that holds nothing of value.
+This protects against a model's mistakes. It is not a security boundary: a program can read every file that its user can
+(all files, if root runs it and Python is installed in a folder of root's), find the token in its own memory, patch
+modules that its tests use, return objects that equal everything, and exploit kernel bugs. Run models that you do not
+trust in a virtual machine that contains nothing of value.
 """
 
 import builtins
@@ -54,17 +52,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 
-_SECONDS_TO_CLEAN_UP = 5  # that the sandbox ends by itself after its time, should this process have been killed
+_SECONDS_TO_CLEAN_UP = 5  # after the time limit, until the sandbox ends itself in case this process was killed
 _PASSED = "passed"
 _USER = "--reuid={}"
-_USERS = range(61184, 65520)  # of no one: systemd, too, takes them for what it runs a short while
+_USERS = range(61184, 65520)  # unused ids, which systemd also uses for its dynamic users
 _turns = itertools.count(secrets.randbelow(len(_USERS)))
 _one_at_a_time = threading.Lock()
 
 
 @dataclass
 class Limits:
-    """What a program gets. Memory is the address space of each of its processes, output is both streams together."""
+    """Limits of a program. Memory is the address space of each process; output is both streams together."""
 
     seconds: float = 10.0
     memory_bytes: int = 512 << 20
@@ -75,7 +73,7 @@ class Limits:
     def __post_init__(self):
         for name, value in asdict(self).items():
             if not 0 < value < math.inf:
-                raise ValueError(f"The limit `{name}` is {value}: give it a number above 0.")
+                raise ValueError(f"The limit `{name}` must be a number above 0, got {value}.")
 
 
 class Verdict(NamedTuple):
@@ -86,45 +84,45 @@ class Verdict(NamedTuple):
 
 class Sandbox:
     """
-    Finds out by a trial which protections this system allows, and keeps to them. Can be used by several threads.
+    Runs programs with the strongest protections that work on this system, found by trial runs. Thread-safe.
 
     Args:
-        limits: what each program gets.
-        wrappers: commands to put before Python's, of which the first that works is taken; default: the best there are.
+        limits: limits of each program.
+        wrappers: commands to put before Python's; the first that works is used. Default: the strongest available.
 
-    Raises ValueError where no program can be run, or only as root.
+    Raises ValueError if no program can be run, or only as root.
     """
 
     def __init__(self, limits: Limits | None = None, wrappers: list[list[str]] | None = None):
         if sys.platform != "linux":
-            raise ValueError("The sandbox needs Linux: copy the completions to such a machine and run them there.")
+            raise ValueError("The sandbox needs Linux. Copy the completions to a Linux machine and run them there.")
         self.limits, trials = Limits(), []
         for self._wrapper in _wrappers() if wrappers is None else wrappers:
-            # Also that Python finds its own library: one that cannot read it may start with that of another version.
+            # Checks that Python finds its own library: if it cannot read it, it may load another version's.
             same = f"def check(f): assert f() == {json.__file__!r}"
             trials.append(self.run("import json\ndef f(): return json.__file__", same, "f").detail)
             if trials[-1] == _PASSED:
                 break
         else:
-            raise ValueError(f"No sandbox works here ({'; '.join(dict.fromkeys(trials))}): run it as an ordinary user.")
+            raise ValueError(f"No sandbox works here ({'; '.join(dict.fromkeys(trials))}). Run as an ordinary user.")
         self.limits = limits or self.limits
 
     @property
     def protections(self) -> list[str]:
-        """Those that not every system has."""
+        """The protections in effect that not every system has."""
         names = {"unshare": "namespaces", "setpriv": "other user"}
         found = [names[Path(word).name] for word in self._wrapper if Path(word).name in names]
         abi = landlock_abi()
         return found + [name for since, name in ((1, "no writes"), (4, "no TCP"), (6, "no signals")) if abi >= since]
 
     def run(self, program: str, tests: str, entry_point: str) -> Verdict:
-        """Runs `program`, then `check(entry_point)` of `tests`. Never raises for what they do."""
+        """Runs `program`, then `check(entry_point)` from `tests`. Their errors never raise here."""
         with _one_at_a_time if self._shares_count else contextlib.nullcontext():
             return self._run(program, tests, entry_point)
 
     @property
     def _shares_count(self) -> bool:
-        """Whether programs that run at the same time count as one user's."""
+        """True if programs that run at the same time share one user's process count."""
         release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
         return not (_USER in self._wrapper or ("--user" in self._wrapper and release >= (5, 14)))
 
@@ -137,7 +135,7 @@ class Sandbox:
         environment = {"PATH": os.defpath, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         start = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="sandbox-") as folder:
-            os.chmod(folder, 0o755)  # the program may be another user
+            os.chmod(folder, 0o755)  # the program may run as another user
             process = subprocess.Popen(
                 [*wrapper, *python, json.dumps(asdict(self.limits)), "shared" if self._shares_count else "own"],
                 stdin=subprocess.PIPE,
@@ -150,18 +148,18 @@ class Sandbox:
             try:
                 with process.stdin as pipe:
                     pipe.write(json.dumps(job).encode())
-            except BrokenPipeError:  # it is over already; what it said is why
+            except BrokenPipeError:  # it has ended already; its output says why
                 pass
             try:
                 detail = self._listen(process, start + self.limits.seconds, token.encode())
             finally:
-                os.killpg(process.pid, signal.SIGKILL)  # it is not waited for yet, so the number is still its own
+                os.killpg(process.pid, signal.SIGKILL)  # before wait(), so that the id still belongs to it
                 process.wait()
                 process.stdout.close()
         return Verdict(detail == _PASSED, detail, time.monotonic() - start)
 
     def _listen(self, process: subprocess.Popen, deadline: float, token: bytes) -> str:
-        """The verdict, or why there is none."""
+        """Returns the verdict, or the reason why there is none."""
         output = bytearray()
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
@@ -182,7 +180,7 @@ class Sandbox:
 
 
 def _wrappers() -> Iterator[list[str]]:
-    """Commands that start another one with fewer rights, the best first."""
+    """Yields commands that start another one with fewer rights, the strongest first."""
     tools = {name: shutil.which(name) for name in ("unshare", "setpriv")}
     unshare = [tools["unshare"], "--pid", "--net", "--ipc", "--fork", "--kill-child"]
     if os.geteuid():
@@ -190,28 +188,28 @@ def _wrappers() -> Iterator[list[str]]:
         yield []
     elif tools["setpriv"]:
         no_one = [tools["setpriv"], _USER, "--regid=65534", "--clear-groups"]
-        # The second one may read all files: where Python itself lies in a folder of root's.
+        # The second one may read all files, in case Python is installed in a folder of root's.
         kinds = ("inh-caps", "ambient-caps", "bounding-set")
         kept = [[f"--{kind}=-all{more}" for kind in kinds] for more in ("", ",+dac_read_search")]
         for before, rights in itertools.product([unshare, []] if tools["unshare"] else [[]], kept):
             yield [*before, *no_one, *rights]
 
 
-# -- Landlock, the kernel's own sandbox: needs no rights, holds for all that the process starts ------------------------
+# -- Landlock, the kernel's own sandbox: needs no privileges, and applies to child processes ---------------------------
 
-_CREATE_RULESET, _RESTRICT_SELF = 444, 446  # system calls, the same on all processors
-_PARENT_DEATH_SIGNAL, _NO_NEW_PRIVILEGES = 1, 38  # of prctl
-_WRITE, _TRUNCATE = 0x1FF2, 1 << 14  # write to files; make and remove files and folders of all kinds; empty files
+_CREATE_RULESET, _RESTRICT_SELF = 444, 446  # system calls, the same on all architectures
+_PARENT_DEATH_SIGNAL, _NO_NEW_PRIVILEGES = 1, 38  # options of prctl
+_WRITE, _TRUNCATE = 0x1FF2, 1 << 14  # write, create and remove files and folders of all kinds; empty files
 _TCP, _SCOPES = 0b11, 0b11  # bind, connect; abstract sockets, signals
 
 
 def landlock_abi() -> int:
-    """The version of the kernel's Landlock, 0 if there is none."""
+    """Returns the version of the kernel's Landlock; 0 if there is none."""
     return max(0, ctypes.CDLL(None).syscall(_CREATE_RULESET, None, 0, 1))
 
 
 def _landlock() -> None:
-    """From here on this process can do none of those things, as far as the kernel knows them."""
+    """Denies these rights to this process from now on, as far as the kernel supports it."""
     abi, libc = landlock_abi(), ctypes.CDLL(None)
     if not abi:
         return
@@ -219,17 +217,17 @@ def _landlock() -> None:
     rules = struct.pack(f"{len(denied)}Q", *denied)
     ruleset = libc.syscall(_CREATE_RULESET, rules, len(rules), 0)
     if libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0) or libc.syscall(_RESTRICT_SELF, ruleset, 0):
-        raise OSError("Landlock is there but cannot be used.")
+        raise OSError("The kernel has Landlock, but it cannot be used.")
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------
 
 
 def _processes_of_user() -> int:
-    """Processes and threads that this process's user has, as Linux counts them."""
+    """Returns the processes and threads of this process's user, as Linux counts them."""
     count = 0
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has ended
             count += len(os.listdir(folder / "task")) if folder.stat().st_uid == os.getuid() else 0
     return count
 
@@ -250,14 +248,14 @@ def _limit(limits: Limits, processes: int) -> None:
 
 
 def _test(program: str, tests: str, entry_point: str) -> str:
-    """What came of it. The tests are there first, so that they have Python as it was before the program."""
+    """Returns the result. The tests are loaded before the program, so that it cannot change Python for them."""
     namespace: dict[str, Any] = {"__name__": "tests", "__builtins__": dict(vars(builtins))}
     module = types.ModuleType("program")
     sys.modules[module.__name__] = module
     try:
         exec(compile(tests, "tests", "exec"), namespace)
         exec(compile(program, "program", "exec"), module.__dict__)
-        namespace[entry_point] = getattr(module, entry_point)  # tests may also call it by its name
+        namespace[entry_point] = getattr(module, entry_point)  # tests may also call it by name
         namespace["check"](namespace[entry_point])
     except BaseException as error:  # also SystemExit
         return " ".join(f"failed: {type(error).__name__}: {error}".split())[:200]
@@ -265,7 +263,7 @@ def _test(program: str, tests: str, entry_point: str) -> str:
 
 
 def _inside() -> None:
-    """The process that runs the program is a child of this one: its parent, if it kills that, is none of ours."""
+    """Forks a child that runs the program, so that a program that kills its parent cannot kill our process."""
     limits = Limits(**json.loads(sys.argv[1]))
     processes = limits.processes + (_processes_of_user() if sys.argv[2] == "shared" else 0)
     child = os.fork()

@@ -1,14 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the small PLT on the Python standard library. One command, and the same command again resumes:
+"""Trains the small PLT on the Python standard library. Run the same command again to resume:
 
     python -m iquest_plt.training.small --out runs/small
 
-It collects and splits the sources, trains the tokenizer, then the model with Transformers' Trainer, evaluates on the
-held-out files and exports a model folder to OUT/export. A killed run goes on from its last checkpoint, with the losses
-of a run that was never killed. `--tokens N` sets the length (the learning rate is constant until the last part of the
-run, so N may be changed on resuming until then). `--export FOLDER` exports the last checkpoint, finished or not, and
-trains nothing. Logs: `tensorboard --logdir OUT/logs`.
+Collects and splits the sources, trains the tokenizer and then the model with Transformers' Trainer, evaluates on the
+held-out files, and exports a model folder to OUT/export. A resumed run has the same losses as an uninterrupted one.
+`--tokens N` sets the length; it may be changed on resuming until the learning rate starts to decay. `--export FOLDER`
+only exports the last checkpoint, finished or not. To see the logs: `tensorboard --logdir OUT/logs`.
 """
 
 import argparse
@@ -45,7 +44,7 @@ from .run_files import last_checkpoint, read_json, write_json
 
 @dataclass
 class Recipe:
-    """Everything that decides the result. Lengths are in tokens."""
+    """All settings that determine the result. Lengths are in tokens."""
 
     model: dict = field(
         default_factory=lambda: {
@@ -58,16 +57,16 @@ class Recipe:
             "rope_theta": 10000.0,
         }
     )
-    packages: tuple[str, ...] = ()  # of `data.PACKAGES`, beside the standard library
+    packages: tuple[str, ...] = ()  # names in `data.PACKAGES`, in addition to the standard library
     vocab_size: int = bpe.VOCAB_SIZE
     heldout_share: float = data.HELDOUT_SHARE
     tokens: int = 11_200_000
     tokens_per_step: int = 4096
     row: int = 2048
-    early_row: int = 1024  # until the last part, rows are cut to this: cheaper, and long rows need less practice
-    long_row_share: float = 0.25  # of the run, at its end, with rows of full length
+    early_row: int = 1024  # length of rows before the last part of the run: cheaper, and long rows need less training
+    long_row_share: float = 0.25  # last part of the run, with rows of full length
     warmup_steps: int = 50
-    decay_share: float = 0.75  # of the run, at its end: the learning rate falls linearly to 0
+    decay_share: float = 0.75  # last part of the run, where the learning rate falls linearly to 0
     muon_lr: float = 0.02
     adamw_lr: float = 0.005
     embedding_lr: float = 0.01
@@ -88,7 +87,7 @@ class Recipe:
         return round(self.steps * (1 - self.decay_share))
 
     def lr_factor(self, step: int) -> float:
-        """Warm-up, constant, linear decay: what the groups' learning rates are multiplied by."""
+        """Returns the factor of the groups' learning rates: warm-up, constant, linear decay."""
         decay = (self.steps - step) / max(1, self.steps - self.decay_start)
         return max(0.0, min(1.0, (step + 1) / self.warmup_steps, decay))
 
@@ -118,7 +117,7 @@ class SmallTrainer(Trainer):
         return self.lr_scheduler
 
     def _get_train_sampler(self, train_dataset=None):
-        return SequentialSampler(self.train_dataset)  # PackedRows has shuffled, pass by pass
+        return SequentialSampler(self.train_dataset)  # PackedRows shuffles each pass
 
     def compute_loss(
         self,
@@ -128,8 +127,8 @@ class SmallTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """
-        Mean cross-entropy, nats per token. Weights are cast once a step: autocast would cast them in every call.
-        `inputs` may hold further arguments of the decoder.
+        Returns the mean cross-entropy in nats per token. Weights are cast once per step; autocast would cast them in
+        every call. `inputs` may contain further arguments of the decoder.
         """
         input_ids = inputs.pop("input_ids")
         if model.training and self.state.global_step < self.recipe.steps * (1 - self.recipe.long_row_share):
@@ -145,7 +144,7 @@ class SmallTrainer(Trainer):
         return (loss, {}) if return_outputs else loss
 
     def token_loss(self, model: PreTrainedModel, states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-        """Mean loss of the tokens that follow each state (batch, time, hidden)."""
+        """Returns the mean loss of the next tokens, from states (batch, time, hidden)."""
         states, labels = states[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten()
         return chunked_cross_entropy(states, model.lm_head.weight.bfloat16(), labels) / len(labels)
 
@@ -153,7 +152,7 @@ class SmallTrainer(Trainer):
 def prepare(
     out: Path, recipe: Recipe, stdlib: Path | None = None
 ) -> tuple[PreTrainedTokenizerBase, np.ndarray, np.ndarray, dict]:
-    """Makes or reloads the data: returns the tokenizer, the train and held-out streams, and the data manifest."""
+    """Makes or loads the data. Returns the tokenizer, the training and held-out streams, and the data manifest."""
     done = out / "data_manifest.json"
     if not done.exists():
         out.mkdir(parents=True, exist_ok=True)
@@ -161,7 +160,7 @@ def prepare(
         documents = data.split(data.collect(stdlib, recipe.packages), recipe.heldout_share)
         texts = {name: [d.text for d in documents if d.split == name] for name in ("train", "heldout")}
         if not all(texts.values()):
-            raise ValueError("The split leaves no file to train on or none to hold out: give it more files")
+            raise ValueError("The split leaves no files to train on, or none to hold out. Use more files.")
         print(f"Training the tokenizer on {len(texts['train'])} files ...", flush=True)
         tokenizer = bpe.train(texts["train"], recipe.vocab_size)
         bpe.save(tokenizer, out / "tokenizer")
@@ -170,23 +169,23 @@ def prepare(
             stream = data.token_stream(bpe.encode_documents(tokenizer, texts[name]), tokenizer.eos_token_id)
             np.save(out / f"{name}.npy", stream)
             manifest["totals"][name]["tokens"] = len(stream)
-        write_json(done, manifest)  # last: it says that the rest is complete
+        write_json(done, manifest)  # written last: marks the other files as complete
     manifest = read_json(done)
     streams = [_load_stream(out / f"{name}.npy") for name in ("train", "heldout")]
     return AutoTokenizer.from_pretrained(out / "tokenizer"), *streams, manifest
 
 
 def _load_stream(file: Path) -> np.ndarray:
-    """Raises ValueError, which names the file, if it is missing or damaged."""
+    """Loads a token stream. Raises ValueError, naming the file, if it is missing or damaged."""
     try:
         return np.load(file)
     except (OSError, ValueError, EOFError) as error:
-        advice = "remove data_manifest.json beside it, and the data is made anew"
-        raise ValueError(f"{file} cannot be read ({error}): {advice}.") from error
+        advice = "Remove data_manifest.json beside it to make the data again."
+        raise ValueError(f"{file} cannot be read ({error}). {advice}") from error
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> IQuestPLTCoderForCausalLM:
-    """A freshly initialised float32 model that runs the training kernels."""
+    """Makes a newly initialised float32 model that uses the training kernels."""
     fields = {
         "vocab_size": recipe.vocab_size,
         "plt_num_loops": 2,
@@ -204,8 +203,8 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> IQuestPLT
         config, attn_implementation=register_attention(), dtype=torch.float32
     )
     with torch.no_grad():
-        # Layers that start as the identity, on embeddings large enough not to drown in the layers' first outputs: the
-        # loss falls much faster from the start.
+        # Layers start as the identity, and embeddings are large compared with the layers' first outputs: the loss then
+        # falls much faster at the start.
         model.model.embed_tokens.weight.normal_(std=recipe.embedding_std)
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
@@ -222,8 +221,8 @@ def train(
     trainer_class: Callable[..., SmallTrainer] = SmallTrainer,
 ) -> SmallTrainer:
     """
-    Trains to the end of the recipe, from the last checkpoint in `out` if there is one. Returns the trainer. The data is
-    that of the folder `prepared`, which several runs may share; by default, `out`.
+    Trains to the end of the recipe, from the last checkpoint in `out` if there is one, and returns the trainer. The
+    data come from the folder `prepared`, which several runs may share; default: `out`.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -266,7 +265,7 @@ def train(
             seed=recipe.seed,
         ),
     )
-    trainer.pop_callback(PrinterCallback)  # Progress says it better
+    trainer.pop_callback(PrinterCallback)  # replaced by Progress
     checkpoint = last_checkpoint(out)
     if checkpoint is not None:
         print(f"Resuming from {checkpoint.name}", flush=True)
@@ -277,7 +276,7 @@ def train(
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/small"), help="folder of the run")
-    parser.add_argument("--tokens", type=int, default=Recipe.tokens, help="training tokens in all")
+    parser.add_argument("--tokens", type=int, default=Recipe.tokens, help="total number of training tokens")
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="only evaluate and export the last checkpoint")
     args = parser.parse_args(argv)
     try:

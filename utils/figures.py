@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures, which may fail without a loss to what was measured."""
+"""Drawing of pictures: a failure does not lose the measurements."""
 
 import io
 import sys
@@ -10,7 +10,7 @@ from .terminal import printable
 
 
 def try_draw(name: str, draw: Callable, *arguments):
-    """What `draw(*arguments)` returns. If it fails, None: a picture must not cost what was measured."""
+    """Returns `draw(*arguments)`, or None with a note on standard error if it fails."""
     try:
         return draw(*arguments)
     except Exception as error:
@@ -19,13 +19,13 @@ def try_draw(name: str, draw: Callable, *arguments):
 
 
 def note_missing(name: str, error: Exception) -> None:
-    """Says on standard error that a picture is missing, and why."""
+    """Notes on standard error that a picture is missing, and why."""
     reason = printable(" ".join(f"{type(error).__name__}: {error}".split()))
     print(f"note: {name} was not drawn ({reason}); the numbers are complete", file=sys.stderr)
 
 
 def png(figure) -> bytes:
-    """A matplotlib figure as a PNG, the same for the same figure."""
+    """Returns a matplotlib figure as a PNG. Equal figures give equal bytes."""
     target = io.BytesIO()
     figure.savefig(target, format="png", dpi=120, facecolor="white", metadata={"Software": None})
     return target.getvalue()

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Stopwatches, and the machine that they ran on."""
+"""Timing, and a description of the machine."""
 
 import datetime
 import platform
@@ -15,11 +15,11 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 try:
     import greenlet
 except ImportError as error:
-    raise ImportError("greenlet is missing: `iquest-plt[benchmarks]` has what the benchmarks need.") from error
+    raise ImportError("greenlet is not installed: pip install 'iquest-plt[benchmarks]'") from error
 
 
 class _YieldTurn(StoppingCriteria):
-    """Hands control back to whoever started this generation, after every token; stops nothing."""
+    """Switches back to the parent greenlet after every token; never stops the generation."""
 
     def __call__(self, input_ids, scores, **kwargs):
         greenlet.getcurrent().parent.switch()
@@ -28,9 +28,10 @@ class _YieldTurn(StoppingCriteria):
 
 def decode_step_times(runs: dict, input_ids: torch.Tensor, new_tokens: int, warm_up: int = 3) -> dict[object, list]:
     """
-    Seconds of every decode step of several greedy `generate()` calls that take turns, token by token, so that a machine
-    that slows down for a while slows all of them. `runs` maps names to (model, arguments of `generate()`). Prompts and
-    the first `warm_up` steps are left out.
+    Times every decode step of several greedy `generate()` calls, in seconds.
+
+    The calls take turns token by token, so that a temporary slowdown of the machine affects all of them. `runs` maps
+    names to (model, arguments of `generate()`). Prompts and the first `warm_up` steps are not timed.
     """
 
     def generation(model, arguments):
@@ -48,7 +49,7 @@ def decode_step_times(runs: dict, input_ids: torch.Tensor, new_tokens: int, warm
 
     generations = {name: generation(*run) for name, run in runs.items()}
     times = {name: [] for name in runs}
-    with torch.no_grad():  # each generation enters that within another, and leaves it as it found it
+    with torch.no_grad():  # the generations enter and leave their own no_grad in turns; this keeps it on throughout
         try:
             for step in range(1 + warm_up + new_tokens):
                 for name, turn in generations.items():
@@ -62,7 +63,7 @@ def decode_step_times(runs: dict, input_ids: torch.Tensor, new_tokens: int, warm
 
 
 def timed(function, device: torch.device | str, *args, **kwargs) -> float:
-    """Seconds that `function(*args, **kwargs)` takes."""
+    """Returns the seconds that `function(*args, **kwargs)` takes."""
     is_cuda = torch.device(device).type == "cuda"
     if is_cuda:
         torch.cuda.synchronize(device)
@@ -74,7 +75,7 @@ def timed(function, device: torch.device | str, *args, **kwargs) -> float:
 
 
 def environment(device: str) -> dict:
-    """Device, threads and versions, as every report states them."""
+    """Returns date, device, threads and versions, for reports."""
     if torch.device(device).type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:

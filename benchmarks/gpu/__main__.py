@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The command: stages in order, each in a process of its own, and a table of what they found."""
+"""The command: runs the stages in order, each in its own process, and writes a table of the results."""
 
 import argparse
 import importlib
@@ -16,22 +16,22 @@ from .stage import Stage
 from .table import write_table
 
 
-STAGES = {"right": 0.30, "decode": 0.42, "prompt": 0.16, "train": 0.12}  # of the time; what one leaves, the next has
-GRACE = 15  # seconds a stage may run over before it is stopped
+STAGES = {"right": 0.30, "decode": 0.42, "prompt": 0.16, "train": 0.12}  # of the time; unused time goes to the next
+GRACE = 15  # seconds that a stage may exceed its time before it is stopped
 
 
 def run_stage(name: str, out: Path, seconds: float, smoke: bool, only: tuple[str, ...]) -> None:
-    """One stage, in this process."""
+    """Runs one stage in this process."""
     logging.set_verbosity_error()
     torch.manual_seed(0)
     if smoke:
-        torch.set_num_threads(1)  # the models are too small for more
+        torch.set_num_threads(1)  # the models are too small to gain from more
     stage = Stage(name, out / f"{name}.json", seconds, smoke, only)
     importlib.import_module(f".{name}", __package__).run(stage)
 
 
 def run_all(stages: list[str], out: Path, seconds: float, options: list[str]) -> int:
-    """All stages, each in a process that cannot take the others down. Returns how many were stopped or failed."""
+    """Runs all stages in separate processes. Returns how many failed or were stopped."""
     started, failed, share, total = time.monotonic(), 0, 0.0, sum(STAGES[name] for name in stages)
     for name in stages:
         share += STAGES[name] / total
@@ -49,16 +49,16 @@ def run_all(stages: list[str], out: Path, seconds: float, options: list[str]) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m iquest_plt.benchmarks.gpu", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=8, help="for all stages together")
+    parser.add_argument("--minutes", type=float, default=8, help="time for all stages together")
     parser.add_argument("--out", type=Path, default=Path("gpu_results"), help="folder of the results")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="which to run")
-    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="run cases with one of these in the name")
-    parser.add_argument("--smoke", action="store_true", help="toy sizes, on a CPU")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="stages to run")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="run only cases whose name has a WORD")
+    parser.add_argument("--smoke", action="store_true", help="toy sizes on a CPU")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.smoke and not torch.cuda.is_available():
-        parser.error("no CUDA device: run with `--smoke` to try the kit on a CPU.")
+        parser.error("There is no CUDA device. Use `--smoke` to try the kit on a CPU.")
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.stage:
         run_stage(arguments.stage, arguments.out, arguments.seconds, arguments.smoke, tuple(arguments.only))

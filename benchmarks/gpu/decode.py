@@ -3,9 +3,9 @@
 """
 Stage 2: what does one more loop cost at decode, at the released size?
 
-Three ways to run a step: through `generate()` with a static cache, compiled with CUDA graphs, which is what the library
-does for `cache_implementation="static"`; the same step captured in one CUDA graph without a compiler; and op by op with
-the default cache. Times are milliseconds per token of every row.
+Runs a step in three ways: through `generate()` with a static cache, compiled with CUDA graphs, as Transformers does for
+`cache_implementation="static"`; the same step captured in one CUDA graph without a compiler; and op by op with the
+default cache. Times are milliseconds per decode step.
 """
 
 import time
@@ -20,7 +20,7 @@ from .right import compile_config
 from .stage import Stage, peak_gb, seconds_each, synchronize
 
 
-ROOM = 128  # tokens that a static cache has room for beyond the context
+ROOM = 128  # room for new tokens in a static cache, after the context
 LLAMA = "Llama"
 
 
@@ -33,11 +33,11 @@ class Decoding:
         self.hardware = Hardware.measure(stage)
 
     def model_of(self, loops: int | str):
-        """The model, and the arguments that make it run `loops` loops."""
+        """Returns the model, and the arguments that make it run `loops` loops."""
         return (self.llama, {}) if loops == LLAMA else (self.plt, {"num_loops": loops})
 
     def result(self, seconds: float, loops: int | str, batch: int, context: int, **more) -> dict:
-        """The time per token and its share of what the memory allows."""
+        """Returns the time per step and its share of the limit set by memory bandwidth."""
         needed = bytes_per_step(self.plt, batch, context, 1 if loops == LLAMA else loops)
         limit = needed / self.hardware.bytes_per_second
         return {
@@ -53,7 +53,7 @@ class Decoding:
 
     @torch.no_grad()
     def op_by_op(self, loops, batch: int, context: int, schedule: str = "together") -> dict:
-        """The default cache, no graph: what the host can launch."""
+        """Times the default cache without a graph, which shows the cost of launches."""
         model, arguments = self._arguments(loops, schedule)
         step = self._step(model, DynamicCache(config=model.config), batch, context, arguments)
         seconds = seconds_each(step, self.stage.device, 10, warm_up=3)
@@ -61,7 +61,7 @@ class Decoding:
 
     @torch.no_grad()
     def captured(self, loops, batch: int, context: int, schedule: str = "together") -> dict:
-        """A static cache, and the step in one CUDA graph."""
+        """Times a static cache with the step captured in one CUDA graph."""
         model, arguments = self._arguments(loops, schedule)
         cache = StaticCache(config=model.config, max_cache_len=context + ROOM)
         step = self._step(model, cache, batch, context, arguments)
@@ -74,7 +74,7 @@ class Decoding:
         return model, arguments | ({} if loops == LLAMA else {"loop_schedule": schedule})
 
     def _step(self, model, cache, batch: int, context: int, arguments: dict) -> Callable[[], object]:
-        """A decode step after `context` tokens, of which all but the first hundred are made up: only sizes count."""
+        """Makes a decode step after `context` tokens. The cache is random after 100 of them: only sizes matter."""
         prompt = torch.randint(model.config.vocab_size, (batch, min(context, 100)), device=self.stage.device)
         arguments = arguments | {CACHE_NAME: cache, "use_cache": True, "logits_to_keep": 1}
         model(prompt, **arguments)
@@ -91,8 +91,8 @@ class Decoding:
 
     def generated(self, loops, batch: int, context: int, tokens: int = 40) -> dict:
         """
-        Through `generate()`, compiled; and the compiled step alone, queued without waiting for its result. `kernels`:
-        how many kernels a step runs, and microseconds a step of those that take the longest.
+        Times compiled `generate()`, and the compiled step alone, queued without waiting for its result. `kernels` has
+        the number of kernels per step, and microseconds per step of the longest ones.
         """
         model, arguments = self.model_of(loops)
         device, tokens = self.stage.device, 6 if self.stage.smoke else tokens
@@ -130,7 +130,7 @@ class Decoding:
 
 
 class _Steps:
-    """Keeps the last step that `generate()` took of a compiled model, to take it again."""
+    """Records the last compiled step of `generate()`, to repeat it."""
 
     def __init__(self, model):
         self.model = model
@@ -159,7 +159,7 @@ class _Steps:
 
 
 def kernels_of(step: Callable[[], object], device: torch.device, count: int = 5, most: int = 24) -> dict:
-    """How many kernels a step runs, how long they take together, and [runs, microseconds] of the longest; by a step."""
+    """Returns per step: the number of kernels, their total time, and [runs, microseconds] of the longest ones."""
     if device.type != "cuda":
         return {}
     synchronize(device)
@@ -177,7 +177,7 @@ def kernels_of(step: Callable[[], object], device: torch.device, count: int = 5,
 
 
 def capture(step: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """A call that replays the step from one CUDA graph; on a CPU, the step itself."""
+    """Returns a function that replays the step from one CUDA graph; on a CPU, the step itself."""
     if device.type != "cuda":
         return step
     stream = torch.cuda.Stream()
@@ -222,7 +222,7 @@ def run(stage: Stage) -> None:
     for context in (short, long):
         for loops in (1, 2, 4, LLAMA):
             case(op_by_op, loops, 1, context)
-    if stage.smoke:  # the compiler is slow, and two cases show that it is called as it should be
+    if stage.smoke:  # the compiler is slow, and two cases are enough to test the calls
         return
     for loops, batch in ((LLAMA, 1), (4, 1), (1, few), (2, few), (1, many), (2, many)):
         case(generated, loops, batch, short, seconds=30)

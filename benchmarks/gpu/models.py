@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The model at the released size with random weights, the Llama of its shape, and what the hardware allows them."""
+"""The model at the released size with random weights, the Llama of its shape, and the limits of the hardware."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,11 @@ from ...conversion.layout import shared_fields
 from .stage import Stage, free, seconds_each
 
 
-RELEASED = Path(__file__).parents[2]  # holds the released `config.json`
+RELEASED = Path(__file__).parents[2]  # folder of the released `config.json`
 
 
 def full_size_config(smoke: bool = False) -> IQuestPLTCoderConfig:
-    """LoopCoder-V2's, without an end of text; toy sizes with `smoke`."""
+    """Returns LoopCoder-V2's configuration without end tokens; toy sizes with `smoke`."""
     fields: dict[str, int | None] = {"eos_token_id": None, "bos_token_id": None}
     if smoke:
         fields |= {"hidden_size": 160, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 10}
@@ -26,7 +26,7 @@ def full_size_config(smoke: bool = False) -> IQuestPLTCoderConfig:
 
 
 def full_size_models(stage: Stage):
-    """The PLT, made on the device, and a Llama that shares all of its weights but the gates."""
+    """Makes the PLT on the device, and a Llama that shares all its weights except the gates."""
     config = full_size_config(stage.smoke)
     with stage.device:
         plt = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
@@ -40,14 +40,14 @@ def full_size_models(stage: Stage):
 
 @dataclass
 class Hardware:
-    """What the device reaches: bytes copied (read and written) and bf16 operations a second."""
+    """Measured speed of the device: bytes copied (read and written) and bf16 operations per second."""
 
     bytes_per_second: float
     flops_per_second: float
 
     @classmethod
     def measure(cls, stage: Stage) -> "Hardware":
-        """A copy of 4 GB, and a product of two random matrices of 8,192 rows."""
+        """Times a copy of 4 GB, and a product of two random matrices of 8,192 rows."""
         result = cls(_copied(stage), _multiplied(stage))
         free(stage.device)
         return result
@@ -66,6 +66,6 @@ def _multiplied(stage: Stage) -> float:
 
 
 def bytes_per_step(plt, batch: int, context: int, num_loops: int) -> int:
-    """What a decode step has to read: all weights but the embedding, loop 0's keys and values, and the windows."""
+    """Returns the bytes a decode step reads: weights without the embedding, loop 0's keys and values, and windows."""
     weights = sum(parameter.nbytes for parameter in plt.parameters()) - plt.get_input_embeddings().weight.nbytes
     return weights + batch * plt.kv_bytes_per_sequence(context, num_loops)

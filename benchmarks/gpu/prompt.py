@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Stage 3: how long until the first token? Prompts of 2K to 128K tokens at the released size.
+Stage 3: how long until the first token? Times prompts of 2K to 128K tokens at the released size.
 
-`end`: as `generate()` asks for it, the last logits alone, for which later loops run over the end of the prompt.
-`all`: the states of all positions in every loop, as training and scoring need them.
+`end` computes only the last logits, as `generate()` does: later loops run over the end of the prompt.
+`all` computes the states of all positions in every loop, as training and scoring do.
 """
 
 import torch
@@ -18,7 +18,7 @@ from .stage import Stage, peak_gb, seconds_each
 
 @torch.no_grad()
 def first_token(stage: Stage, model, length: int, loops: int | str, positions: str) -> dict:
-    """Seconds of a forward pass over a prompt, with a cache to fill."""
+    """Times a forward pass over a prompt that fills a cache."""
     prompt = torch.randint(model.config.vocab_size, (1, length), device=stage.device)
     arguments = {} if loops == LLAMA else {"num_loops": loops}
     whole = positions == "all"
@@ -43,7 +43,7 @@ def first_token(stage: Stage, model, length: int, loops: int | str, positions: s
 
 
 def prompt_flops(config, length: int, num_loops: int) -> int:
-    """Operations of the layers over a prompt: products with weights, and causal attention to loop 0's keys."""
+    """Returns the operations of the layers over a prompt: products with weights, and causal attention in loop 0."""
     attention = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
     weights = config.hidden_size * (2 * attention + 2 * keys + 3 * config.intermediate_size)

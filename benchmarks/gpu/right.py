@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Stage 1: is it right on this device? Logits against the oracle in `tests/reference.py`, and the tokens of each way to
-generate. Errors are relative to the largest logit of the oracle, which computes in float64.
+Stage 1: are the results right on this device? Compares logits with the float64 oracle in `tests/reference.py`, and the
+tokens of all ways to generate. Errors are relative to the oracle's largest logit.
 """
 
 import sys
@@ -20,13 +20,13 @@ from .stage import Stage
 from .syncs import synchronisations
 
 
-FLOAT32_BOUND = 1e-4  # the bound of the tests on a CPU
-BFLOAT16_BOUND = 0.08  # of four loops of random weights; one loop, a Llama, is at 0.02
-PROMPT, STEPS = 150, 50  # tokens; the window of 64 begins to matter within the prompt
+FLOAT32_BOUND = 1e-4  # as in the CPU tests
+BFLOAT16_BOUND = 0.08  # for four loops with random weights; one loop, which is a Llama, has 0.02
+PROMPT, STEPS = 150, 50  # tokens; the prompt is longer than the window of 64
 
 
 def small_model(stage: Stage, dtype=torch.float32, attention: str = "sdpa", **fields) -> IQuestPLTCoderForCausalLM:
-    """Three layers with the released window, norms away from 1 and gates away from one half."""
+    """Makes a model of three layers with the released window, norms away from 1 and gates away from 0.5."""
     shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 8}
     shape |= {"num_key_value_heads": 2, "head_dim": 64, "vocab_size": 512, "max_position_embeddings": 2048}
     plt = {"plt_window_size": [64, 0], "plt_emb_scale": 0.7, "plt_hidden_scale": 0.4, "plt_num_loops": 2}
@@ -47,7 +47,7 @@ def random_ids(stage: Stage, *shape: int, seed: int = 1) -> torch.Tensor:
 
 
 def oracle(model, ids: torch.Tensor, num_loops: int) -> np.ndarray:
-    """The oracle's logits (time, vocabulary) for one row."""
+    """Returns the oracle's logits (time, vocabulary) for one row."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
     try:
         from reference import Reference  # type: ignore[import-not-found]
@@ -58,7 +58,7 @@ def oracle(model, ids: torch.Tensor, num_loops: int) -> np.ndarray:
 
 
 def error(logits: torch.Tensor, expected: np.ndarray) -> float:
-    """The largest difference, relative to the largest expected value."""
+    """Returns the largest difference, relative to the largest expected value."""
     logits = logits.detach().double().cpu().numpy()
     if not np.isfinite(logits).all():
         raise ValueError("the logits are not finite")
@@ -67,7 +67,7 @@ def error(logits: torch.Tensor, expected: np.ndarray) -> float:
 
 @torch.no_grad()
 def stepwise(model, ids: torch.Tensor, num_loops: int, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """The logits (batch, time, vocabulary) with a cache: a prompt, then one token after the other."""
+    """Returns the logits (batch, time, vocabulary) of a prompt and then single tokens, with a cache."""
     cache = DynamicCache(config=model.config)
     logits = []
     for start, stop in [(0, PROMPT), *((i, i + 1) for i in range(PROMPT, ids.shape[1]))]:
@@ -80,7 +80,7 @@ def stepwise(model, ids: torch.Tensor, num_loops: int, mask: torch.Tensor | None
 
 
 def against_oracle(stage: Stage, attention: str, dtype: torch.dtype, loops, steps: int = STEPS, **fields) -> dict:
-    """Whole sequences and cached steps, for each number of loops."""
+    """Compares whole sequences and cached steps with the oracle, for each number of loops."""
     model = small_model(stage, dtype, attention, **fields)
     ids = random_ids(stage, 1, PROMPT + steps)
     bound = FLOAT32_BOUND if dtype == torch.float32 else BFLOAT16_BOUND
@@ -99,7 +99,7 @@ def against_oracle(stage: Stage, attention: str, dtype: torch.dtype, loops, step
 
 
 def padded_and_packed(stage: Stage, num_loops: int) -> dict:
-    """A row with padding on its left, and two documents in one row, against each alone."""
+    """Compares a left-padded row, and two documents in one row, with separate documents."""
     model = small_model(stage)
     ids, short = random_ids(stage, 2, PROMPT + 20), 37
     mask = torch.ones_like(ids)
@@ -124,7 +124,7 @@ def compile_config(stage: Stage, mode: str) -> CompileConfig:
 
 
 def generation(stage: Stage, num_loops: int, mode: str | None = None, padded: bool = False, **options) -> dict:
-    """Greedy tokens of one way to generate, against those of a loop that holds no cache at all."""
+    """Compares the greedy tokens of one way to generate with those generated without a cache."""
     model = small_model(stage)
     ids = random_ids(stage, 2, 40)
     mask = torch.ones_like(ids)
@@ -153,7 +153,7 @@ def generation(stage: Stage, num_loops: int, mode: str | None = None, padded: bo
 
 @torch.no_grad()
 def waits(stage: Stage, num_loops: int, dtype=torch.float32) -> dict:
-    """How often the host waits for the device in one decode step of the model, by kind of cache and mask."""
+    """Counts how often the host waits for the device in one decode step, for each kind of mask."""
     model = small_model(stage, dtype)
     result = {"limit": 1, "right": True}
     for name, padding in (("no mask", None), ("mask", 0), ("padded mask", 9)):
@@ -191,7 +191,7 @@ def run(stage: Stage) -> None:
     stage.run("generate, offloaded", generation, stage, 2, cache_implementation="offloaded")
     stage.run("generate, CUDA graphs, padded", generation, stage, 2, mode="reduce-overhead", padded=True, seconds=15)
     stage.run("generate, CUDA graphs, R = 4", generation, stage, 4, mode="reduce-overhead", seconds=15)
-    flex = ("flex_attention", torch.float32, (2,), 4)  # few steps: it is compiled anew for one length after the other
+    flex = ("flex_attention", torch.float32, (2,), 4)  # few steps: it recompiles for every length
     stage.run("oracle, flex, float32", against_oracle, stage, *flex, seconds=60)
     for version, is_available in ((2, is_flash_attn_2_available), (3, is_flash_attn_3_available)):
         if is_available():

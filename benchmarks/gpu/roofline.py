@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What the hardware allows each cell of stages 2 and 3, computed from the configuration alone.
+Computes the hardware's limits for stages 2 and 3 from the configuration.
 
     python -m iquest_plt.benchmarks.gpu.roofline > benchmarks/gpu_expected.md
 
-A step takes at least as long as reading its bytes once, and as doing its operations. The bandwidth and the speed are
-those of an H100: 3.0 TB/s and 790 TFLOP/s in bf16, as its own copy and matrix product reach them.
+A step takes at least the time to read its bytes once, and the time to do its operations. Bandwidth and speed are those
+that a copy and a matrix product reach on an H100: 3.0 TB/s and 790 TFLOP/s in bf16.
 """
 
 import torch
@@ -43,7 +43,7 @@ def prompt_rows(config) -> list[str]:
 
 
 def _flops_of_end(config, length: int, later: int) -> float:
-    """Operations of the `later`-th loop from the last, which runs over the end of a prompt, shorter in each layer."""
+    """Returns the operations of the `later`-th loop from the last, over a prompt's end that shrinks in each layer."""
     layers, window = config.num_hidden_layers, config.loop_window
     tokens = sum(min(length, (later - 1) * layers * window + window * (layers - i) + 1) for i in range(layers)) / layers
     per_token = prompt_flops(config, length, 1) / length
@@ -54,8 +54,8 @@ def main() -> None:
     config = full_size_config()
     with torch.device("meta"):
         plt = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    print("# What the hardware allows\n\nWritten by `python -m iquest_plt.benchmarks.gpu.roofline`, for an H100 that")
-    print("reads 3.0 TB/s and computes 790 TFLOP/s in bf16. Small operations, launches and the host are not in it.\n")
+    print("# What the hardware allows\n\nWritten by `python -m iquest_plt.benchmarks.gpu.roofline` for an H100 with")
+    print("3.0 TB/s and 790 TFLOP/s in bf16. Small operations, launches and the host are not included.\n")
     print("## Decode\n\n| batch | context | R | reading, ms | computing, ms | over R = 1 |\n|---|---|---|---|---|---|")
     print("\n".join(decode_rows(plt)))
     print("\n## First token\n\n| tokens | R | ms | over R = 1 | all positions over R = 1 |\n|---|---|---|---|---|")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""A stage of the kit: cases that run until a deadline, and a result that is on disk after each of them."""
+"""A stage of the kit: runs cases until a deadline and saves the result after each."""
 
 import json
 import os
@@ -16,14 +16,14 @@ import transformers
 
 class Stage:
     """
-    Runs cases, one after the other, and keeps what they return.
+    Runs cases one after the other and records their results.
 
     Args:
-        name: of the stage.
-        out: the JSON file, written anew after each case.
-        seconds: the time box. A case that would probably not end within it is left out.
-        smoke: toy sizes, on a CPU.
-        only: words; a case whose name holds none of them is passed over. Empty: all cases run.
+        name: name of the stage.
+        out: JSON file, rewritten after each case.
+        seconds: time limit. Cases that would probably exceed it are left out.
+        smoke: toy sizes on a CPU.
+        only: words; cases without any of them in their name are skipped. Empty: all cases run.
     """
 
     def __init__(self, name: str, out: Path, seconds: float, smoke: bool = False, only: tuple[str, ...] = ()):
@@ -36,8 +36,8 @@ class Stage:
 
     def run(self, name: str, case: Callable[..., dict], *args, seconds: float = 5, **kwargs) -> dict | None:
         """
-        Runs `case(*args, **kwargs)`, which takes about that many `seconds`, and keeps what it returns, or its
-        traceback. Returns the former, or None.
+        Runs `case(*args, **kwargs)`, which should take about `seconds`, and records its result or traceback. Returns
+        the result, or None.
         """
         if self.only and not any(word in name for word in self.only):
             return None
@@ -61,7 +61,7 @@ class Stage:
         return value
 
     def save(self) -> None:
-        """Writes the result; a reader sees the old file or the new one."""
+        """Writes the result atomically."""
         self.result["seconds"] = round(time.monotonic() - self.started, 1)
         temporary = self.out.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.result, indent=1) + "\n")
@@ -69,7 +69,7 @@ class Stage:
 
 
 def environment(device: torch.device) -> dict:
-    """Device and versions."""
+    """Returns device and versions."""
     result = {"device": device.type, "torch": torch.__version__, "transformers": transformers.__version__}
     result["python"] = platform.python_version()
     if device.type == "cuda":
@@ -81,7 +81,7 @@ def environment(device: torch.device) -> dict:
 
 
 def free(device: torch.device) -> None:
-    """Gives back what the last case left."""
+    """Frees cached memory and resets the peak, after a case."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -93,7 +93,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds_each(step: Callable[[], object], device: torch.device, count: int, warm_up: int = 2) -> float:
-    """Seconds per call of `count` calls, queued without waiting for one another."""
+    """Times `count` calls, queued without waiting for their results; returns seconds per call."""
     for _ in range(warm_up):
         step()
     synchronize(device)
@@ -105,5 +105,5 @@ def seconds_each(step: Callable[[], object], device: torch.device, count: int, w
 
 
 def peak_gb(device: torch.device) -> float | None:
-    """The most memory that was allocated since the last case ended, in gigabytes; None on a CPU."""
+    """Returns the peak memory allocated since the last case, in gigabytes; None on a CPU."""
     return round(torch.cuda.max_memory_allocated(device) / 1e9, 2) if device.type == "cuda" else None

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Counts where the host waits for the device: each such place stalls a decode step, and none can be captured."""
+"""Counts where the host waits for the device. Each such place stalls a decode step and prevents graph capture."""
 
 import contextlib
 import warnings
@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 
-# What reads a tensor's values on the host, or needs to know them for the shape of its result.
+# Operations that read a tensor's values on the host, or whose result's shape depends on them.
 CONVERSIONS = {"__bool__", "__int__", "__float__", "__index__", "__contains__", "item", "tolist", "cpu", "numpy"}
 WAITING = CONVERSIONS | {"equal", "allclose", "nonzero", "argwhere", "masked_select", "unique", "is_nonzero"}
 
@@ -35,7 +35,7 @@ def _holds_mask(index) -> bool:
 
 @contextlib.contextmanager
 def synchronisations(device: torch.device) -> Iterator[list[str]]:
-    """Collects the places where the host waits: on CUDA as the driver reports them, elsewhere by operation."""
+    """Collects the places where the host waits: as reported by CUDA, or by operation on other devices."""
     if device.type != "cuda":
         with _Counter() as counter:
             yield counter.places

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The results of all stages as one Markdown page."""
+"""Writes the results of all stages as one Markdown page."""
 
 import json
 from pathlib import Path
@@ -17,11 +17,11 @@ HIDDEN = {
     "schedule",
     "positions",
     "checkpointing",
-}  # or in a name
+}  # keys left out of the table, or already in the case's name
 
 
 def write_table(out: Path) -> str:
-    """Writes `gpu.md` from the JSON files in `out`, and returns it."""
+    """Writes `gpu.md` from the JSON files in `out`, and returns its text."""
     pages = [_page(json.loads(path.read_text())) for name in ORDER if (path := out / f"{name}.json").exists()]
     text = "\n".join(pages)
     (out / "gpu.md").write_text(text)
@@ -33,7 +33,8 @@ def _page(result: dict) -> str:
     lines = [f"## {result['stage']}", "", f"{facts}; {result['seconds']} s.", ""]
     if hardware := result.get("hardware"):
         speed, flops = hardware["bytes_per_second"] / 1e12, hardware["flops_per_second"] / 1e12
-        lines += [f"A copy moves {speed:.2f} TB/s (read and written), a product of 8,192 rows {flops:.0f} TFLOP/s.", ""]
+        lines += [f"A copy reaches {speed:.2f} TB/s (read and written), a product of 8,192 rows {flops:.0f} TFLOP/s."]
+        lines += [""]
     whole = {name: case for name, case in result["cases"].items() if not {"error", "left out"} & case.keys()}
     lines += _rows(whole) if result["stage"] != "right" else [_line(name, case) for name, case in whole.items()]
     for name, case in result["cases"].items():
@@ -49,7 +50,7 @@ def _line(name: str, case: dict) -> str:
 
 
 def _rows(cases: dict[str, dict]) -> list[str]:
-    """A table of all that is not the case's name; `over R = 1` within cases that differ in loops alone."""
+    """Returns a table of the values that are not in the case's name, with ratios to the same case at R = 1."""
     columns = ["case", "ms", "over R = 1"]
     columns += sorted({key for case in cases.values() for key in case} - HIDDEN)
     rows = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Stage 4: what does a training step cost? Forward, backward and an SGD update at the released size, in bf16."""
+"""Stage 4: what does a training step cost? Times forward, backward and an SGD update at the released size, in bf16."""
 
 import torch
 
@@ -10,7 +10,7 @@ from .stage import Stage, peak_gb, seconds_each
 
 
 def training_step(stage: Stage, model, length: int, loops: int | str, checkpointing: bool) -> dict:
-    """Seconds of a step over one sequence; weights, gradients and activations are all in memory at its peak."""
+    """Times a step over one sequence. The peak memory includes weights, gradients and activations."""
     tokens = torch.randint(model.config.vocab_size, (1, length), device=stage.device)
     arguments = {} if loops == LLAMA else {"num_loops": loops}
     if checkpointing:

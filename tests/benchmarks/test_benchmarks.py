@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every benchmark runs, small, and says what it measured; the pictures are drawn from the committed results."""
+"""Every benchmark runs at a small size and reports its results; pictures are drawn from the committed results."""
 
 import importlib
 import json
@@ -42,7 +42,7 @@ def run(name: str, arguments: str, monkeypatch) -> None:
 def test_benchmark(name, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", os.environ.get("THP_MEM_ALLOC_ENABLE", "0"))
-    if name == "training":  # for good: the tests of memory would see it
+    if name == "training":  # it cannot be undone and would affect memory tests
         monkeypatch.setattr("iquest_plt.benchmarks.training.keep_freed_memory", lambda: None)
     arguments = RUNS[name]
     if name == "full_size":
@@ -62,7 +62,7 @@ def test_benchmark(name, monkeypatch, tmp_path, capsys):
     assert table.count("\n| ") == 2 + len(document["results"])
 
 
-def test_memory_counts_what_the_model_says(monkeypatch, capsys):
+def test_memory_of_the_cache_matches_the_formula(monkeypatch, capsys):
     run("memory", RUNS["memory"], monkeypatch)
     results = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
     for result in results:  # LoopCoder-V2: 57,344 bytes per token, 3.7 MB and a carry for the second loop
@@ -77,7 +77,7 @@ def test_pictures(monkeypatch, tmp_path, capsys):
 
 
 def test_rehearsal(monkeypatch, tmp_path, capsys):
-    """The whole way from a vendor's checkpoint to text, small."""
+    """Runs all steps from a vendor's checkpoint to text, at a small size."""
     (tmp_path / "work").mkdir()
     tiny_config(vocab_size=8192, dtype=torch.bfloat16).save_pretrained(tmp_path)
     monkeypatch.setattr("iquest_plt.benchmarks.rehearsal.SHARD_BYTES", 600_000)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The GPU kit runs from end to end at toy size, so that no typo waits for a GPU; and no step waits for the device."""
+"""The GPU kit runs end to end at toy size on a CPU, and decode steps do not wait for the device."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def test_smoke(tmp_path):
-    """All stages and cases, in processes of their own: none fails, none is left out, what is right is right."""
+    """Runs all stages and cases in their own processes: none fails, none is left out, and all results are right."""
     command = [sys.executable, "-m", "iquest_plt.benchmarks.gpu", "--smoke", "--minutes", "8", "--out", str(tmp_path)]
     subprocess.run(command, check=True, timeout=600, stdout=subprocess.DEVNULL)
     results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
@@ -38,7 +38,7 @@ def test_smoke(tmp_path):
     assert "**right**" in table and "WRONG" not in table and "| captured R=2 batch=1" in table
 
 
-def test_a_case_that_fails_leaves_its_traceback_and_the_next_goes_on(tmp_path):
+def test_a_failed_case_is_recorded_and_the_next_runs(tmp_path):
     stage = Stage("decode", tmp_path / "decode.json", seconds=60, smoke=True)
 
     def fails():
@@ -54,7 +54,7 @@ def test_a_case_that_fails_leaves_its_traceback_and_the_next_goes_on(tmp_path):
     assert "failed, RuntimeError: no kernel image" in table and "| R=1 | 2.0 | 1.000 |" in table
 
 
-def test_a_stage_passes_over_cases_that_were_not_asked_for(tmp_path):
+def test_a_stage_runs_only_the_selected_cases(tmp_path):
     stage = Stage("right", tmp_path / "right.json", seconds=60, smoke=True, only=("flex",))
     assert stage.run("eager", lambda: {"right": True}) is None
     assert stage.run("flex, float32", lambda: {"right": True})
@@ -81,7 +81,7 @@ def test_a_decode_step_waits_for_the_device_at_most_once(num_loops, padding, tmp
 @pytest.mark.core
 @pytest.mark.parametrize("num_loops", [1, 2])
 def test_a_step_with_a_static_cache_never_waits(num_loops, tmp_path):
-    """So that it can be captured in a CUDA graph as it is."""
+    """This is required to capture the step in a CUDA graph."""
     model = right.small_model(Stage("right", tmp_path / "right.json", 60, smoke=True))
     cache = StaticCache(config=model.config, max_cache_len=100)
     arguments = {CACHE_NAME: cache, "num_loops": num_loops, "use_cache": True}
@@ -92,7 +92,7 @@ def test_a_step_with_a_static_cache_never_waits(num_loops, tmp_path):
     assert places == []
 
 
-def test_what_makes_the_host_wait_is_counted():
+def test_operations_that_make_the_host_wait_are_counted():
     tensor = torch.arange(4)
     with synchronisations(CPU) as places:
         assert bool((tensor >= 0).all())
@@ -104,13 +104,13 @@ def test_what_makes_the_host_wait_is_counted():
     assert places == ["__bool__", "item", "tolist", "__getitem__", "nonzero"]
 
 
-def test_the_committed_roofline_is_what_the_code_computes(capsys):
+def test_the_committed_roofline_matches_the_code(capsys):
     roofline.main()
     committed = Path(roofline.__file__).parents[1] / "gpu_expected.md"
     assert capsys.readouterr().out == committed.read_text()
 
 
-def test_the_clock_stops_when_the_work_is_done():
+def test_timing_includes_all_the_work():
     from iquest_plt.benchmarks.gpu.stage import seconds_each
 
     assert 0.01 <= seconds_each(lambda: time.sleep(0.01), CPU, count=3) < 0.5

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: what it prints, its exit codes, and that it never shows a traceback."""
+"""The command line: its output and exit codes, and that it never shows a traceback."""
 
 import copy
 import json
@@ -22,7 +22,7 @@ from iquest_plt.cli.common import human_size, parse_size
 from iquest_plt.cli.conversation import Conversation
 
 
-# The public options: scripts rest on them.
+# The public options, which scripts rely on.
 OPTIONS = {
     "convert": "--to --revision --num-loops --window --emb-scale --hidden-scale --gate-on-hidden-states "
     "--gate-on-queries --dtype --max-shard-size --hard-link --json",
@@ -61,7 +61,7 @@ def test_commands_and_their_options():
 
 
 def test_exit_codes_of_the_installed_command(tmp_path):
-    """0 done, 1 refused in one line, 2 not understood; and no Python file of a checkpoint is run."""
+    """0 for success, 1 for an error in one line, 2 for wrong arguments; no Python file of a checkpoint is executed."""
     command = [sys.executable, "-m", "iquest_plt.cli"]
     source = write_vendor(tmp_path / "source", tiny_model())
 
@@ -104,7 +104,7 @@ def test_convert_to_dense_and_back_with_fields(tmp_path):
 
 
 def test_info_of_the_released_configuration():
-    """Against the facts that are known of LoopCoder-V2."""
+    """Compares with the published facts of LoopCoder-V2."""
     code, output, _ = run("info", ROOT, "--length", 131072, "--json")
     facts = json.loads(output)
     assert code == 0
@@ -129,8 +129,8 @@ def test_generate(converted):
     assert run(*arguments, "--temperature", 0.5)[0] == 2
 
 
-def test_what_is_no_whole_plt_is_not_run(converted, tmp_path):
-    """Rather than with weights made up for those that are missing."""
+def test_only_a_complete_plt_is_run(converted, tmp_path):
+    """Missing weights must not be replaced by random ones."""
     dense, broken = tmp_path / "dense", tmp_path / "broken"
     assert run("convert", converted, dense, "--to", "dense")[0] == 0
     shutil.copytree(converted, broken)
@@ -182,8 +182,8 @@ def test_chat_of_several_turns(converted):
     lines = "import os\n/loops 3\nimport sys\n/help\n/system Be brief.\n\nimport re\n/exit\n"
     code, _, error = run("chat", converted, "--max-new-tokens", 4, "--greedy", input=lines)
     assert code == 0
-    assert "3 loops from here on" in error and "/system TEXT" in error
-    assert error.count("tokens more in") == 3
+    assert "3 loops from now on" in error and "/system TEXT" in error
+    assert error.count("new tokens in") == 3
 
 
 # -- the conversation --------------------------------------------------------------------------------------------------
@@ -196,8 +196,8 @@ def model_and_tokenizer(converted):
     return load_model(str(converted), device="cpu")
 
 
-def test_a_turn_reads_only_what_is_new_and_says_the_same(model_and_tokenizer, monkeypatch):
-    """Against conversations that read everything again each turn."""
+def test_a_turn_processes_only_new_tokens_and_gives_the_same_reply(model_and_tokenizer, monkeypatch):
+    """Compares with conversations that process everything again in each turn."""
     model, tokenizer = model_and_tokenizer
     options = {"do_sample": False, "max_new_tokens": 12}
     read = []
@@ -217,12 +217,12 @@ def test_a_turn_reads_only_what_is_new_and_says_the_same(model_and_tokenizer, mo
         fresh._forget()
         read.clear()
         assert fresh.ask(question) == reply
-        assert read[0] - cached - 2 <= prompt <= read[0] - cached + 2  # two tokens may meet where the texts do
+        assert read[0] - cached - 2 <= prompt <= read[0] - cached + 2  # tokens may merge at the seam
         assert kept.cached_tokens > cached
     assert kept.messages == fresh.messages and len(kept.messages) == 6
 
 
-def test_another_number_of_loops_and_a_new_start(model_and_tokenizer):
+def test_changing_the_loops_and_starting_over(model_and_tokenizer):
     model, tokenizer = model_and_tokenizer
     conversation = Conversation(model, tokenizer, "Be brief.", do_sample=False, max_new_tokens=4)
     conversation.ask("import os")
@@ -238,8 +238,8 @@ def test_another_number_of_loops_and_a_new_start(model_and_tokenizer):
         conversation.set_num_loops(0)
 
 
-def test_a_template_that_changes_what_was_said_is_read_anew(model_and_tokenizer):
-    """The cache holds the first turn as it was then; the second must not build on that."""
+def test_a_template_that_changes_earlier_turns_is_processed_again(model_and_tokenizer):
+    """The cache holds the first turn as it was rendered then, so the second turn must not reuse it."""
     model, tokenizer = model_and_tokenizer
     tokenizer = copy.deepcopy(tokenizer)
     counted = "{{ messages | length }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
@@ -279,7 +279,7 @@ def test_an_error_ends_the_turn_and_not_the_chat(model_and_tokenizer, capsys):
     assert "no such role" in capsys.readouterr().err
 
 
-def test_an_interrupted_turn_is_forgotten(model_and_tokenizer):
+def test_an_interrupted_turn_is_discarded(model_and_tokenizer):
     model, tokenizer = model_and_tokenizer
 
     class Interrupt:
@@ -307,12 +307,12 @@ def test_sizes(text, size):
 
 
 @pytest.mark.parametrize("text", ["", "5 apples", "-1GB", "0", "GB"])
-def test_what_is_no_size(text):
+def test_invalid_sizes_are_refused(text):
     import typer
 
     with pytest.raises(typer.BadParameter, match="is not a size"):
         parse_size(text)
 
 
-def test_human():
+def test_sizes_for_people():
     assert [human_size(size) for size in (12, 1234, 15_231_499_360)] == ["12 B", "1.23 kB", "15.23 GB"]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""`iquest-plt diagnose` and `sweep`: what they write, and that they write all of it or nothing."""
+"""`iquest-plt diagnose` and `sweep`: the files they write, and that they write all of them or none."""
 
 import html
 import json
@@ -33,7 +33,7 @@ FAST = ["--max-loops", 2, "--max-length", 32]
 
 
 def save(folder: Path, model) -> Path:
-    """A checkpoint with a tokenizer of single bytes."""
+    """Saves a checkpoint with a byte-level tokenizer."""
     vocab = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=vocab | {"<end>": 256}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -86,7 +86,7 @@ def test_diagnose_writes_a_report(reported, data):
     assert all((out / name).read_bytes()[:4] == b"\x89PNG" for name in diagnose.PICTURES)
 
 
-def test_an_earlier_report_is_replaced_and_nothing_else(reported, checkpoint, data, tmp_path):
+def test_only_an_earlier_report_is_replaced(reported, checkpoint, data, tmp_path):
     earlier, _ = reported
     out = tmp_path / "report"
     shutil.copytree(earlier, out)
@@ -106,7 +106,7 @@ def test_an_earlier_report_is_replaced_and_nothing_else(reported, checkpoint, da
     assert code == 1 and "gain_cost.json" in error
 
 
-def test_a_run_that_fails_at_the_end_leaves_all_as_it_was(reported, checkpoint, data, tmp_path, monkeypatch):
+def test_a_run_that_fails_at_the_end_changes_nothing(reported, checkpoint, data, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise ValueError("no page")
 
@@ -122,7 +122,7 @@ def test_a_run_that_fails_at_the_end_leaves_all_as_it_was(reported, checkpoint, 
 
 
 def test_a_model_of_one_layer(data, tmp_path):
-    """Its window has one map alone: one picture, not a row of them."""
+    """A branch with a single attention map is drawn as one picture, not a row."""
     path = save(tmp_path / "model", tiny_model(vocab_size=257, num_hidden_layers=1))
     code, _, error = run("diagnose", path, "--data", data / "c.txt", "--out", tmp_path / "out", *FAST)
     assert code == 0 and "was not drawn" not in error, error
@@ -133,7 +133,7 @@ def test_a_model_of_one_layer(data, tmp_path):
     ("name", "missing"),
     [("plot_rule", "rule.png"), ("plot_attention", "attention.png"), ("plot_metrics", "metrics.png")],
 )
-def test_a_picture_that_fails_costs_no_numbers(name, missing, reported, checkpoint, data, tmp_path, monkeypatch):
+def test_a_failed_picture_does_not_lose_the_numbers(name, missing, reported, checkpoint, data, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise TypeError("no picture")
 
@@ -149,7 +149,7 @@ def test_a_picture_that_fails_costs_no_numbers(name, missing, reported, checkpoi
     assert (name == "plot_metrics") != ("This picture could not be drawn" in page)
 
 
-def test_a_page_that_fails_costs_no_numbers(checkpoint, data, tmp_path, monkeypatch):
+def test_a_failed_page_does_not_lose_the_numbers(checkpoint, data, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise TypeError("no page")
 
@@ -160,7 +160,7 @@ def test_a_page_that_fails_costs_no_numbers(checkpoint, data, tmp_path, monkeypa
     assert {path.name for path in out.iterdir()} == diagnose.FILES - {"report.html"}
 
 
-def test_what_is_quick_and_may_fail_comes_before_the_measurement(checkpoint, data, tmp_path, monkeypatch):
+def test_quick_steps_that_may_fail_run_before_the_measurement(checkpoint, data, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise ValueError("no picture")
 
@@ -180,7 +180,7 @@ def broken(folder: Path) -> Path:
     return save(folder, model)
 
 
-def test_errors_are_one_line_and_leave_nothing(checkpoint, data, tmp_path):
+def test_errors_are_one_line_and_leave_no_files(checkpoint, data, tmp_path):
     inputs, outputs_folder = tmp_path / "in", tmp_path / "out"
     for folder in (inputs, outputs_folder, inputs / "nothing"):
         folder.mkdir()
@@ -192,7 +192,7 @@ def test_errors_are_one_line_and_leave_nothing(checkpoint, data, tmp_path):
     cases = [
         (checkpoint, inputs / "missing.py", "cannot be read"),
         (checkpoint, inputs / "empty.py", "empty.py is empty"),
-        (checkpoint, inputs / "bytes.bin", "no UTF-8 text"),
+        (checkpoint, inputs / "bytes.bin", "not UTF-8 text"),
         (checkpoint, inputs / "nul.txt", "NUL"),
         (checkpoint, inputs / "lines.jsonl", "Line 2 of"),
         (checkpoint, inputs / "nothing", "no text"),
@@ -209,7 +209,8 @@ def test_errors_are_one_line_and_leave_nothing(checkpoint, data, tmp_path):
         parentless = run(command, checkpoint, "--data", data, "--out", tmp_path / "x" / "y", *FAST)
         a_file = run(command, checkpoint, "--data", data, "--out", inputs / "nul.txt", *FAST)
         assert [case[0] for case in (taken, parentless, a_file)] == [1, 1, 1]
-        assert "something else" in taken[2] and "does not exist" in parentless[2] and "no folder" in a_file[2]
+        assert "does not hold an earlier result" in taken[2]
+        assert "does not exist" in parentless[2] and "not a folder" in a_file[2]
         assert run(command, checkpoint, "--out", outputs_folder / "report")[0] == 2
     (inputs / "blank").write_text("")
     code, _, error = run("diagnose", checkpoint, "--data", data, "--text", inputs / "blank", "--out", tmp_path / "new")
@@ -224,7 +225,7 @@ def test_a_text_of_one_token(checkpoint, tmp_path):
     assert "One document was measured" in page and "NaN" not in page
 
 
-def test_without_matplotlib_the_extra_is_named(checkpoint, data, tmp_path, monkeypatch):
+def test_the_error_without_matplotlib_names_the_extra(checkpoint, data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for command in ("diagnose", "sweep"):
         code, _, error = run(command, checkpoint, "--data", data, "--out", tmp_path / "out")
@@ -235,7 +236,7 @@ def test_without_matplotlib_the_extra_is_named(checkpoint, data, tmp_path, monke
 # -- texts -------------------------------------------------------------------------------------------------------------
 
 
-def test_data_takes_all_files_that_follow(monkeypatch):
+def test_data_takes_all_following_files(monkeypatch):
     import typer
     from typer.testing import CliRunner
 
@@ -274,11 +275,11 @@ def test_a_sample_is_drawn_by_seed_and_keeps_the_order(checkpoint):
     assert cli_data.sample(tokenizer, many, 10**6, 0) == (many, "")
 
 
-def test_a_long_text_is_cut_at_so_many_tokens(checkpoint, tmp_path):
+def test_a_long_text_is_cut_to_max_tokens(checkpoint, tmp_path):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
     chosen, note = cli_data.sample(tokenizer, {"long": "ab" * 500, "short": "c" * 5}, 100, 0)
     assert chosen["long"] == "ab" * 49 + "a"  # and an end token
-    assert note.endswith("Of long the first 100 tokens.")
+    assert note.endswith("Only the first 100 tokens of long.")
     assert cli_data.sample(tokenizer, {"a": "x" * 99}, 100, 0) == ({"a": "x" * 99}, "")
     assert cli_data.sample(tokenizer, {"a": "xyz"}, 1, 0)[0] == {"a": "x"}
     (tmp_path / "long.txt").write_text("word " * 1000)
@@ -286,7 +287,7 @@ def test_a_long_text_is_cut_at_so_many_tokens(checkpoint, tmp_path):
     code, output, error = run("diagnose", checkpoint, "--data", tmp_path, "--out", tmp_path / "out", "--json", *flags)
     assert code == 0, error
     assert [document["tokens"] for document in json.loads(output)["documents"]] == [50]
-    assert "Of long.txt the first 50 tokens." in (tmp_path / "out" / "report.html").read_text()
+    assert "Only the first 50 tokens of long.txt." in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_the_beginning_of_a_text():
@@ -314,7 +315,10 @@ def test_sweep_of_one_checkpoint(checkpoint, data, tmp_path):
     assert [row["kv_bytes_per_sequence"] for row in rows] == [model.kv_bytes_per_sequence(100, n) for n in (1, 2, 3)]
     page = (out / "sweep.md").read_text()
     assert (
-        "![" in page and "| loops R | 1 | 2 | 3 |" in page and "The lowest loss" in page and "The lowest loss" in output
+        "![" in page
+        and "| loops R | 1 | 2 | 3 |" in page
+        and "The loss is lowest" in page
+        and "The loss is lowest" in output
     )
     assert run("sweep", checkpoint, "--data", data, "--out", out, "--new-tokens", 10**6)[0] == 1
     assert json.loads((out / "sweep.json").read_text()) == document
@@ -334,7 +338,7 @@ def test_sweep_of_several_checkpoints(checkpoint, data, tmp_path):
     assert row.startswith(f"| time per token over {checkpoint} with 1 loop |")
 
 
-def test_a_sweep_whose_picture_fails_keeps_its_numbers(checkpoint, data, tmp_path, monkeypatch):
+def test_a_sweep_keeps_its_numbers_if_the_picture_fails(checkpoint, data, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise TypeError("no picture")
 
@@ -346,7 +350,7 @@ def test_a_sweep_whose_picture_fails_keeps_its_numbers(checkpoint, data, tmp_pat
     assert "![" not in (tmp_path / "out" / "sweep.md").read_text()
 
 
-def test_sweep_measures_all_with_the_least_context(checkpoint, data, tmp_path):
+def test_sweep_measures_all_models_with_the_shortest_context(checkpoint, data, tmp_path):
     short = save(tmp_path / "short", tiny_model(vocab_size=257, num_hidden_layers=1, max_position_embeddings=40))
     code, output, error = run(
         "sweep", checkpoint, short, "--data", data, "--out", tmp_path / "out", "--new-tokens", 2, "--json"
@@ -356,17 +360,17 @@ def test_sweep_measures_all_with_the_least_context(checkpoint, data, tmp_path):
     assert "contexts of up to 40 tokens" in (tmp_path / "out" / "sweep.md").read_text()
 
 
-def test_timing_goes_on_past_the_end_token(checkpoint):
-    """A model that ends its text at once is still timed for every token."""
+def test_timing_continues_past_the_end_token(checkpoint):
+    """A model that emits the end token at once is still timed for every token."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     with torch.no_grad():
-        model.lm_head.weight.zero_()  # all tokens alike: greedy takes the first
+        model.lm_head.weight.zero_()  # all tokens tie: greedy takes the first
     model.generation_config.eos_token_id = 0
     (row,) = sweep.time_rows([(model, 2)], 10, 5, 4)
     assert row.seconds_per_token > 1e-5 and row.time_ratio > 0.1
 
 
-def test_a_folder_left_by_a_killed_run_does_no_harm(tmp_path):
+def test_leftovers_of_a_killed_run_are_replaced(tmp_path):
     out, files = tmp_path / "out", frozenset({"a"})
     for content in (b"1", b"2"):
         for name in (".out.iquest-plt-new", ".out.iquest-plt-old"):
@@ -379,7 +383,7 @@ def test_a_folder_left_by_a_killed_run_does_no_harm(tmp_path):
 
 
 @pytest.mark.parametrize("name", [".out.iquest-plt-new", ".out.iquest-plt-old", ".out.new", ".out.old"])
-def test_what_is_not_a_reports_is_never_removed(tmp_path, name):
+def test_foreign_folders_are_never_removed(tmp_path, name):
     out, files = tmp_path / "out", frozenset({"a"})
     (tmp_path / name).mkdir()
     (tmp_path / name / "mine").write_text("mine")
@@ -392,11 +396,11 @@ def test_what_is_not_a_reports_is_never_removed(tmp_path, name):
     assert (tmp_path / name / "mine").read_text() == "mine"
 
 
-def test_a_folder_that_cannot_be_written_is_found_before(tmp_path, monkeypatch):
+def test_an_unwritable_folder_is_found_before_the_run(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cannot be written"):
         output_folder.check_folder(
             tmp_path / ("x" * 250), frozenset({"a"}), "a"
-        )  # no name is left for the partial folder
+        )  # the name of the partial folder would be too long
     mount = tmp_path / "mount"
     mount.mkdir()
     output_folder.check_folder(mount, frozenset({"a"}), "a")
@@ -406,7 +410,7 @@ def test_a_folder_that_cannot_be_written_is_found_before(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"mount"}
 
 
-def test_a_replacement_that_fails_leaves_the_earlier_folder(tmp_path, monkeypatch):
+def test_a_failed_replacement_keeps_the_earlier_folder(tmp_path, monkeypatch):
     out, rename = tmp_path / "out", output_folder.os.rename
 
     def fail(source, target):
@@ -442,7 +446,7 @@ def test_heldout_files_are_checked(tmp_path):
         small_report.heldout(manifest, tmp_path, ("kept.py",))
 
 
-def test_the_shipped_report_is_what_its_numbers_say():
+def test_the_shipped_report_matches_its_numbers():
     folder = ROOT / "docs" / "diagnostics"
     result = GainCost.load(folder / "gain_cost.json")
     assert [document["name"] for document in result.documents] == sorted(small_report.FILES)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint, a prompt or a reply may hold to hang a command, to fill the memory, or to fool a terminal."""
+"""Hostile checkpoints, prompts and replies: they must not hang a command, fill the memory or control the terminal."""
 
 import io
 import json
@@ -93,7 +93,7 @@ NO_LICENSE = {"newlines", "spaces", "nesting", "nested keys", "a long licence"}
 
 
 @pytest.mark.parametrize("card", CARDS)
-def test_a_card_takes_no_time(card, tmp_path):
+def test_a_card_is_read_quickly(card, tmp_path):
     (tmp_path / "README.md").write_text(CARDS[card])
     found = run_limited(lambda: license_of(tmp_path), 15)
     assert found == ({} if card in NO_LICENSE else {"license": "mit"})
@@ -122,12 +122,12 @@ def test_a_card_takes_no_time(card, tmp_path):
         ("", {}),
     ],
 )
-def test_what_a_card_says_of_the_licence(block, expected, tmp_path):
+def test_licence_fields_of_a_card(block, expected, tmp_path):
     (tmp_path / "README.md").write_text(f"---\n{block}\n---\n# Model\nlicense: none\n")
     assert license_of(tmp_path) == expected
 
 
-def test_a_card_of_aliases_does_not_hang_a_conversion(source, tmp_path):
+def test_a_card_full_of_aliases_does_not_hang_a_conversion(source, tmp_path):
     (source / "README.md").write_text(CARDS["aliases"])
     run_limited(lambda: convert(str(source), tmp_path / "target") and None, 60)
     assert "license: mit" in (tmp_path / "target" / "README.md").read_text()
@@ -175,7 +175,7 @@ JSON_FILES += ["added_tokens.json", "model.safetensors.index.json", "manifest.js
 
 
 @pytest.mark.parametrize("content", BAD_JSON)
-def test_json_that_cannot_be_used_names_its_file(content, tmp_path):
+def test_errors_about_json_name_the_file(content, tmp_path):
     text, match = BAD_JSON[content]
     (tmp_path / "some.json").write_text(text)
     with pytest.raises(ValueError, match=r"^some\.json is not valid JSON") as error:
@@ -183,14 +183,14 @@ def test_json_that_cannot_be_used_names_its_file(content, tmp_path):
     assert match in str(error.value) and len(str(error.value)) < 300
 
 
-def test_json_may_be_nested_as_deep_as_people_do(tmp_path):
+def test_json_of_ordinary_depth_is_read(tmp_path):
     (tmp_path / "some.json").write_text(nested(100))
     assert read_json(tmp_path / "some.json")
 
 
 @pytest.mark.parametrize("content", ["900 objects deep", "half a character"])
 @pytest.mark.parametrize("name", JSON_FILES)
-def test_every_file_of_json_is_named(name, content, small, tmp_path):
+def test_errors_name_every_json_file(name, content, small, tmp_path):
     if name == "model.safetensors.index.json":
         (small / "model.safetensors").rename(small / "model-00001-of-00001.safetensors")
     (small / name).write_text(BAD_JSON[content][0])
@@ -204,7 +204,7 @@ def test_every_file_of_json_is_named(name, content, small, tmp_path):
 @pytest.mark.parametrize(
     "fields", [{"rms_norm_eps": "1e-5"}, {"bos_token_id": "1"}, {"eos_token_id": [2, -1]}, {"plt_num_loops": 1_000_000}]
 )
-def test_convert_and_verify_name_a_field_of_the_wrong_type(fields, source, tmp_path):
+def test_convert_and_verify_name_fields_of_the_wrong_type(fields, source, tmp_path):
     (name,) = fields
     convert(str(source), tmp_path / "target")
     for folder in (source, tmp_path / "target"):
@@ -245,7 +245,7 @@ def test_a_template_is_bounded_in_time_and_memory(template, small, monkeypatch):
     import resource
 
     text, kind = TEMPLATES[template]
-    # Memory is used up within a second, but not where other processes take the processor.
+    # Memory is exhausted within a second, but takes longer on a busy machine.
     monkeypatch.setattr("iquest_plt.conversion.verify.TEMPLATE_SECONDS", 3 if kind == "TimeoutError" else 20)
     (small / "chat_template.jinja").write_text(text)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -267,11 +267,11 @@ def test_a_chat_is_bounded_as_well(small, monkeypatch):
         conversation.ask("Hello")
 
 
-def test_what_is_served_is_bounded_as_well(small, monkeypatch, capsys):
+def test_a_served_model_is_bounded_as_well(small, monkeypatch, capsys):
     monkeypatch.setattr("iquest_plt.conversion.tokenizer.TEMPLATE_SECONDS", 2)
     monkeypatch.setattr("iquest_plt.conversion.tokenizer.TOKENIZER_BYTES", 1 << 28)
     check_model(str(small))
-    (small / "chat_template.jinja").write_text("{{ raise_exception('system first') }}")  # for a client to hear of
+    (small / "chat_template.jinja").write_text("{{ raise_exception('system first') }}")  # an error for the client
     check_model(str(small))
     for kind in ("loops", "a long text"):
         (small / "chat_template.jinja").write_text(TEMPLATES[kind][0])
@@ -285,10 +285,10 @@ def test_what_is_served_is_bounded_as_well(small, monkeypatch, capsys):
     with pytest.raises(ValueError, match=r"^tokenizer\.json: it takes more than 268 MB"):
         check_model(str(small))
     assert capsys.readouterr().err == ""
-    check_model("no/such\x1bmodel")  # the server says what is wrong
+    check_model("no/such\x1bmodel")  # left to the server to report
 
 
-def test_a_server_is_not_started_with_what_is_refused(small):
+def test_a_server_does_not_start_with_a_refused_model(small):
     bomb(small)
     program = "from iquest_plt.conversion import tokenizer; tokenizer.TOKENIZER_BYTES = 1 << 28\n"
     program += "from iquest_plt.serving.transformers_cli import main; main()"
@@ -299,7 +299,7 @@ def test_a_server_is_not_started_with_what_is_refused(small):
 
 
 @pytest.mark.parametrize("name", ["generation_config.json", "model.safetensors.index.json"])
-def test_json_that_the_library_would_read_is_checked_first(name, small):
+def test_json_is_checked_before_transformers_reads_it(name, small):
     (small / name).write_text(nested(900))
     code, _, error = run("generate", small, "--prompt", "a")
     assert code == 1 and error.startswith(f"{name} is not valid JSON: it is nested more than 100 levels deep")
@@ -330,13 +330,13 @@ def test_templates_of_training_are_bounded_as_well(small, monkeypatch):
         humaneval.complete(None, tokenizer, [{"prompt": "def f():"}], chat=True)
 
 
-def test_an_error_of_a_template_is_told(small):
+def test_an_error_of_a_template_is_reported(small):
     (small / "chat_template.jinja").write_text("{{ raise_exception('no such role') }}")
     assert any("does not render" in problem and "no such role" in problem for problem in verify(small)["problems"])
 
 
 def bomb(folder: Path) -> None:
-    """A normalizer that makes 2^60 characters of one, at once where an added token is normalized."""
+    """Installs a normalizer that turns one character into 2^60. Added tokens are normalized on load."""
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     doubling = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
     tokenizer["normalizer"] = {"type": "Sequence", "normalizers": [doubling] * 60}
@@ -377,7 +377,7 @@ def test_a_bounded_call_returns_and_raises():
     assert results == ["in a thread"]
 
 
-def test_an_alarm_of_the_callers_stays(converted_small):
+def test_the_callers_alarm_is_kept(converted_small):
     rang = []
     before = signal.signal(signal.SIGALRM, lambda *_: rang.append(True))
     signal.alarm(300)
@@ -395,9 +395,9 @@ def test_an_alarm_of_the_callers_stays(converted_small):
 
 N = 400_000
 REPLIES = {
-    "calls that are none": '<tool_call>{"' * N,
+    "broken calls": '<tool_call>{"' * N,
     "calls without an object": "<tool_call>x" * N,
-    "calls of no name": "<tool_call>{}</tool_call>" * (N // 4),
+    "calls without a name": "<tool_call>{}</tool_call>" * (N // 4),
     "strings in calls": '<tool_call>{"":"' * N,
     "thoughts": "<think>" + "a <" * N,
     "ends": "<|im_end|> " * N,
@@ -406,7 +406,7 @@ REPLIES = {
 
 
 @pytest.mark.parametrize("kind", REPLIES)
-def test_a_reply_is_read_in_linear_time(kind):
+def test_a_reply_is_parsed_in_linear_time(kind):
     text = REPLIES[kind]
     message = {}
     assert seconds(lambda: message.update(parse_response(text))) < 40
@@ -429,7 +429,7 @@ def test_a_long_call_is_streamed_in_linear_time():
     assert delta["tool_calls"][0]["function"]["arguments"] == {"text": "ab\n" * 400_000}
 
 
-def test_the_stored_grammar_passes_whitespace_once(small):
+def test_the_stored_grammar_scans_whitespace_once(small):
     tokenizer = load_tokenizer(small)
     tokenizer.response_template = RESPONSE_TEMPLATE
     found = {}
@@ -442,7 +442,7 @@ def test_the_stored_grammar_passes_whitespace_once(small):
 ESCAPES = "\x1b]0;title\x07\x1b[31mred\x9b1m\r\u202ereversed\udcff"
 
 
-def test_nothing_hidden_is_printed():
+def test_hidden_characters_are_escaped():
     shown = printable(ESCAPES)
     assert shown == r"\x1b]0;title\x07\x1b[31mred\x9b1m\r\u202ereversed\udcff"
     assert printable("a\n\tb", line_ends=True) == "a\n\tb" and printable("a\n\tb") == r"a\n\tb"
@@ -450,7 +450,7 @@ def test_nothing_hidden_is_printed():
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_a_file_name_cannot_command_the_terminal(options, small):
+def test_a_file_name_cannot_control_the_terminal(options, small):
     try:
         (small / "e\x1b[31mvil.py").touch()
         (small / "b\udcff\u202e.py").touch()
@@ -463,7 +463,7 @@ def test_a_file_name_cannot_command_the_terminal(options, small):
         assert "manifest.json does not list e\x1b[31mvil.py." in json.loads(output)["problems"]
 
 
-def test_an_error_cannot_command_the_terminal(monkeypatch, capsys):
+def test_an_error_cannot_control_the_terminal(monkeypatch, capsys):
     for arguments, code in ((["info", "no\x1b[31m/such\udcff/folder"], None), (["verify", "a", "b\x1b[31m"], 2)):
         monkeypatch.setattr(sys, "argv", ["iquest-plt", *arguments])
         with pytest.raises(SystemExit) as error:
@@ -473,7 +473,7 @@ def test_an_error_cannot_command_the_terminal(monkeypatch, capsys):
         assert code in (None, error.value.code)
 
 
-def test_an_error_of_training_cannot_command_the_terminal(tmp_path):
+def test_an_error_of_training_cannot_control_the_terminal(tmp_path):
     common = pytest.importorskip("iquest_plt.training.common")
     humaneval = pytest.importorskip("iquest_plt.training.humaneval")
     folder = tmp_path / "no\x1b[31m"
@@ -489,7 +489,7 @@ def test_an_error_of_training_cannot_command_the_terminal(tmp_path):
         assert error.value.code.isprintable()
 
 
-def test_a_note_of_the_server_cannot_command_the_terminal(small, capsys):
+def test_a_note_of_the_server_cannot_control_the_terminal(small, capsys):
     (small / "chat_template.jinja").unlink()
     small = small.rename(small.with_name("small\x1b[31m\u202e"))
     check_model(str(small))
@@ -497,7 +497,7 @@ def test_a_note_of_the_server_cannot_command_the_terminal(small, capsys):
     assert r"small\x1b[31m\u202e has no chat template" in said and said[:-1].isprintable()
 
 
-def test_a_progress_bar_cannot_command_the_terminal(monkeypatch):
+def test_a_progress_bar_cannot_control_the_terminal(monkeypatch):
     shown = io.StringIO()
     console = partial(Console, file=shown, force_terminal=True, width=200)
     monkeypatch.setattr("iquest_plt.cli.diagnose.Console", lambda stderr: console())
@@ -506,14 +506,14 @@ def test_a_progress_bar_cannot_command_the_terminal(monkeypatch):
     assert r"a\x1b[2J{task.id.x}[/b]\u202e" in shown.getvalue() and "\x1b[2J" not in shown.getvalue()
 
 
-def test_a_reply_cannot_command_the_terminal(monkeypatch, capsys):
-    print_text("a\x1b[31m\n")  # a file gets what the model wrote
+def test_a_reply_cannot_control_the_terminal(monkeypatch, capsys):
+    print_text("a\x1b[31m\n")  # a file gets the model's text unchanged
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     print_text("b\x1b[31m\n")
     assert capsys.readouterr().out == "a\x1b[31m\nb\\x1b[31m\n"
 
 
-# -- text that is none -------------------------------------------------------------------------------------------------
+# -- text that is not UTF-8 --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -525,20 +525,20 @@ def test_a_reply_cannot_command_the_terminal(monkeypatch, capsys):
         (["chat", SMALL, "--message", "a", "--system", "a\udcff"], "--system"),
     ],
 )
-def test_a_prompt_that_is_no_text_is_named(arguments, name):
-    assert run(*arguments) == (1, "", f"{name} is no UTF-8 text: convert it.")
+def test_errors_name_a_prompt_that_is_not_text(arguments, name):
+    assert run(*arguments) == (1, "", f"{name} is not UTF-8 text. Convert it to UTF-8.")
 
 
 @pytest.mark.parametrize("mode", ["0", "1"])
-def test_standard_input_that_is_no_text_is_named(mode):
+def test_errors_name_standard_input_that_is_not_text(mode):
     command = [sys.executable, "-m", "iquest_plt.cli", "generate", SMALL]
     environment = os.environ | {"PYTHONUTF8": mode, "PYTHONIOENCODING": "utf-8" if mode == "0" else ""}
     done = subprocess.run(command, input=b"a\xff", capture_output=True, env=environment, timeout=200)
     assert done.returncode == 1
-    assert done.stderr.decode().splitlines()[-1] == "error: Standard input is no UTF-8 text: convert it."
+    assert done.stderr.decode().splitlines()[-1] == "error: Standard input is not UTF-8 text. Convert it to UTF-8."
 
 
-def test_a_file_whose_name_is_no_text_is_named(source, tmp_path):
+def test_errors_name_a_file_whose_name_is_not_text(source, tmp_path):
     try:
         (source / "LICENSE\udcff").touch()
     except (OSError, UnicodeError):
@@ -547,7 +547,7 @@ def test_a_file_whose_name_is_no_text_is_named(source, tmp_path):
         convert(str(source), tmp_path / "target")
 
 
-def test_a_source_whose_name_is_no_text_is_named(source, tmp_path):
+def test_errors_name_a_source_whose_name_is_not_text(source, tmp_path):
     try:
         source = source.rename(tmp_path / "source\udcff")
     except (OSError, UnicodeError):
@@ -557,14 +557,14 @@ def test_a_source_whose_name_is_no_text_is_named(source, tmp_path):
     assert any("is no UTF-8" in problem for problem in verify(source)["problems"])
 
 
-# -- a process that is ended -------------------------------------------------------------------------------------------
+# -- processes that are terminated -------------------------------------------------------------------------------------
 
 ENDED = """
 import signal, sys
 from pathlib import Path
 from iquest_plt.conversion.writer import new_folder
 
-# A test run in the background, or under nohup, passes on that these are ignored.
+# A background process, or one under nohup, inherits that these signals are ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -577,7 +577,7 @@ with new_folder(Path(sys.argv[1]), 0) as folder:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
-def test_a_process_that_is_ended_leaves_nothing(name, tmp_path):
+def test_a_terminated_process_leaves_nothing(name, tmp_path):
     number = getattr(signal, name)
     command = [sys.executable, "-c", ENDED, tmp_path / "target"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -599,10 +599,10 @@ def test_the_callers_handlers_are_restored(tmp_path):
     assert [signal.getsignal(number) for number in numbers] == before
 
 
-def test_a_handler_of_the_callers_is_the_one_that_runs(tmp_path):
+def test_the_callers_own_handler_runs(tmp_path):
     called = []
     before = signal.signal(signal.SIGTERM, lambda *_: called.append(True))
-    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # like `nohup`
     try:
         with new_folder(tmp_path / "target", 0):
             signal.raise_signal(signal.SIGTERM)

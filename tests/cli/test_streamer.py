@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Text as it is generated, with a tokenizer whose decoder drops the space that a text begins with."""
+"""Printing of text while it is generated, with a tokenizer whose decoder drops a leading space."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ TEXT = "def f(x):\n    if x:\n        return 'é 😀 中文'\n\n    return  Non
 
 
 @pytest.mark.parametrize("cut", [1, 3, 9, 20])
-def test_the_printed_text_is_what_follows_the_prompt(spm_tokenizer, cut):
+def test_the_text_after_the_prompt_is_printed(spm_tokenizer, cut):
     ids = spm_tokenizer.encode(TEXT, add_special_tokens=False)
     pieces = []
     printer = TextPrinter(spm_tokenizer, pieces.append)
@@ -23,11 +23,11 @@ def test_the_printed_text_is_what_follows_the_prompt(spm_tokenizer, cut):
     printer.end()
     assert "".join(pieces) == TEXT[len(spm_tokenizer.decode(ids[:cut])) :] + "\n"
     assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces)
-    assert len(pieces) > 10  # as they come
+    assert len(pieces) > 10  # printed piece by piece
 
 
 def test_a_batch_is_refused(spm_tokenizer):
-    with pytest.raises(ValueError, match="one sequence"):
+    with pytest.raises(ValueError, match="Only one sequence"):
         TextPrinter(spm_tokenizer, print).put(torch.zeros(2, 3, dtype=torch.long))
 
 
@@ -40,7 +40,7 @@ LONG = [
 
 
 @pytest.mark.parametrize("text", LONG, ids=range(len(LONG)))
-def test_a_long_line_is_printed_as_it_is_decoded_whole(spm_tokenizer, text):
+def test_a_long_line_prints_as_it_decodes_at_once(spm_tokenizer, text):
     ids = spm_tokenizer.encode(text, add_special_tokens=False)
     pieces = []
     printer = TextPrinter(spm_tokenizer, pieces.append)
@@ -53,8 +53,8 @@ def test_a_long_line_is_printed_as_it_is_decoded_whole(spm_tokenizer, text):
 
 
 @pytest.mark.parametrize("text", ["ab ", "é", "\ufffd"])
-def test_no_token_is_decoded_again_and_again(spm_tokenizer, text):
-    """Neither those of a long line, nor those of bytes that are never a character."""
+def test_tokens_are_not_decoded_repeatedly(spm_tokenizer, text):
+    """Neither in a long line nor in bytes that never form a character."""
     byte = spm_tokenizer.convert_tokens_to_ids("<0x80>")
     ids = [byte] * 2000 if text == "\ufffd" else spm_tokenizer.encode(text * 2000, add_special_tokens=False)
     decoded = []

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""`measure` and its parts: against NumPy, against the model itself, and what must not matter."""
+"""`measure` and its parts: compared with NumPy and with the model itself, and invariances."""
 
 import itertools
 import json
@@ -60,7 +60,7 @@ def documents(lengths=LENGTHS):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """One token a byte, and an end token."""
+    """A tokenizer with one token per byte, and an end token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={character: n for n, character in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -74,7 +74,7 @@ def result():
 
 
 def trace_of_oracle(oracle: Observed, inputs: list[int], loops: int) -> Trace:
-    """The oracle's states in the collector's form, in float64."""
+    """Converts the oracle's states to a `Trace`, in float64."""
     config = oracle.config
     _, states = oracle(inputs, loops + 2)
     h = [torch.tensor(state) for state in states[: loops + 1]]
@@ -97,7 +97,7 @@ def trace_of_oracle(oracle: Observed, inputs: list[int], loops: int) -> Trace:
 
 
 def assert_curves(found, expected, rtol, atol=1e-9):
-    """Lists of numbers, with None in the same places."""
+    """Asserts that two lists agree, with None in the same places."""
     assert [value is None for value in found] == [value is None for value in expected]
     assert [v for v in found if v is not None] == pytest.approx([v for v in expected if v is not None], rtol, atol)
 
@@ -116,8 +116,8 @@ def assert_agrees(result: GainCost, expected: Values, rtol: float) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_oracles_states_measured_here_and_in_numpy(kind, monkeypatch):
-    """All metrics, to 1e-6, in float64; small chunks, so that their seams count."""
+def test_measuring_the_oracles_states_agrees_with_numpy(kind, monkeypatch):
+    """All metrics agree to 1e-6 in float64. Chunks are small, so that their boundaries are tested."""
     model, loops = tiny_model(**KINDS[kind]), 4
     oracle = Observed(model.config, model.state_dict())
     weight = torch.tensor(oracle.weights[("model.embed_tokens" if kind == "tied" else "lm_head") + ".weight"])
@@ -136,14 +136,14 @@ def test_the_oracles_states_measured_here_and_in_numpy(kind, monkeypatch):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_is_measured_as_in_numpy(kind, attention):
-    """The model's own float32."""
+def test_measuring_a_model_agrees_with_numpy(kind, attention):
+    """Compares in the model's own float32."""
     model = tiny_model(attention=attention, **KINDS[kind])
     result = measure(model, documents(), max_loops=3, max_length=MAX_LENGTH, resamples=2)
     assert_agrees(result, measure_in_numpy(model, ids_of(), 3, MAX_LENGTH), 2e-4)
 
 
-def test_one_loop_has_what_needs_no_second():
+def test_one_loop_has_only_metrics_of_one_loop():
     model = tiny_model(plt_num_loops=1)
     result = measure(model, documents(), max_length=MAX_LENGTH, resamples=20)
     assert_agrees(result, measure_in_numpy(model, ids_of(), 1, MAX_LENGTH), 2e-4)
@@ -155,10 +155,10 @@ def test_one_loop_has_what_needs_no_second():
 
 
 @pytest.mark.parametrize("kind", ["gated", "not normed", "own", "no shift"])
-def test_each_loops_logits_are_those_of_a_model_with_so_many_loops(kind):
+def test_each_loops_logits_equal_a_pass_with_that_many_loops(kind):
     model, ids = tiny_model(**KINDS[kind]), tokens(20)
     seen = trace(model, ids, 4)
-    assert len(seen.states) == 5  # and one more, for the fixed-point gap
+    assert len(seen.states) == 5  # one extra, for the fixed-point gap
     for loop in range(1, 5):
         logits = model.lm_head(seen.head_inputs[loop - 1])
         expected = model(ids[None], num_loops=loop).logits[0]
@@ -166,8 +166,8 @@ def test_each_loops_logits_are_those_of_a_model_with_so_many_loops(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_attention_is_what_the_model_records(kind):
-    """Of each loop as the last of a pass, under eager attention."""
+def test_attention_equals_the_models_records(kind):
+    """Compares each loop with a pass that ends with it, under eager attention."""
     model, ids = tiny_model(attention="eager", **KINDS[kind]), tokens(15)
     seen = trace(model, ids, 3)
     for loop in range(1, 4):
@@ -183,15 +183,15 @@ def test_attention_is_what_the_model_records(kind):
                 torch.testing.assert_close(seen.gates[loop - 1][layer], recorded.gates[layer][0])
 
 
-def test_one_loop_more_is_the_fixed_points_function(result):
-    """f is the next loop, so that the gap is the next step."""
+def test_the_fixed_point_gap_is_the_next_step(result):
+    """f is the next loop, so the gap equals the next step."""
     steps, gaps = result.metrics["step_size"].mean, result.metrics["fixed_point_gap"].mean
     assert gaps[:-1] == pytest.approx(steps[1:], rel=1e-6)
     more = measure(tiny_model(plt_num_loops=3), documents(), max_loops=4, max_length=MAX_LENGTH, resamples=2)
     assert gaps[-1] == pytest.approx(more.metrics["step_size"].mean[-1], rel=1e-6)
 
 
-def test_the_model_is_left_as_it_was():
+def test_the_model_is_left_unchanged():
     model = tiny_model().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     measure(model, documents(), max_length=MAX_LENGTH, resamples=2)
@@ -204,13 +204,13 @@ def test_the_model_is_left_as_it_was():
     assert model.training
 
 
-def test_dropout_is_off():
+def test_dropout_is_disabled():
     model = tiny_model(attention_dropout=0.5).train()
     first, second = (measure(model, documents(), max_length=MAX_LENGTH, resamples=2) for _ in range(2))
     assert first == second
 
 
-# What must not matter.
+# Invariances.
 
 
 def same(first: GainCost, second: GainCost, rel=1e-5) -> None:
@@ -221,7 +221,7 @@ def same(first: GainCost, second: GainCost, rel=1e-5) -> None:
 
 @given(order=st.permutations(range(len(LENGTHS))))
 @settings(max_examples=5, deadline=None)
-def test_the_order_of_documents(result, order):
+def test_the_order_of_documents_does_not_matter(result, order):
     shuffled = [documents()[n] for n in order]
     other = measure(tiny_model(plt_num_loops=3), shuffled, max_length=MAX_LENGTH, resamples=2)
     same(result, other)
@@ -229,14 +229,14 @@ def test_the_order_of_documents(result, order):
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 100, 1000])
-def test_how_many_tokens_are_reduced_at_a_time(chunk_elements, result, monkeypatch):
+def test_the_chunk_size_does_not_matter(chunk_elements, result, monkeypatch):
     tally_attention = collecting.tally_attention
     monkeypatch.setattr(collecting, "tally_attention", lambda *args: tally_attention(*args, chunk_elements))
     monkeypatch.setattr(collecting, "predict", lambda *args: predict(*args, chunk_elements))
     same(result, measure(tiny_model(plt_num_loops=3), documents(), max_length=MAX_LENGTH, resamples=2))
 
 
-def test_every_document_twice(result):
+def test_repeating_every_document_does_not_matter(result):
     other = measure(tiny_model(plt_num_loops=3), 2 * documents(), max_length=MAX_LENGTH, resamples=2)
     for name, curve in result.metrics.items():
         assert_curves(curve.mean, other.metrics[name].mean, 1e-9)
@@ -254,8 +254,8 @@ def test_pieces_predict_every_token_but_the_first_once(count, max_length):
     assert all((targets == inputs + 1).all() for inputs, targets in cut)
 
 
-def test_a_cut_document_is_its_pieces_alone():
-    """Fresh context: each piece gives what it gives as a document."""
+def test_pieces_of_a_document_equal_separate_documents():
+    """Pieces have fresh context: each gives the same values as a separate document."""
     model, ids = tiny_model(), tokens(17).tolist()
     cut = measure(model, [Document(ids)], max_length=8, resamples=2)
     alone = measure(model, [Document(ids[:9]), Document(ids[8:])], max_length=8, resamples=2)
@@ -264,7 +264,7 @@ def test_a_cut_document_is_its_pieces_alone():
 
 
 class Largest(TorchDispatchMode):
-    """The numbers in the largest tensor that is made, and in all of them."""
+    """Records the size of the largest tensor created, and of all tensors together."""
 
     size = total = 0
 
@@ -277,8 +277,8 @@ class Largest(TorchDispatchMode):
         return output
 
 
-def test_on_a_cpu_attention_is_reduced_within_its_cache():
-    """Weights of a whole piece at a time took several times as long: they went to memory and back in every step."""
+def test_chunks_of_attention_fit_the_cpu_cache():
+    """Handling a whole piece at once is several times slower, since the weights do not fit the CPU cache."""
     model, time = tiny_model(num_hidden_layers=1, max_position_embeddings=1024), 1024
     seen = trace(model, tokens(time), 2)
     with Largest() as largest:
@@ -291,7 +291,7 @@ def test_on_a_cpu_attention_is_reduced_within_its_cache():
     assert largest.size <= 128 * 20_000
 
 
-def test_no_tensor_grows_with_the_square_of_the_text_or_with_text_times_vocabulary():
+def test_no_tensor_grows_with_text_squared_or_text_times_vocabulary():
     model, time, limit = tiny_model(), 120, 4000
     seen = trace(model, tokens(time), 2)
     tally = collecting.Tally(2, model.config.num_hidden_layers)
@@ -307,7 +307,7 @@ def test_no_tensor_grows_with_the_square_of_the_text_or_with_text_times_vocabula
 # The result.
 
 
-def test_every_metric_has_a_curve_or_says_why_not(result):
+def test_every_metric_has_a_curve(result):
     assert list(result.metrics) and set(result.metrics) == set(METRICS)
     for name, curve in result.metrics.items():
         for points in (curve.mean, curve.low, curve.high):
@@ -344,7 +344,7 @@ def test_the_histogram_counts_every_gate(result):
 
 
 def summarized(losses, ranks, resamples=4000):
-    """A result of documents with these losses and ranks, (documents, loops)."""
+    """Summarizes documents with these losses and ranks, (documents, loops)."""
     tallies = []
     for loss, rank in zip(losses, ranks, strict=True):
         tally = collecting.Tally(len(loss), 1)
@@ -357,8 +357,8 @@ def summarized(losses, ranks, resamples=4000):
     return collecting.summarize(tallies, entries, {}, chosen)
 
 
-def test_the_recommendation_is_as_sure_as_the_documents_agree():
-    """The loss falls by 2 in one document and rises by 1 in the other: only twice the second speaks against a loop."""
+def test_the_certainty_reflects_agreement_between_documents():
+    """The loss falls by 2 in one document and rises by 1 in the other: only drawing the second twice rejects a loop."""
     result = summarized([(5.0, 3.0, 4.0), (5.0, 6.0, 7.0)], [(1.0, 2.0, 3.0)] * 2)
     assert result.recommendation.loops == result.recommendation.loops_by_loss == 2
     assert result.recommendation.share == pytest.approx([0.25, 0.75, 0], abs=0.03)
@@ -377,8 +377,8 @@ def test_the_recommendation_says_where_rank_and_loss_disagree():
     assert result.reason.endswith("so the rule stops at 1 loop; the loss alone falls up to 3 loops.")
 
 
-def test_intervals_hold_pairs_of_loops_together():
-    """The documents differ much, and the change from loop to loop not at all."""
+def test_intervals_of_changes_are_paired():
+    """The documents differ much, but the change between loops is the same in all."""
     result = summarized([(n, n - 1.0) for n in range(10, 60, 5)], [(1.0, 2.0)] * 10)
     assert result.metrics["loss"].high[0] - result.metrics["loss"].low[0] > 10
     change = result.metrics["loss_change"]
@@ -398,7 +398,7 @@ def test_a_result_is_saved_and_loaded(result, tmp_path):
     result.save(path)
     loaded = GainCost.load(path)
     assert loaded == result
-    json.loads(path.read_text(), parse_constant=pytest.fail)  # no NaN, which is no JSON
+    json.loads(path.read_text(), parse_constant=pytest.fail)  # no NaN, which JSON does not allow
     assert list(json.loads(path.read_text()))[:2] == ["format", "version"]
     assert result == measure(tiny_model(plt_num_loops=3), documents(), max_length=MAX_LENGTH, resamples=200)
 
@@ -407,12 +407,12 @@ def test_a_result_is_saved_and_loaded(result, tmp_path):
     "damage, message",
     [
         (lambda text: text[: len(text) // 2], "cannot be loaded"),
-        (lambda text: "[]", "no result of the diagnostics"),
-        (lambda text: text.replace('"iquest-plt gain-cost"', '"other"'), "no result of the diagnostics"),
+        (lambda text: "[]", "not a diagnostics result"),
+        (lambda text: text.replace('"iquest-plt gain-cost"', '"other"'), "not a diagnostics result"),
         (lambda text: text.replace('"version": 1', '"version": 2', 1), "version 2.*reads version 1"),
-        (lambda text: text.replace('"metrics"', '"measures"', 1), "lacks metrics"),
+        (lambda text: text.replace('"metrics"', '"measures"', 1), r"damaged \(missing: metrics\)"),
         (lambda text: text.replace('"step_size"', '"size"', 1), "damaged.*step_size"),
-        (lambda text: text.replace('"max_loops": 3', '"max_loops": 4', 1), "damaged.*has not 4 loops"),
+        (lambda text: text.replace('"max_loops": 3', '"max_loops": 4', 1), "damaged.*does not have 4 loops"),
         (lambda text: text.replace('"limit": 3', '"limit": 2', 1), "damaged.*another number of loops"),
         (lambda text: text.replace('"tokens": 12', '"tokens": "12"', 1), "damaged"),
         (lambda text: text.replace('"mean"', '"middle"', 1), "damaged"),
@@ -429,7 +429,7 @@ def test_a_damaged_result_is_refused(damage, message, result, tmp_path):
 
 
 def _set(document: dict, path: str, value=None) -> None:
-    """Puts `value` at the dotted `path`, or removes what is there if it is `...`."""
+    """Sets the entry at the dotted `path`, or removes it if `value` is `...`."""
     *parents, last = path.split(".")
     for name in parents:
         document = document[name]
@@ -444,16 +444,16 @@ def _set(document: dict, path: str, value=None) -> None:
     [
         ("metrics.loss_change.low", "abc", "low of loss_change"),
         ("metrics.loss_change.low", [None, "-0.1", None], "low of loss_change"),
-        ("metrics.bits_per_byte.mean", [1.0], "mean of bits_per_byte has not 3 loops"),
+        ("metrics.bits_per_byte.mean", [1.0], "mean of bits_per_byte does not have 3 loops"),
         ("metrics.loss.mean", [None, 1.0, 1.0], "mean of loss"),
         ("metrics.loss.mean", [math.nan, 1.0, 1.0], "mean of loss"),
-        ("metrics.other", {"mean": [None] * 3, "low": [None] * 3, "high": [None] * 3}, "other is no metric"),
+        ("metrics.other", {"mean": [None] * 3, "low": [None] * 3, "high": [None] * 3}, "other is not a metric"),
         ("model", {}, "name"),
         ("model.loop_attention", "both", "loop_attention"),
         ("gate_histogram", {}, "edges"),
         ("gate_histogram.counts", [None] * 3, "other loops"),
         ("recommendation.loops", None, "None loops"),
-        ("recommendation.share", [1.0], "share has not 3 loops"),
+        ("recommendation.share", [1.0], "share does not have 3 loops"),
         ("layers.gate", ..., "gate"),
         ("documents", [], "no documents"),
     ],
@@ -471,15 +471,15 @@ def test_a_result_with_a_wrong_part_is_refused(place, value, message, result, tm
 # Texts.
 
 
-def test_texts_stand_between_end_tokens(tokenizer):
+def test_texts_are_enclosed_in_end_tokens(tokenizer):
     end = tokenizer.eos_token_id
     (first, second) = encode_documents(tokenizer, {"a": "né", "b": "</s>"})
     assert (first.ids[0], first.ids[-1], len(first.ids), first.num_bytes) == (end, end, 5, 3)
-    assert second.ids.count(end) == 2  # that of the text is four characters
+    assert second.ids.count(end) == 2  # the "</s>" in the text is four characters
     assert (second.name, len(second.ids)) == ("b", 6)
 
 
-def test_the_loss_is_that_of_the_evaluation(tokenizer):
+def test_the_loss_equals_that_of_the_evaluation(tokenizer):
     model, text = tiny_model(vocab_size=257), "def f(x):\n    return x\n"
     result = measure(model, encode_documents(tokenizer, {"a": text}), max_loops=3, resamples=2)
     ids = tokenizer(text)["input_ids"]
@@ -488,7 +488,7 @@ def test_the_loss_is_that_of_the_evaluation(tokenizer):
         assert result.metrics["bits_per_byte"].mean[loop - 1] == pytest.approx(bits / len(text), rel=1e-5)
 
 
-def test_the_loop_lens_tells_each_tokens_story(tokenizer):
+def test_the_loop_lens_records_every_token(tokenizer):
     model, text = tiny_model(vocab_size=257), "x = 'né 🙂'\n"
     lens = loop_lens(model, tokenizer, text, max_loops=3)
     assert "".join(record.text for record in lens.tokens) == text
@@ -508,7 +508,7 @@ def test_the_loop_lens_tells_each_tokens_story(tokenizer):
     assert loop_lens(model, tokenizer, text, max_loops=1).tokens[0].best is None
 
 
-def test_a_long_text_goes_through_the_lens_in_pieces(tokenizer):
+def test_the_lens_cuts_a_long_text_into_pieces(tokenizer):
     model, text = tiny_model(vocab_size=257), "abc def " * 4
     lens = loop_lens(model, tokenizer, text, max_length=10)
     assert "".join(record.text for record in lens.tokens) == text
@@ -519,7 +519,7 @@ def test_a_long_text_goes_through_the_lens_in_pieces(tokenizer):
 
 
 @pytest.mark.parametrize("text", ["  def f(x):\n\treturn x", "naïve 🙂🙂 \n", " ", "x </s> y", "\n\n"])
-def test_the_texts_of_tokens_make_up_the_text(text, tokenizer, spm_tokenizer):
+def test_the_joined_token_texts_equal_the_text(text, tokenizer, spm_tokenizer):
     for any_tokenizer in (tokenizer, spm_tokenizer):
         ids, texts = tokenize(any_tokenizer, text)
         assert len(ids) == len(texts)
@@ -527,7 +527,7 @@ def test_the_texts_of_tokens_make_up_the_text(text, tokenizer, spm_tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["gated", "shared", "own"])
-def test_maps_are_what_the_model_records(kind, tokenizer):
+def test_maps_equal_the_models_records(kind, tokenizer):
     model = tiny_model(attention="eager", vocab_size=257, **KINDS[kind])
     maps = attention_maps(model, tokenizer, "hello, world", max_loops=3, max_tokens=9, layers=[2, 0])
     assert maps.tokens == ["</s>", *"hello, w"]
@@ -575,12 +575,12 @@ def broken(name, value=math.nan):
     "make, ids, options, message",
     [
         (tiny_model, [], {}, "no documents"),
-        (tiny_model, [[]], {}, r"doc 0 has 0 token\(s\).*leave it out"),
-        (tiny_model, [[1, 2], [3]], {}, r"doc 1 has 1 token\(s\).*leave it out"),
+        (tiny_model, [[]], {}, r"doc 0 has 0 token\(s\).*Leave it out"),
+        (tiny_model, [[1, 2], [3]], {}, r"doc 1 has 1 token\(s\).*Leave it out"),
         (tiny_model, [[1, VOCAB]], {}, f"token id {VOCAB}.*own tokenizer"),
         (tiny_model, [[1, -1]], {}, "token id -1.*own tokenizer"),
-        (lambda: llama_of(tiny_model()), [[1, 2]], {}, "this is a LlamaForCausalLM: load a PLT"),
-        (lambda: tiny_model().model, [[1, 2]], {}, "this is a IQuestPLTCoderModel: load"),
+        (lambda: llama_of(tiny_model()), [[1, 2]], {}, r"this is a LlamaForCausalLM\. Load a PLT"),
+        (lambda: tiny_model().model, [[1, 2]], {}, r"this is a IQuestPLTCoderModel\. Load"),
         (tiny_model, [[1, 2]], {"max_loops": 0}, "`max_loops` must be an integer >= 1, got 0"),
         (tiny_model, [[1, 2]], {"max_loops": True}, "`max_loops` must be"),
         (tiny_model, [[1, 2]], {"max_length": 0}, "`max_length` must be"),
@@ -619,7 +619,7 @@ def test_bad_texts_are_refused(tokenizer):
             call()
 
 
-def test_progress_is_told_of_every_piece():
+def test_progress_is_reported_after_every_piece():
     calls = []
     measure(tiny_model(), documents(), max_length=MAX_LENGTH, resamples=2, progress=lambda *done: calls.append(done))
     total = sum(LENGTHS) - len(LENGTHS)

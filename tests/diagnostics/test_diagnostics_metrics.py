@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The functions of the diagnostics: known answers, and what must not matter."""
+"""The functions of the diagnostics: known answers and invariances."""
 
 import math
 
@@ -28,27 +28,27 @@ def close(found, expected):
     torch.testing.assert_close(found, torch.as_tensor(expected).double(), rtol=1e-12, atol=1e-12)
 
 
-def test_a_step_is_as_long_as_it_is():
+def test_step_size():
     before = torch.tensor([[0.0, 0, 0], [1, 1, 1], [2, 0, 0]])
     after = torch.tensor([[3.0, 4, 0], [1, 1, 1], [2, 0, -7]])
     close(metrics.step_size(after, before), [5, 0, 7])
 
 
-def test_the_aligned_step_starts_from_the_token_before():
+def test_the_aligned_step_starts_from_the_previous_token():
     before = torch.tensor([[1.0, 0], [5, 5], [9, 9]])
     after = torch.tensor([[100.0, 100], [1, 2], [5, 8]])
     close(metrics.aligned_step(after, before), [2, 3])
     moved = torch.cat([before[:1], before[:-1]])
-    close(metrics.aligned_step(moved, before), [0, 0])  # nothing but the shift
+    close(metrics.aligned_step(moved, before), [0, 0])  # only shifted
 
 
-def test_constant_states_cost_nothing_to_shift():
+def test_shifting_constant_states_costs_nothing():
     close(metrics.offset_cost(torch.ones(5, 3)), [0] * 4)
     close(metrics.offset_cost(torch.tensor([[0.0, 0], [3, 4], [3, 4], [0, 0]])), [5, 0, 5])
     assert metrics.offset_cost(torch.ones(1, 3)).numel() == 0
 
 
-def test_loops_that_turn_back_have_an_angle_of_minus_one():
+def test_loops_that_turn_back_have_a_cosine_of_minus_one():
     a, b = states(4, 3), states(4, 3, seed=1)
     close(metrics.angular_change(a, b, a), [-1] * 4)
     close(metrics.angular_change(a + 3 * b, a + 2 * b, a), [1] * 4)
@@ -74,7 +74,7 @@ def test_effective_rank_of_known_singular_values():
 
 @given(rows=st.integers(1, 9), columns=st.integers(1, 9), seed=st.integers(0, 99), scale=st.floats(1e-3, 1e3))
 @settings(max_examples=40, deadline=None)
-def test_effective_rank_knows_no_scale_order_or_rotation(rows, columns, seed, scale):
+def test_effective_rank_ignores_scale_order_and_rotation(rows, columns, seed, scale):
     matrix = states(rows, columns, seed=seed)
     rank = metrics.effective_rank(matrix)
     assert 1 - 1e-9 <= rank <= min(rows, columns) + 1e-9
@@ -92,14 +92,14 @@ def test_divergences_of_known_distributions():
     assert metrics.kl_divergence(q.log(), p.log())[0].isinf()
 
 
-def test_entropy_is_that_of_as_many_keys():
+def test_entropy_is_the_log_of_the_number_of_equal_keys():
     p = torch.tensor([[1.0, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25, 0.25, 0.25, 0.25]])
     close(metrics.entropy(p.log()), [0, math.log(2), math.log(4)])
 
 
 @given(seed=st.integers(0, 99), size=st.integers(2, 30), scale=st.floats(0, 300))
 @settings(max_examples=40, deadline=None)
-def test_divergence_is_not_negative_and_cross_entropy_less_entropy(seed, size, scale):
+def test_divergence_is_nonnegative_and_equals_cross_entropy_minus_entropy(seed, size, scale):
     log_p, log_q = (scale * states(size, seed=seed + i) for i in range(2))
     log_p, log_q = log_p.log_softmax(-1), log_q.log_softmax(-1)
     divergence = metrics.kl_divergence(log_p, log_q)
@@ -116,7 +116,7 @@ def test_a_distribution_that_underflows_has_a_finite_divergence():
     torch.testing.assert_close(found, torch.tensor([500 - math.log(2)]))
 
 
-def test_the_mixture_is_the_gates():
+def test_the_mixture_is_weighted_by_the_gate():
     spread = torch.tensor([[[0.25, 0.25, 0.25, 0.25], [1.0, 0, 0, 0]]])
     window = torch.tensor([[[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 0, 0]]])
     gate = torch.tensor([[0.5, 0.25]])
@@ -125,17 +125,17 @@ def test_the_mixture_is_the_gates():
     close(metrics.mixture(spread.log(), window.log(), torch.ones(1, 2)).exp(), spread)
     shut = metrics.mixture(spread.log(), window.log(), torch.zeros(1, 2))
     close(shut.exp(), window)
-    assert shut[0, 0].isfinite().all()  # what the global branch sees keeps a weight above 0
+    assert shut[0, 0].isfinite().all()  # keys of the global branch keep a weight above 0
 
 
-def test_heads_that_look_at_one_key_or_at_different_ones():
+def test_heads_that_attend_to_the_same_or_to_different_keys():
     same = torch.tensor([0.5, 0.5, 0]).expand(3, 2, 3)
     close(metrics.head_similarity(same), [1, 1])
     close(metrics.head_rank(same), [1, 1])
     different = torch.eye(3)[:, None].expand(3, 2, 3)
     close(metrics.head_similarity(different), [0, 0])
     close(metrics.head_rank(different), [3, 3])
-    half = torch.tensor([[[1.0, 0, 0]], [[1.0, 0, 0]], [[0, 1.0, 0]]])  # one pair of three
+    half = torch.tensor([[[1.0, 0, 0]], [[1.0, 0, 0]], [[0, 1.0, 0]]])  # one pair out of three agrees
     close(metrics.head_similarity(half), [1 / 3])
     assert metrics.head_similarity(same[:1]).isnan().all()
     close(metrics.head_rank(same[:1]), [1, 1])
@@ -147,16 +147,16 @@ def test_gates_fall_into_their_bins():
     assert metrics.gate_histogram(gates.bfloat16(), 1).tolist() == [8]
 
 
-def test_what_the_lens_says_of_known_predictions():
+def test_lens_metrics_of_known_predictions():
     p = torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4]])
     targets = torch.tensor([2, 3])
     close(metrics.token_loss(p.log(), targets), [math.log(8), -math.log(0.4)])
-    assert metrics.true_rank(p.log(), targets).tolist() == [3, 1]  # a tie shares the better place
+    assert metrics.true_rank(p.log(), targets).tolist() == [3, 1]  # ties share the better rank
     assert metrics.best_loop(torch.tensor([[0.1, 0, 0.5, 1e-8], [0.2, 0, 0.4, 2e-8]])).tolist() == [2, 1, 1, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_computed_in_single(dtype):
+def test_half_precision_is_computed_in_float32(dtype):
     a, b, c = (states(6, 8, seed=seed).to(dtype) for seed in range(3))
     for function, arguments in (
         (metrics.step_size, (a, b)),
@@ -171,7 +171,7 @@ def test_half_precision_is_computed_in_single(dtype):
         torch.testing.assert_close(found.double(), close_to, rtol=1e-5, atol=1e-5)
 
 
-def test_causal_attention_of_equal_keys_is_uniform():
+def test_causal_attention_on_equal_keys_is_uniform():
     query, key = torch.zeros(2, 4, 8), torch.randn(1, 4, 8)
     weights = log_attention(query, key, 0.3, 0).exp()
     expected = torch.ones(4, 4).tril()
@@ -182,21 +182,21 @@ def test_causal_attention_of_equal_keys_is_uniform():
 
 @given(start=st.integers(0, 9), count=st.integers(1, 9), window=st.none() | st.integers(0, 12))
 @settings(max_examples=30, deadline=None)
-def test_some_queries_have_the_attention_they_have_among_all(start, count, window):
+def test_attention_of_some_queries_equals_that_part_of_all(start, count, window):
     query, key = states(4, 10, 8), states(2, 10, 8, seed=1)
     whole = log_attention(query, key, 0.5, 0, window)
     part = log_attention(query[:, start : start + count], key, 0.5, start, window)
     torch.testing.assert_close(part, whole[:, start : start + count])
 
 
-def test_the_mean_counts_every_token_the_same():
+def test_the_mean_weights_every_token_equally():
     sums, weights = torch.tensor([[10.0], [2.0]]).numpy(), torch.tensor([[1.0], [3.0]]).numpy()
     one_each = torch.ones(1, 2).numpy()
     assert bootstrap.ratios(one_each, sums, weights) == 3
     assert bootstrap.ratios(torch.tensor([[2.0, 0.0]]).numpy(), sums, weights) == 10
 
 
-def test_draws_are_seeded_and_as_many_as_there_are_documents():
+def test_draws_are_seeded_and_match_the_number_of_documents():
     counts = bootstrap.draws(7, 500, seed=3)
     assert counts.shape == (500, 7)
     assert (counts.sum(1) == 7).all()
@@ -207,7 +207,7 @@ def test_draws_are_seeded_and_as_many_as_there_are_documents():
 
 
 def test_the_interval_covers_the_mean_of_normal_documents():
-    """About 95 % of intervals of 40 documents hold the true mean, 0."""
+    """About 95 % of the intervals over 40 documents contain the true mean, 0."""
     held = 0
     for seed in range(200):
         values = states(40, 1, seed=seed).numpy()
@@ -216,7 +216,7 @@ def test_the_interval_covers_the_mean_of_normal_documents():
     assert 180 <= held <= 198
 
 
-def test_an_interval_without_values_is_none():
+def test_an_interval_without_values_is_nan():
     values = torch.tensor([[1.0, math.nan, math.nan], [3.0, math.nan, 5.0]]).numpy()
     low, high = bootstrap.interval(values, 0.5)
     assert (low[0], high[0], low[2], high[2]) == (1.5, 2.5, 5, 5)
@@ -230,7 +230,7 @@ def test_an_interval_without_values_is_none():
         ([10, 12, 11, 14], [3, 2, 1, 0.5], 2, 4),
         ([10, 12, 13, 14], [3, 2, 2.5, 0.5], 2, 2),
         ([10, 9, 13, 14], [3, 2, 1, 0.5], 1, 4),
-        ([10, 10, 11, 12], [3, 2, 1, 0.5], 1, 4),  # as high is not higher
+        ([10, 10, 11, 12], [3, 2, 1, 0.5], 1, 4),  # equal is not higher
         ([10, 12, 13, 14], [3, 3, 1, 0.5], 1, 1),
         ([10], [3], 1, 1),
     ],

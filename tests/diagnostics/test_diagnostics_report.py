@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What `diagnose` shows: figures hold the numbers, sentences follow them, the page needs nothing and bears any text."""
+"""The output of `diagnose`: correct figures and sentences, and a self-contained page that escapes any text."""
 
 import copy
 import dataclasses
@@ -42,7 +42,7 @@ HOSTILE = [
     "\ttabs\n\r\nlines",
     "\u202egnp.exe\u202c \u2066iso\u2069",
     "שלום مرحبا 日本語 🎉",
-    "",  # a part of a character
+    "",  # part of a character
     "an",
     " end\n",
     "new",
@@ -50,7 +50,7 @@ HOSTILE = [
 
 
 def curve(first: int, values: list[float], spread: float | None = 0.01) -> Curve:
-    """Values from loop `first` on, with an interval around each unless `spread` is None."""
+    """Returns a curve of values from loop `first` on, with intervals unless `spread` is None."""
     mean = [None] * first + values
     low, high = ([None if v is None or spread is None else v + s * spread for v in mean] for s in (-1, 1))
     return Curve(mean, low, high)
@@ -59,7 +59,7 @@ def curve(first: int, values: list[float], spread: float | None = 0.01) -> Curve
 def make_result(
     loss=(2.0, 1.5, 1.6, 1.6), rank=(50.0, 60.0, 55.0, 54.0), spread=0.01, documents=12, **model
 ) -> GainCost:
-    """A result whose every curve is known. `spread` None is what one document has."""
+    """Makes a result with known curves. `spread=None` stands for a single document, which has no intervals."""
     metrics = {}
     for index, (name, metric) in enumerate(METRICS.items()):
         metrics[name] = curve(
@@ -105,7 +105,7 @@ def make_result(
 
 
 def make_lens(texts=("def", " f", "():\n", "\treturn"), loops=LOOPS) -> LoopLens:
-    """Loop 1 halves the loss of even tokens and doubles that of odd ones; later loops change nothing."""
+    """Makes a lens: loop 1 halves the loss of even tokens and doubles that of odd ones; later loops change nothing."""
     records = []
     for i, text in enumerate(texts):
         losses = [2.0, *[1.0 if i % 2 == 0 else 4.0] * (loops - 1)]
@@ -122,7 +122,7 @@ def make_maps(size=5) -> AttentionMaps:
 
 
 class Page(HTMLParser):
-    """What a browser would see: tags with attributes, scripts, and the text outside of them."""
+    """The page as a browser parses it: tags with attributes, scripts, and the other text."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -155,7 +155,7 @@ def page():
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """To draw the pictures takes most of the time, and some tests are about words alone."""
+    """Skips drawing, which takes most of the time, in tests of the text."""
     monkeypatch.setattr(plots, "to_svg", lambda figure, name, label: f'<svg id="{name}"></svg>')
 
 
@@ -163,7 +163,7 @@ def no_pictures(monkeypatch):
 
 
 def drawn(axes) -> list[tuple[list, list, list]]:
-    """x, y, and the ends of the bars of each curve with error bars."""
+    """Returns x, y and the ends of the error bars of each curve that has them."""
     found = []
     for container in axes.containers:
         line, _, (bars,) = container
@@ -172,7 +172,7 @@ def drawn(axes) -> list[tuple[list, list, list]]:
     return found
 
 
-def test_gain_cost_figure_holds_the_numbers():
+def test_gain_cost_figure_shows_the_numbers():
     figure = make_result().plot()
     left, right = figure.axes
     for axes, name, values in ((left, "Refinement Δp (nats)", [0.8, 0.1, 0.05]), (right, "Ω", [20, 21, 22])):
@@ -184,14 +184,14 @@ def test_gain_cost_figure_holds_the_numbers():
     assert "no common unit" in figure.get_supxlabel() and "12 documents" in figure.get_supxlabel()
 
 
-def test_rule_figure_holds_the_changes():
+def test_rule_figure_shows_the_changes():
     loss, rank = plots.plot_rule(make_result()).axes
     assert drawn(loss)[0][1] == pytest.approx([-0.5, 0.1, 0.0])
     assert drawn(rank)[0][1] == pytest.approx([10, -5, -1])
 
 
 def test_every_metric_is_drawn_once():
-    """And each with its own numbers."""
+    """Each metric is drawn with its own numbers."""
     result = make_result()
     charted = [name for names in plots.CHARTS.values() for name in names]
     assert sorted([*charted, "loss_change", "effective_rank_change"]) == sorted(METRICS)
@@ -201,7 +201,7 @@ def test_every_metric_is_drawn_once():
     assert found == [pytest.approx(values) for values in expected]
 
 
-def test_metrics_that_a_model_has_not_are_left_out(no_pictures):
+def test_metrics_that_a_model_lacks_are_left_out(no_pictures):
     result = make_result(loop_attention="shared")
     del result.metrics["bits_per_byte"]
     for name in METRICS:
@@ -212,10 +212,10 @@ def test_metrics_that_a_model_has_not_are_left_out(no_pictures):
     assert plots.plot_chart(result, "Bits per byte") is None
     assert len(drawn(plots.plot_chart(result, "Attention entropy").axes[0])) == 2
     html = report.render(result)
-    assert 'id="gate"' not in html and 'id="lens"' not in html and "there is one branch, and no gate" in html
+    assert 'id="gate"' not in html and 'id="lens"' not in html and "there is one branch and no gate" in html
 
 
-def test_gate_figure_holds_the_gates():
+def test_gate_figure_shows_the_gates():
     result = make_result()
     heat, histogram, _ = plots.plot_gates(result).axes
     shown = heat.collections[0].get_array().reshape(LAYERS, LOOPS - 1)
@@ -223,7 +223,7 @@ def test_gate_figure_holds_the_gates():
     assert histogram.patches[0].get_data().values.tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
-def test_attention_figure_holds_the_maps():
+def test_attention_figure_shows_the_maps():
     maps = make_maps()
     *pictures, _ = plots.plot_attention(maps, "global").axes
     assert len(pictures) == 3 * 2
@@ -236,7 +236,7 @@ def test_attention_figure_holds_the_maps():
         plots.plot_attention(maps, "local")
 
 
-def test_svg_follows_the_page_and_is_the_same_twice():
+def test_svg_uses_the_pages_colours_and_is_deterministic():
     svgs = [plots.to_svg(plots.plot(make_result()), name, 'a "label" & <more>') for name in ("one", "one", "two")]
     assert svgs[0] == svgs[1]
     root = ElementTree.fromstring(svgs[0].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
@@ -250,7 +250,7 @@ def test_svg_follows_the_page_and_is_the_same_twice():
 # -- sentences ---------------------------------------------------------------------------------------------------------
 
 
-def test_sentences_follow_the_numbers():
+def test_sentences_match_the_numbers():
     falling, rising = make_result(loss=(2.0, 1.5, 1.2, 1.0)), make_result(loss=(2.0, 2.5, 2.6, 2.7))
     assert (
         interpretation.loss(falling)[0] == "Loop 2 lowers the held-out loss by 0.500 (0.490 to 0.510) nats per token."
@@ -260,13 +260,13 @@ def test_sentences_follow_the_numbers():
     assert interpretation.rank(falling)[1].startswith("Loop 3 lowers the effective rank by 5.00 ")
 
 
-def test_an_interval_that_holds_zero_says_so():
+def test_an_interval_that_contains_zero_may_be_chance():
     result = make_result(loss=(2.0, 1.5, 1.495, 1.0))
     first, second, third = interpretation.loss(result)
     assert "chance" in second and "lowers" not in second
     assert "chance" not in first + third
     result = make_result(spread=None, documents=1)
-    assert all("One document" in sentence for sentence in interpretation.loss(result))
+    assert all("There is one document" in sentence for sentence in interpretation.loss(result))
 
 
 def test_the_course_of_a_curve():
@@ -276,14 +276,14 @@ def test_the_course_of_a_curve():
     assert "X falls from 3.00" in say([3.0, 2.0, 1.0], 0.1) and "do not overlap" in say([3.0, 2.0, 1.0], 0.1)
     assert "X rises from 1.00" in say([1.0, 2.0, 3.0], 0.1)
     assert "may be no change" in say([1.0, 2.0, 3.0], 1.5)
-    assert "by way of 0.500 (0.400 to 0.600) in loop 3" in say([1.0, 0.5, 3.0], 0.1)
-    assert "by way of" not in say([1.0, 2.0, 3.0], 0.1)
+    assert "passing 0.500 (0.400 to 0.600) in loop 3" in say([1.0, 0.5, 3.0], 0.1)
+    assert "passing" not in say([1.0, 2.0, 3.0], 0.1)
     assert "no intervals" in say([1.0, 2.0, 3.0], None)
     assert say([1.0], 0.1) == "X is 1.00 (0.900 to 1.10) in loop 2."
     assert interpretation.course(Curve([None], [None], [None]), "X", "") == ""
 
 
-def test_the_recommendation_says_where_the_rules_disagree(no_pictures):
+def test_the_recommendation_notes_that_the_rules_disagree(no_pictures):
     agree = make_result()
     disagree = make_result(rank=(60.0, 50.0, 55.0, 54.0))
     assert (agree.recommendation.loops, agree.recommendation.loops_by_loss) == (2, 2)
@@ -300,15 +300,15 @@ def test_gates_motion_and_shift():
     result = make_result()
     text = " ".join(interpretation.gates(result))
     assert "Layer 2 reads loop 1's keys most (0.500), layer 0 least (0.100)" in text
-    assert "mix the two branches" in text  # no bin of this histogram lies within 0.1 of an end
+    assert "mix the two branches" in text  # no bin of this histogram is within 0.1 of an end
     result.gate_histogram["edges"] = [0.0, 0.1, 0.5, 0.9, 1.0]
     assert "50 % of the gates are within 0.1" in " ".join(interpretation.gates(result))
     result.metrics["step_size"], result.metrics["fixed_point_gap"] = curve(0, [10.0] * LOOPS), curve(0, [0.5] * LOOPS)
     result.metrics["angular_change"] = curve(1, [0.5, 0.005, -0.5])
     said = " ".join(interpretation.motion(result))
-    assert "5.0 % of the first step: they have all but come to rest" in said
-    assert [said.index(s) for s in ("goes on in the", "neither on nor", "takes back")] == sorted(
-        said.index(s) for s in ("goes on in the", "neither on nor", "takes back")
+    assert "5.0 % of the first step: they have almost come to rest" in said
+    assert [said.index(s) for s in ("continues in the", "does not show whether", "partly undoes")] == sorted(
+        said.index(s) for s in ("continues in the", "does not show whether", "partly undoes")
     )
     result.metrics["fixed_point_gap"] = curve(0, [20.0] * LOOPS)
     assert "200 % of the first step: they are still moving" in " ".join(interpretation.motion(result))
@@ -340,27 +340,28 @@ def test_shares_for_people(share, text):
     assert interpretation.percent(share) == text
 
 
-def test_no_change_is_no_rise():
+def test_no_change_is_not_a_rise():
     result = make_result(loss=(2.0, 1.5, 1.5, 1.6), spread=None, documents=1)
-    assert interpretation.loss(result)[1] == "Loop 3 does not change the held-out loss. One document, so no interval."
+    expected = "Loop 3 does not change the held-out loss. There is one document, so no interval."
+    assert interpretation.loss(result)[1] == expected
 
 
 @pytest.mark.parametrize("attention", ["gated", "shared", "own"])
-def test_branches_and_window_are_those_of_the_model(attention, no_pictures):
-    """Where there is one branch nothing speaks of two, of a window or of a gate."""
+def test_the_text_mentions_only_the_models_branches(attention, no_pictures):
+    """With one branch, the text mentions neither a second branch nor a window nor a gate."""
     result, maps = make_result(loop_attention=attention), make_maps()
     if attention != "gated":
         result.gate_histogram, result.metrics["gate"] = None, Curve(*[[None] * LOOPS] * 3)
         maps = dataclasses.replace(maps, gate=[[None, None]] * 3)
     text = report.render(result, None, maps)
-    for words in ("both branches", "weighted by the gate", "window 8", METRICS["gate"].meaning.split(";")[0]):
+    for words in ("both branches", "weighted by the gate", "window 8", METRICS["gate"].meaning.split(".")[0]):
         assert (words in text.replace("&#39;", "'")) == (attention == "gated"), words
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_loads_nothing(page):
+def test_the_page_loads_no_other_files(page):
     parsed, html = page
     for tag, attributes in parsed.tags:
         for name in ("src", "srcset", "data", "poster", "background", "action"):
@@ -394,11 +395,11 @@ def test_hostile_text_stays_text(page):
     assert "A note & its <sign>." in parsed.text
 
 
-def test_quoted_text_shows_what_cannot_be_seen():
+def test_quoted_text_shows_invisible_characters():
     assert report.quoted('a"\n\u202e\u2028é🎉\0') == '"a\\"\\n\\u202e\\u2028é🎉\\u0000"'
 
 
-def test_lens_data_is_what_was_measured():
+def test_lens_data_equals_the_measurements():
     data = report.lens_data(make_lens())
     assert [values[1] for values in data["loss"]] == [1.0, 4.0, 1.0, 4.0]
     assert [values[1] for values in data["refinement"]] == [0.25, 1.25, 2.25, 3.25]
@@ -406,7 +407,7 @@ def test_lens_data_is_what_was_measured():
     assert (data["loops"], data["rank"][3], data["best"][0]) == (LOOPS, [4] * LOOPS, 2)
 
 
-def test_the_page_says_what_was_measured(page):
+def test_the_page_describes_the_measurement(page):
     text = " ".join(page[0].text.split())
     result = make_result()
     for part in (f"loops 1 to 4 on {result.tokens} tokens", "no common unit", "2510.24824", "2606.18023", "without it"):
@@ -424,7 +425,7 @@ def test_the_same_json_gives_the_same_report(tmp_path):
     assert pages[0] == pages[1]
 
 
-def test_other_numbers_give_another_report(no_pictures):
+def test_different_numbers_give_a_different_report(no_pictures):
     result = make_result()
     other = copy.deepcopy(result)
     other.metrics["loss_change"].mean[1] = -0.4
@@ -433,7 +434,7 @@ def test_other_numbers_give_another_report(no_pictures):
 
 
 def test_one_loop_and_one_document(no_pictures):
-    """Nothing to compare, and no interval: the page says so."""
+    """The page says that there is nothing to compare and no interval."""
     result = make_result(spread=None, documents=1)
     short = {name: Curve(c.mean[:1], c.low[:1], c.high[:1]) for name, c in result.metrics.items()}
     settings, layers = result.settings | {"max_loops": 1}, {name: v[:1] for name, v in result.layers.items()}
@@ -446,10 +447,10 @@ def test_one_loop_and_one_document(no_pictures):
     assert "lens-data" not in html and "loop 2</th>" not in html
     many = dataclasses.replace(one, documents=make_result().documents, recommendation=Recommendation(1, 1, [1], 1, [1]))
     html = report.render(many)
-    assert "allows no recommendation" in html and "may go on" not in html and "1 loop: 100 %" not in html
+    assert "allows no recommendation" in html and "more may be worth it" not in html and "1 loop: 100 %" not in html
 
 
-def test_csv_holds_every_number():
+def test_csv_contains_every_number():
     import csv
 
     result = make_result()
@@ -486,10 +487,10 @@ def test_sweep_of_one_model():
     change = found.rows[1].change
     assert change.mean == pytest.approx(bits[1] - bits[0]) and change.low < change.mean < change.high < 0
     said = " ".join(sweep.sentences(found))
-    assert "The lowest loss is that of 2 loops" in said and "1.10 times as long" in said and "1.0 % larger" in said
-    assert "no sure difference" in said  # loops 3 and 4 have the same loss
+    assert "The loss is lowest with 2 loops" in said and "1.10 times as long" in said and "1.0 % larger" in said
+    assert "The difference between 3 loops and 4 loops may be chance" in said  # they have the same loss
     rising = make_sweep(make_result(loss=(1.0, 2.0, 3.0, 4.0)))
-    assert "The lowest loss is that of 1 loop:" in sweep.sentences(rising)[0]
+    assert "The loss is lowest with 1 loop:" in sweep.sentences(rising)[0]
 
 
 def test_sweep_of_several_models():
@@ -513,7 +514,7 @@ def test_sweep_of_several_models():
 
 
 def test_changes_between_rows_are_paired():
-    """The documents differ far more than the rows do, and yet the change, alike in all, is sure."""
+    """The documents differ much more than the rows, but the change is the same in all of them and so is certain."""
     result = make_result()
     for index, document in enumerate(result.documents):
         document |= {"tokens": 10, "bytes": 40, "loss": [1 + index - 0.1 * loop for loop in range(LOOPS)]}
@@ -553,7 +554,7 @@ DRIVER = shutil.which("chromedriver")
 
 @pytest.fixture(scope="module")
 def browser(page, tmp_path_factory):
-    """The page of hostile tokens in headless Chromium, from disk, with the network off."""
+    """Opens the page of hostile tokens from disk in headless Chromium, offline."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
     if not (CHROMIUM and DRIVER):
         pytest.skip("neither chromium nor chromedriver on PATH: apt-get install chromium chromium-driver")
@@ -653,8 +654,8 @@ def test_the_page_fits_a_phone(browser):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read_on_every_colour(browser, scheme):
-    """Contrast of the text with the strongest colours, at least 4.5 as WCAG AA asks."""
+def test_text_is_readable_on_every_colour(browser, scheme):
+    """The text contrasts with the strongest colours by at least 4.5, as WCAG AA requires."""
     features = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", features)
     ink, *grounds = browser.execute_script(

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Loads model folders by the library's Auto classes: `load` in this process with the package, `load_as_remote_code` in one
-that has not imported it.
+Loads model folders with Transformers' Auto classes: `load` in this process with the package, `load_as_remote_code` in a
+process that has not imported it.
 """
 
 import json
@@ -16,14 +16,14 @@ import transformers
 
 
 HEADS = ["AutoModelForSequenceClassification", "AutoModelForTokenClassification", "AutoModelForQuestionAnswering"]
-IDS = torch.arange(3, 43)[None]  # more than the windows of the tests hold
+IDS = torch.arange(3, 43)[None]  # longer than the windows in the tests
 TEXT = "def read_lines(path):\n"
 
 
 def load(folder: Path, **options) -> dict:
     """
-    By the name of each Auto class: the module of what it loads, and what that computes. A folder without weights gives
-    models of its configuration, whose weights are random: of these, the shapes.
+    Returns, for each Auto class, the module of the loaded object and its output. A folder without weights gives models
+    with random weights; for these, only the shapes are returned.
     """
     folder = Path(folder)
     files = {path.name for path in folder.iterdir()}
@@ -31,11 +31,11 @@ def load(folder: Path, **options) -> dict:
     if "config.json" in files:
         config = transformers.AutoConfig.from_pretrained(folder, **options)
         found["AutoConfig"] = type(config).__module__, config.plt_num_loops
-        for name in (*HEADS, "AutoModelForCausalLM", "AutoModel"):  # a head that comes first finds its decoder
+        for name in (*HEADS, "AutoModelForCausalLM", "AutoModel"):  # heads first: they must find their decoder
             auto_class = getattr(transformers, name)
             has_weights = any(file.endswith(".safetensors") for file in files)
             with torch.random.fork_rng(), torch.no_grad():
-                torch.manual_seed(0)  # a head that the folder lacks
+                torch.manual_seed(0)  # for heads without weights in the folder
                 if has_weights:
                     model = auto_class.from_pretrained(folder, dtype=torch.float32, **options)
                 else:
@@ -50,9 +50,9 @@ def load(folder: Path, **options) -> dict:
 
 def load_as_remote_code(folders: dict[str, Path], scratch: Path) -> dict[str, dict | str]:
     """
-    The same with `trust_remote_code=True`, without the package, for many folders at once, since a process takes seconds
-    to start. Models, configuration and tokenizer are also saved again, to `scratch / name / …`. A folder that fails has
-    its error in place of a result.
+    Does the same with `trust_remote_code=True` and without the package, for many folders at once, since a process takes
+    seconds to start. Also saves models, configuration and tokenizer to `scratch / name / …`. For a folder that fails,
+    the result is its error.
     """
     arguments = json.dumps({name: str(folder) for name, folder in folders.items()})
     command = [sys.executable, __file__, arguments, str(scratch)]
@@ -62,7 +62,7 @@ def load_as_remote_code(folders: dict[str, Path], scratch: Path) -> dict[str, di
 
 
 def save_again(folder: Path, out: Path, **options) -> None:
-    """What a user does who loads remote code and saves it: model and tokenizer, the decoder, the tokenizer."""
+    """Loads remote code and saves it, as a user would: model and tokenizer, the decoder, the tokenizer."""
     files = {path.name for path in folder.iterdir()}
     if "model.safetensors" in files:
         transformers.AutoModelForCausalLM.from_pretrained(folder, **options).save_pretrained(out / "model")
@@ -77,7 +77,7 @@ def main(folders: dict[str, str], scratch: Path) -> None:
     found = {}
     for name, folder in folders.items():
         try:
-            if Path(folder, "config.json").exists():  # first, when no code of a model has been loaded
+            if Path(folder, "config.json").exists():  # first, before any model code is loaded
                 config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
                 config.save_pretrained(scratch / name / "configuration")
             found[name] = load(folder, trust_remote_code=True)

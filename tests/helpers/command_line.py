@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The command `iquest-plt`, run in this process."""
+"""Runs the command `iquest-plt` in this process."""
 
 from typer.testing import CliRunner
 
@@ -8,7 +8,7 @@ from iquest_plt import cli
 
 
 def run(*arguments, **kwargs):
-    """The command in this process, as `main` runs it: (exit code, standard output, standard error)."""
+    """Runs the command as `main` does; returns (exit code, standard output, standard error)."""
     runner = CliRunner()
     result = runner.invoke(cli.app, [str(argument) for argument in arguments], **kwargs)
     if isinstance(result.exception, ValueError | OSError):

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The gain–cost measurements in float64 NumPy, from their definitions and the oracle's states: the tests' oracle.
+"""The gain–cost metrics in float64 NumPy, from their definitions and the oracle's states, to compare with.
 
-Nothing is streamed: every attention matrix and every prediction exists at once, so texts must be short.
+Every attention matrix and every prediction is held in memory at once, so texts must be short.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from reference import Reference, rotate
 
 
 class Observed(Reference):
-    """The oracle, which notes what attention is made of: `seen[r][layer]` is queries, keys, gate; r from 0."""
+    """The oracle, recording attention: `seen[r][layer]` is (queries, keys, gate), with r from 0."""
 
     def __call__(self, token_ids, num_loops=None, initial_carry=None):
         self.seen = defaultdict(list)
@@ -31,7 +31,7 @@ class Observed(Reference):
 
 
 def weights_of(q, k, window=None):
-    """Attention weights (H, T, T) of queries (H, T, C) to keys (K, T, C), of the last `window` + 1 keys where given."""
+    """Returns attention weights (H, T, T) of queries (H, T, C) on keys (K, T, C), the last `window` + 1 if given."""
     heads, time, size = q.shape
     weights = np.zeros((heads, time, time))
     for h in range(heads):
@@ -44,7 +44,7 @@ def weights_of(q, k, window=None):
 
 
 def rank_of(matrices):
-    """Effective rank of (..., rows, columns), (...)."""
+    """Returns the effective rank, (...), of (..., rows, columns)."""
     s = np.linalg.svd(matrices, compute_uv=False)
     return np.exp(entropy(s / s.sum(-1, keepdims=True)))
 
@@ -63,7 +63,7 @@ def length(vectors):
 
 
 class Values:
-    """Sums of weighted values by name, loop and layer; what has no layer is that of None."""
+    """Sums of weighted values by name, loop and layer; layer None is the total over layers."""
 
     def __init__(self):
         self.sums, self.weights = defaultdict(float), defaultdict(float)
@@ -81,12 +81,12 @@ class Values:
 
 def measure_piece(values: Values, oracle: Observed, inputs, targets, loops: int) -> None:
     config = oracle.config
-    _, states = oracle(inputs, loops + 2)  # so that those of loop `loops` are fed back too
+    _, states = oracle(inputs, loops + 2)  # so that the states of loop `loops` are fed back too
     embeddings = oracle.weights["model.embed_tokens.weight"][np.asarray(inputs)]
     h = [embeddings, *states[: loops + 1]]
     normed = h if config.plt_normalize_per_loop else [None, *(oracle.norm("model.norm", state) for state in h[1:])]
     time, size = embeddings.shape
-    for r in range(loops):  # loop r makes h[r + 1] of h[r]
+    for r in range(loops):  # loop r turns h[r] into h[r + 1]
         step = h[r + 1] - h[r]
         values.add("step_size", r, length(step))
         values.add("fixed_point_gap", r, length(h[r + 2] - h[r + 1]))
@@ -96,7 +96,7 @@ def measure_piece(values: Values, oracle: Observed, inputs, targets, loops: int)
             moved = (length(step) > 0) & (length(last) > 0)
             cosine = (step * last).sum(-1)[moved] / (length(step) * length(last))[moved]
             values.add("angular_change", r, cosine)
-            given = np.roll(h[r], 1, axis=0)  # what loop r is given of token i is that of i − 1
+            given = np.roll(h[r], 1, axis=0)  # loop r gives token i the state of token i − 1
             cost = length(h[r] - given)[1:]
             values.add("aligned_step", r, length(h[r + 1] - given)[1:] if config.plt_cross_loop_shift else length(step))
             values.add("offset_cost", r, cost)
@@ -150,12 +150,12 @@ def measure_predictions(values: Values, oracle: Observed, normed, targets, loops
         values.add("agreement", r, p[r].argmax(-1) == p[-1].argmax(-1))
         if r > 0:
             values.add("refinement", r, changes[r - 1])
-            near = changes.max(0) - changes <= 1e-5  # of the loops that are near the largest, the first
+            near = changes.max(0) - changes <= 1e-5  # the first of the loops near the largest
             values.add("refinement_share", r, near[r - 1] & ~near[: r - 1].any(0))
 
 
 def measure(model, documents: list[list[int]], loops: int, max_length: int) -> Values:
-    """All documents, ids each; cut as `diagnostics.documents.pieces` says."""
+    """Measures documents of token ids, cut like `diagnostics.documents.pieces`."""
     oracle, values = Observed(model.config, model.state_dict()), Values()
     for ids in documents:
         count = -(-(len(ids) - 1) // max_length)

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What each process of the distributed tests runs, and what one process runs to compare:
+Runs the distributed tests' work in each process, and provides the same work for one process to compare:
 
     accelerate launch --config_file CONFIG tests/helpers/distributed_worker.py FOLDER PART ...
 
@@ -22,14 +22,14 @@ from iquest_plt.training import common, divergence, finetune
 from iquest_plt.training.elastic import ElasticTrainer
 
 
-TIME_LIMIT = 600  # seconds that a process may take; alone on a machine it takes 30
+TIME_LIMIT = 600  # seconds per process; on an idle machine it takes 30
 GLOBAL_BATCH = 4
-# Their lengths are so different that the mean of the processes' mean losses is not the mean.
+# Lengths differ so much that averaging the processes' mean losses would give a wrong loss.
 ROWS = [{"input_ids": tokens(length, seed=length).tolist()} for length in (3, 17, 9, 2, 12, 5, 7, 11)]
 
 
 def case(num_loops=2, on_hidden=True, checkpointing=False, accumulate=1, trainer=None, **fields):
-    """A model and how to train it."""
+    """Describes a model and its training."""
     fields |= {"plt_num_loops": num_loops, "plt_gate_use_hidden_states": on_hidden}
     arguments = {"gradient_checkpointing": checkpointing, "gradient_accumulation_steps": accumulate}
     return {"fields": fields, "arguments": arguments, "trainer": trainer or {}}
@@ -43,7 +43,7 @@ CASES = {
     "tied": case(3, on_hidden=False, tie_word_embeddings=True),
     "no gates": case(2, checkpointing=True, plt_loop_attention="shared"),
     "loss on all loops": case(3, plt_normalize_per_loop=False, trainer={"loop_loss_weights": [1, 2, 3]}),
-    "loss on the first": case(2, checkpointing=True, trainer={"loop_loss_weights": [1, 0]}),
+    "loss on the first loop": case(2, checkpointing=True, trainer={"loop_loss_weights": [1, 0]}),
     "drawn loops": case(3, checkpointing=True, trainer={"loop_counts": [1, 2, 3], "loop_loss_weights": [2, 1, 1]}),
 }
 GRID = {
@@ -53,7 +53,7 @@ GRID = {
     for checkpointing in (True, False)
 }
 
-TENSOR_PARALLEL = {  # the head of Transformers 5.16 wants an even vocabulary
+TENSOR_PARALLEL = {  # the head in Transformers 5.16 needs an even vocabulary
     "gate on the residual": {"vocab_size": 98},
     "gate on the query": {"vocab_size": 98, "plt_gate_use_hidden_states": False, "attention_bias": True},
     "tied": {"vocab_size": 98, "tie_word_embeddings": True, "plt_num_loops": 3},
@@ -62,7 +62,7 @@ MULTI_QUERY = {"vocab_size": 98, "num_key_value_heads": 1}
 
 
 def train(folder: Path, case: dict, processes: int = 1) -> dict:
-    """Losses and norms of the gradients of three steps, the weights after them, and where these lie."""
+    """Trains three steps; returns losses, gradient norms, final weights, and how many weights this process holds."""
     model = tiny_model(**case["fields"])
     common.freeze_unused_gates(model)
     arguments = TrainingArguments(
@@ -72,8 +72,8 @@ def train(folder: Path, case: dict, processes: int = 1) -> dict:
         optim="sgd",  # Adam would hide a wrong scale
         learning_rate=0.5,
         lr_scheduler_type="constant",
-        max_grad_norm=0.5,  # less than it is
-        weight_decay=0.1,  # moves what has a gradient, even of zero
+        max_grad_norm=0.5,  # small enough to clip
+        weight_decay=0.1,  # moves weights that have a gradient, even if it is zero
         logging_steps=1,
         save_strategy="no",
         report_to="none",
@@ -109,7 +109,7 @@ class KilledError(Exception):
 
 @contextlib.contextmanager
 def killed_at(step: int):
-    """Ends a run of the scripts when it logs that step."""
+    """Kills a run of the scripts when it logs the given step."""
 
     def on_log(self, args, state, control, **kwargs):
         if state.global_step == step:
@@ -125,7 +125,7 @@ def killed_at(step: int):
 
 
 def script(folder: Path, out: str, processes: int = 1) -> list[str]:
-    """The options of a short run of a script on FOLDER/model and FOLDER/texts."""
+    """Returns the options of a short run of a script on FOLDER/model and FOLDER/texts."""
     options = {"model": folder / "model", "data": folder / "texts", "out": folder / out, "length": 40}
     options |= {"batch": GLOBAL_BATCH // processes, "steps": 5, "lr": 3e-3, "heldout-share": 0.25}
     options |= {"log-steps": 1, "save-steps": 2}
@@ -133,7 +133,7 @@ def script(folder: Path, out: str, processes: int = 1) -> list[str]:
 
 
 def run_scripts(folder: Path, processes: int) -> None:
-    """A whole run, and one that is killed and goes on."""
+    """Runs the script once without interruption, and once killed and resumed."""
     finetune.main(script(folder, "whole", processes))
     with killed_at(3):
         finetune.main(script(folder, "again", processes))
@@ -148,7 +148,7 @@ def refusal(folder: Path, processes: int) -> str:
 
 
 def tensor_parallel(folder: Path, name: str, fields: dict, rank: int) -> dict:
-    """A step of training, and a text: what `alone` gives, with the weights split over the processes."""
+    """Does the work of `step` with the weights split over the processes, and saves the model."""
     path = folder / name
     if rank == 0:
         tiny_model(**fields).save_pretrained(path)
@@ -162,7 +162,7 @@ def tensor_parallel(folder: Path, name: str, fields: dict, rank: int) -> dict:
 
 
 def step(model) -> dict:
-    """Logits, loss, gradients and texts of a model, which then has made a step."""
+    """Generates texts and makes a training step; returns logits, loss, gradients and texts."""
     ids = tokens(2, 24)
     with torch.no_grad():
         texts = [
@@ -182,7 +182,7 @@ def step(model) -> dict:
 
 
 def shard_on_cpu() -> None:
-    """Has accelerate take processes on a CPU for such with accelerators: only over those it shards."""
+    """Makes accelerate treat CPU processes as accelerators, because it only shards over those."""
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
@@ -197,7 +197,7 @@ def main(folder: str, *parts: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    PartialState.destroy_process_group = lambda self: None  # the scripts do that at their end
+    PartialState.destroy_process_group = lambda self: None  # the scripts call it at their end
     prepare_backend = PartialState._prepare_backend
     folder = Path(folder)
     for part in parts:

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What the training scripts work on: a tiny model folder with tokenizer and chat template, and text for it. And what the
-tests ask of a run: its losses, its gradients.
+Inputs for the training scripts (a tiny model folder with tokenizer and chat template, and texts), and helpers to read a
+run's losses and gradients.
 """
 
 import gc
@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from iquest_plt.tokenization import bpe
 
 
-gc.freeze()  # each run ends with a collection of garbage, which would look at all that was imported
+gc.freeze()  # each run ends with a garbage collection, which would scan everything imported so far
 
 VOCAB_SIZE = 300
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
@@ -26,7 +26,7 @@ TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """For every test of a file that imports this: with models so small, a second thread only waits for the first."""
+    """Uses one thread in every test of a file that imports this: such small models gain nothing from a second."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -34,7 +34,7 @@ def one_thread():
 
 
 def write_model(folder: Path, **overrides) -> Path:
-    """The model folder, as `iquest-plt convert` would leave it."""
+    """Writes a model folder like that of `iquest-plt convert`."""
     tokenizer = bpe.train([(ROOT / "modeling_plt.py").read_text()], VOCAB_SIZE)
     tokenizer.chat_template = (ROOT / "chat_template.jinja").read_text()
     ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -54,7 +54,7 @@ def write_model(folder: Path, **overrides) -> Path:
 
 
 def write_texts(folder: Path) -> Path:
-    """A folder of documents of very different lengths, one of them empty, and a hidden file that is no text."""
+    """Writes documents of very different lengths, an empty one, and a hidden file that is not text."""
     lines = (ROOT / "masks_plt.py").read_text().splitlines()[9:79]
     (folder / "deeper").mkdir(parents=True)
     for index, size in enumerate((1, 9, 3, 14, 2, 6, 4, 11)):
@@ -66,7 +66,7 @@ def write_texts(folder: Path) -> Path:
 
 
 def write_chats(path: Path) -> Path:
-    """Conversations with several turns, a tool call, reasoning, and words of the template in the text."""
+    """Writes conversations with several turns, a tool call, reasoning, and words of the template in the text."""
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
     chats = [
         [("user", "Add."), ("assistant", "return a + b"), ("user", "Thanks."), ("assistant", "Gladly.")],
@@ -92,7 +92,7 @@ class Gradients(TrainerCallback):
 
 
 def assert_same(found, expected):
-    """Within 1e-6 of the largest entry, and within 5e-6 of each tensor's own (measured: 2e-6)."""
+    """Asserts agreement within 1e-6 of the largest entry of all, and 5e-6 of each tensor's (measured: 2e-6)."""
     assert found.keys() == expected.keys()
     largest = max(gradient.abs().max() for gradient in expected.values())
     for name, gradient in expected.items():

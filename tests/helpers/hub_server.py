@@ -1,13 +1,14 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""A stand-in for the Hub on loopback: what its client and Transformers call to create, upload and download a model.
+"""A local stand-in for the Hub, with the calls that its client and Transformers use to create, upload and download.
 
     with HubServer() as hub:
         hub.commit("org/name", {"config.json": b"{}"})
         ...  # a client with HF_ENDPOINT=hub.url and HF_HUB_DISABLE_XET=1
 
-Small files are stored in the repository, those that end in LFS_SUFFIXES as large ones: uploaded by their SHA-256, and
-downloaded from another host name (`localhost`), as from the Hub's content delivery network. Writing needs a token.
+Files that end in LFS_SUFFIXES are stored as large files: uploaded by their SHA-256, and downloaded from another host
+name (`localhost`), like the Hub's content delivery network. All others are stored in the repository. Writing needs a
+token.
 """
 
 import base64
@@ -35,7 +36,7 @@ class File:
 
     @property
     def oid(self) -> str:
-        """SHA-256 of a large file, git's SHA-1 of a small one."""
+        """SHA-256 of a large file, or git's SHA-1 of a small one."""
         if self.lfs:
             return hashlib.sha256(self.content).hexdigest()
         return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
@@ -63,10 +64,10 @@ class Repo:
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with one download: after `after` bytes of it.
+    """An error in one download after `after` bytes.
 
-    `close` and `reset` end the connection, in good order and not; `short` claims that this was all; `wrong` goes on
-    with inverted bytes.
+    `close` ends the connection normally, `reset` abruptly; `short` ends the file there; `wrong` continues with inverted
+    bytes.
     """
 
     kind: str
@@ -82,7 +83,7 @@ class Request:
 
 
 class Refusal(Exception):
-    """An answer of the Hub that says no: `code` is what its client tells errors apart by."""
+    """An error response of the Hub. Its client distinguishes errors by `code`."""
 
     def __init__(self, status: int, code: str | None, message: str):
         super().__init__(message)
@@ -90,7 +91,7 @@ class Refusal(Exception):
 
 
 class HubServer(ThreadingHTTPServer):
-    """Runs in threads of this process between `__enter__` and `__exit__`; `requests` records what was asked for."""
+    """Runs in threads of this process between `__enter__` and `__exit__`; records all `requests`."""
 
     daemon_threads = True
 
@@ -99,9 +100,9 @@ class HubServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}  # SHA-256 -> large file, uploaded or committed
-        self.faults: dict[str, list[Fault]] = {}  # path -> what happens to its next downloads
+        self.faults: dict[str, list[Fault]] = {}  # path -> faults of its next downloads
         self.requests: list[Request] = []
-        self.errors: list[BaseException] = []  # of the stand-in itself
+        self.errors: list[BaseException] = []  # errors of the stand-in itself
         self.lock = threading.Lock()
 
     def __enter__(self):
@@ -113,7 +114,7 @@ class HubServer(ThreadingHTTPServer):
         self.server_close()
 
     def commit(self, name: str, files: dict[str, bytes], branch: str = "main") -> str:
-        """Adds a commit in which `files` are new or changed, without a client; returns its hash."""
+        """Adds a commit with new or changed `files`, without a client; returns its hash."""
         repo = self.repos.setdefault(name, Repo())
         before = repo.commits.get(repo.refs.get(branch), {})
         added = {path: File(content, path.endswith(LFS_SUFFIXES)) for path, content in files.items()}
@@ -125,7 +126,7 @@ class HubServer(ThreadingHTTPServer):
         return {path: file.content for path, file in repo.commits[repo.refs.get(revision, revision)].items()}
 
     def downloads(self, path: str) -> list[str | None]:
-        """The `Range` of every GET of a file's content, oldest first; None is a GET of all of it."""
+        """Returns the `Range` of every GET of a file, oldest first; None for the whole file."""
         return [
             request.range
             for request in self.requests
@@ -134,7 +135,7 @@ class HubServer(ThreadingHTTPServer):
 
     def handle_error(self, request, client_address):
         error = sys.exception()
-        if not isinstance(error, ConnectionError):  # a client may hang up
+        if not isinstance(error, ConnectionError):  # a client may disconnect
             self.errors.append(error)
 
 
@@ -150,7 +151,7 @@ class Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_POST = do_PUT = do_GET
 
-    # -- what every answer has in common -----------------------------------------------------------------------------
+    # -- common parts of all answers ---------------------------------------------------------------------------------
 
     def answer(self):
         url = urlsplit(self.path)
@@ -175,7 +176,7 @@ class Handler(BaseHTTPRequestHandler):
         return body
 
     def send(self, status: int, headers: dict[str, str], body: bytes = b"", sent: bytes | None = None):
-        """Sends `body`, or only `sent` in its place."""
+        """Sends `body`, or only `sent` if it is given, with the headers of `body`."""
         self.server.requests.append(Request(self.command, unquote(self.path), self.headers.get("Range"), status))
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(body))} | headers).items():

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""A run that is killed, for the tests of those that go on."""
+"""Kills a run, for tests of resuming."""
 
 from transformers import TrainerCallback
 
@@ -10,7 +10,7 @@ class KilledError(Exception):
 
 
 class Kill(TrainerCallback):
-    """Stops the run after step 3, the first beyond a checkpoint."""
+    """Kills the run after step 3, one step after a checkpoint."""
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 3:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Small models whose gates, norms and windows all matter, and their distance to the oracle."""
+"""Small models where gates, norms and windows all have an effect, and their distance to the oracle."""
 
 import numpy as np
 import torch
@@ -11,9 +11,9 @@ from iquest_plt import IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM
 
 
 VOCAB = 97
-# Relative to the largest logit of the oracle. The worst case measured over the whole suite is 4e-5 (float32, R = 4).
+# Relative to the oracle's largest logit. The largest error measured in the whole suite is 4e-5 (float32, R = 4).
 TOLERANCE = 1e-4
-# Every kind of rotary scaling, with what it needs.
+# Every kind of rotary scaling, with its parameters.
 ROPES = {
     "linear": {"factor": 2.0},
     "dynamic": {"factor": 2.0},
@@ -51,7 +51,7 @@ def tiny_config(**overrides) -> IQuestPLTCoderConfig:
 
 
 def tiny_model(seed: int = 0, attention: str = "sdpa", **overrides) -> IQuestPLTCoderForCausalLM:
-    """In evaluation mode, with norm weights away from 1 and gates away from 0.5 but not saturated."""
+    """Makes a model in evaluation mode, with norms away from 1, and gates away from 0.5 but not saturated."""
     torch.manual_seed(seed)
     model = IQuestPLTCoderForCausalLM(tiny_config(**overrides)).eval()
     for name, parameter in model.named_parameters():
@@ -64,7 +64,7 @@ def tiny_model(seed: int = 0, attention: str = "sdpa", **overrides) -> IQuestPLT
 
 
 def llama_of(model) -> LlamaForCausalLM:
-    """The Llama that the model is with one loop, with a copy of its weights."""
+    """Returns the Llama that equals the model with one loop, with a copy of its weights."""
     names = LlamaConfig().to_dict().keys() - {"architectures", "model_type", "transformers_version"}
     config = LlamaConfig(**{k: v for k, v in model.config.to_dict().items() if k in names})
     llama = LlamaForCausalLM(config).eval()
@@ -79,12 +79,12 @@ def tokens(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 def oracle(model, ids: torch.Tensor, num_loops: int | None = None, **kwargs) -> np.ndarray:
-    """The oracle's logits (time, vocabulary) for one row of ids."""
+    """Returns the oracle's logits (time, vocabulary) for one row of ids."""
     return Reference(model.config, model.state_dict(), **kwargs)(ids.tolist(), num_loops)[0]
 
 
 def distance(logits: torch.Tensor, expected: np.ndarray) -> float:
-    """Largest difference, relative to the largest expected value."""
+    """Returns the largest difference, relative to the largest expected value."""
     logits = logits.detach().double().numpy()
     assert logits.shape == expected.shape
     assert np.isfinite(logits).all()

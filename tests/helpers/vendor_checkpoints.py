@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Synthetic checkpoints in the layouts that are around: the vendor's release, its training exports, dense models."""
+"""Synthetic checkpoints in all known layouts: the vendor's release, its training exports, dense models."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 
-# What the released config.json says beside the model's own fields, and names of classes that are not to be found.
+# Fields of the released config.json besides the model's own, and names of classes that do not exist here.
 STALE = {
     "architectures": ["IQuestLoopCoderForCausalLM"],
     "auto_map": {"AutoConfig": "configuration_iquestpltcoder.IQuestPLTCoderConfig"},
@@ -19,7 +19,7 @@ NOT_STORED = {"architectures", "layer_types", "rope_parameters", "transformers_v
 
 
 def vendor_name(name: str, gate: str) -> str:
-    """What a checkpoint with gates named `gate` calls a tensor of the model."""
+    """Returns the name of a model's tensor in a checkpoint with gates named `gate`."""
     replacement = {
         "plt_gate": r"\g<0>",
         "loop_gate_proj": r"model.layers.\1.self_attn.loop_gate_proj.",
@@ -29,7 +29,7 @@ def vendor_name(name: str, gate: str) -> str:
 
 
 def write_shards(folder: Path, tensors: dict, shards: int) -> None:
-    """One `model.safetensors`, or `shards` files of neighbouring tensors with an index."""
+    """Writes one `model.safetensors`, or `shards` files of consecutive tensors with an index."""
     if shards == 1:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         return
@@ -45,7 +45,7 @@ def write_shards(folder: Path, tensors: dict, shards: int) -> None:
 
 
 def write_vendor(folder: Path, model, gate: str = "plt_gate", shards: int = 1, omit=(), **fields) -> Path:
-    """`model` as the vendor stores it: a config.json of version 4.57 without the keys `omit`, and tensors."""
+    """Writes `model` in the vendor's layout: tensors, and a config.json of version 4.57 without the keys `omit`."""
     folder.mkdir(parents=True)
     config = {name: value for name, value in model.config.to_dict().items() if name not in NOT_STORED}
     config |= {"rope_theta": model.config.rope_parameters["rope_theta"], "rope_scaling": None}
@@ -53,11 +53,11 @@ def write_vendor(folder: Path, model, gate: str = "plt_gate", shards: int = 1, o
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in omit}, indent=1))
     tensors = {vendor_name(name, gate): tensor.clone() for name, tensor in model.state_dict().items()}
     write_shards(folder, tensors, shards)
-    # What must never run.
+    # This file must never be executed.
     (folder / "configuration_iquestpltcoder.py").write_text("raise SystemExit('a file of the checkpoint was run')\n")
     return folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file under a folder, to see that nothing has changed."""
+    """Returns the content of every file under a folder, to check that nothing has changed."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

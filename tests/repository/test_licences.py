@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every file of ours names its licence, in the two lines of SPDX."""
+"""Every Python file begins with the two SPDX lines."""
 
 from paths import ROOT
 
 
 SPDX = "# SPDX-FileCopyrightText: 2026 The iquest-plt authors\n# SPDX-License-Identifier: Apache-2.0\n"
-# Transformers' linter of model files asks for the whole header in these.
+# Transformers' model linter requires the full licence header in these files.
 LONG = {"configuration_plt.py": "# Copyright 2026", "modeling_plt.py": "# Copyright 2026"}
 
 

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The repository as a model repository and as an installed package: both must run the same files."""
+"""The repository as a model repository and as an installed package: both run the same files."""
 
 import ast
 import configparser
@@ -23,7 +23,7 @@ from iquest_plt import IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM
 
 
 REMOTE_CODE = sorted(path.name for path in ROOT.glob("*_plt.py"))
-RELEASED = {  # config.json of Multilingual-Multimodal-NLP/LoopCoder-V2, without the names of its code
+RELEASED = {  # config.json of Multilingual-Multimodal-NLP/LoopCoder-V2, without its `auto_map`
     "architectures": ["IQuestPLTCoderForCausalLM"],
     "attention_bias": False,
     "attention_dropout": 0.0,
@@ -62,7 +62,7 @@ def setup_cfg():
 
 
 def run_python(code, *args, cwd):
-    """Runs `code` in an interpreter of its own, away from what this process has imported."""
+    """Runs `code` in a new interpreter, independent of this process's imports."""
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, args)], cwd=cwd, check=True, stdout=subprocess.PIPE
     ).stdout
@@ -71,7 +71,7 @@ def run_python(code, *args, cwd):
 # -- the released configuration --------------------------------------------------------------------------------------
 
 
-def test_root_config_is_the_released_one():
+def test_root_config_equals_the_released_one():
     on_disk = json.loads((ROOT / "config.json").read_text())
     auto_map = on_disk.pop("auto_map")
     assert on_disk.pop("transformers_version") == "4.57.1"
@@ -96,7 +96,7 @@ def test_root_config_loads():
     assert config.rope_parameters == {"rope_type": "default", "rope_theta": 500000}
 
 
-def test_released_model_has_the_released_size():
+def test_the_root_config_gives_the_released_size():
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(ROOT), dtype=torch.bfloat16)
     tensors = model.state_dict()
@@ -105,7 +105,7 @@ def test_released_model_has_the_released_size():
     assert sum(t.nbytes for t in tensors.values()) == 15_231_499_360
 
 
-def test_generation_stops_where_a_chat_turn_ends():
+def test_generation_stops_at_the_end_of_a_chat_turn():
     generation = GenerationConfig.from_pretrained(ROOT)
     assert generation.eos_token_id == [2, 75864, 75869]
     assert (generation.bos_token_id, generation.pad_token_id) == (1, 75862)
@@ -117,7 +117,7 @@ def test_generation_stops_where_a_chat_turn_ends():
 
 @pytest.mark.parametrize("file", [*REMOTE_CODE, "tokenization/tokenization_plt.py"])
 def test_remote_code_needs_only_torch_and_transformers(file):
-    """`from .name import ...` is copied along with the file; anything else must come with torch and Transformers."""
+    """Transformers copies what `from .name import ...` needs; all else must come with torch or Transformers."""
     allowed = {"torch", "transformers", "huggingface_hub", "yaml"} | sys.stdlib_module_names
     for node in ast.walk(ast.parse((ROOT / file).read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
@@ -137,7 +137,7 @@ def test_public_names():
 
 
 def test_the_package_is_loaded_once():
-    """Under pytest too, which imports the `__init__.py` above a test unless it is told not to (conftest.py)."""
+    """Holds under pytest too, where conftest.py prevents a second import of the root's `__init__.py`."""
     copies = {name for name, module in sys.modules.items() if getattr(module, "__file__", None) == iquest_plt.__file__}
     assert copies == {"iquest_plt"}
 
@@ -156,7 +156,7 @@ def test_import_registers_the_model_type(where, tmp_path):
 
 @pytest.fixture(params=["as saved", "as shipped"])
 def checkpoint(request, tmp_path):
-    """A tiny sharded checkpoint, with the copies of the code that saving made, or as shipped: with links to them."""
+    """A tiny sharded checkpoint, with copies of the code as after saving, or with links to it as in the repository."""
     config = IQuestPLTCoderConfig(
         vocab_size=64,
         hidden_size=32,
@@ -196,7 +196,7 @@ def test_both_ways_to_load_give_the_same_logits(checkpoint, tmp_path):
         model.save_pretrained(sys.argv[1] + "-again")
     """
     run_python(code, checkpoint, tmp_path / "logits.pt", cwd=tmp_path)
-    again = checkpoint.with_name("checkpoint-again")  # saved without the package, and run without it
+    again = checkpoint.with_name("checkpoint-again")  # saved and run without the package
     run_python(code, again, tmp_path / "logits-again.pt", cwd=tmp_path)
     model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
     assert type(model) is IQuestPLTCoderForCausalLM
@@ -210,7 +210,7 @@ def test_both_ways_to_load_give_the_same_logits(checkpoint, tmp_path):
 # -- the wheel and the pinned versions -------------------------------------------------------------------------------
 
 
-def test_wheel_has_the_package_and_nothing_else(setup_cfg, tmp_path):
+def test_wheel_contains_exactly_the_package(setup_cfg, tmp_path):
     source = tmp_path / "source"
     skipped = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__", "*.safetensors")
     shutil.copytree(ROOT, source, symlinks=True, ignore=skipped)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The README's code runs, in the order a reader meets it, and its commands exist."""
+"""The README's code runs in the order of the page, and its commands exist."""
 
 import re
 import shlex
@@ -23,7 +23,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_commands_and_python_blocks_run(monkeypatch, tmp_path):
-    """The commands of the package first: later examples use what they make."""
+    """Runs the commands first, since later examples use their output."""
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     monkeypatch.chdir(tmp_path)
     commands = [line for block in blocks("console") for line in block.splitlines() if line.startswith("iquest-plt ")]
@@ -62,8 +62,8 @@ def test_tests_named_by_the_docs_exist(page):
     assert set(re.findall(r"\btest_\w+\.py", text)) <= names
 
 
-def test_what_make_run_runs():
-    """Offline, from another directory, as remote code: the text streams, then the two timings."""
+def test_the_example_of_make_run():
+    """Runs the example offline, from another directory, as remote code: it prints text and two timings."""
     command = [sys.executable, ROOT / "examples" / "complete.py", "--max-new-tokens", "8", "--repeats", "1"]
     result = subprocess.run(command, cwd="/", stdout=subprocess.PIPE, text=True, check=True)
     assert re.search(r"loops together: +\d+\.\d tokens/s\n +loops in sequence: +\d+\.\d tokens/s", result.stdout)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Who imports whom: the table of docs/architecture.md holds, and no modules import each other in a circle."""
+"""Imports follow the table in docs/architecture.md, and there are no import cycles."""
 
 import ast
 import re
@@ -17,12 +17,12 @@ FILES = {
     ".".join([PACKAGE, *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__"): path
     for path in (*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py")))
 }
-# The one import that never runs. It stands under TYPE_CHECKING to tell Transformers which files a checkpoint needs.
+# The only import that never runs. It is under TYPE_CHECKING, to tell Transformers which files a checkpoint needs.
 NEVER_RUNS = {"iquest_plt.configuration_plt": {"iquest_plt.heads_plt"}}
 
 
 def read_table() -> dict[str, set[str]]:
-    """What each room may import, as the table in the docs says."""
+    """Reads from the docs what each room may import."""
     text = (ROOT / "docs" / "architecture.md").read_text()
     allowed = {}
     for name, targets in re.findall(r"^\| `(.+?)`.*\| (.+?) \|$", text, flags=re.MULTILINE):
@@ -41,7 +41,7 @@ def room(module: str) -> str:
 
 
 def imported(module: str, source: str, is_package: bool, modules: Iterable[str]) -> set[str]:
-    """The modules of this package that `source` imports, wherever in it the import stands."""
+    """Returns the modules of this package that `source` imports, at any place in the file."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -63,7 +63,7 @@ def read_imports() -> dict[str, set[str]]:
 
 
 def upward(imports: dict[str, set[str]], allowed: dict[str, set[str]]) -> list[str]:
-    """Imports that the table does not allow."""
+    """Returns the imports that the table does not allow."""
     return [
         f"{module} imports {target}"
         for module, targets in imports.items()
@@ -72,8 +72,8 @@ def upward(imports: dict[str, set[str]], allowed: dict[str, set[str]]) -> list[s
     ]
 
 
-def circle(imports: dict[str, set[str]]) -> list[str]:
-    """Modules that import each other in a circle; [] if there are none."""
+def find_cycle(imports: dict[str, set[str]]) -> list[str]:
+    """Returns modules that form an import cycle; [] if there are none."""
     try:
         TopologicalSorter(imports).prepare()
     except CycleError as error:
@@ -93,8 +93,8 @@ def test_rooms_import_what_the_table_allows():
     assert upward(imports, read_table()) == []
 
 
-def test_no_modules_import_each_other_in_a_circle():
-    assert circle(read_imports()) == []
+def test_there_are_no_import_cycles():
+    assert find_cycle(read_imports()) == []
 
 
 @pytest.mark.parametrize(
@@ -107,19 +107,19 @@ def test_no_modules_import_each_other_in_a_circle():
         ("iquest_plt.serving.vllm.carry", "from ...cli import main", "iquest_plt.cli"),
     ],
 )
-def test_an_import_that_is_not_allowed_is_found(module, source, target):
+def test_forbidden_imports_are_found(module, source, target):
     imports = read_imports() | {module: imported(module, source, False, FILES)}
     assert upward(imports, read_table()) == [f"{module} imports {target}"]
 
 
-def test_a_circle_is_found():
-    """Also through a function, and through a package."""
+def test_import_cycles_are_found():
+    """Also inside a function, and through a package."""
     sources = {
         "iquest_plt.cli": "from . import a",
         "iquest_plt.cli.a": "from .b import f",
         "iquest_plt.cli.b": "def f():\n    from . import name",
     }
     imports = {name: imported(name, source, name == "iquest_plt.cli", sources) for name, source in sources.items()}
-    assert set(circle(imports)) == set(sources)
+    assert set(find_cycle(imports)) == set(sources)
     imports["iquest_plt.cli.b"] = set()
-    assert circle(imports) == []
+    assert find_cycle(imports) == []

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The public functions say what they take and return. Whether that is true is mypy's to check, in `make lint`."""
+"""Public functions have type annotations. `make lint` checks them with mypy."""
 
 import ast
 from pathlib import Path
@@ -28,7 +28,7 @@ def public_functions(node: ast.Module | ast.ClassDef) -> list[ast.FunctionDef]:
 
 
 def missing(function: ast.FunctionDef) -> list[str]:
-    """What has no type: arguments, and the result as "return"."""
+    """Returns the names of arguments without a type, and "return" if the result has none."""
     given = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
     names = [argument.arg for argument in given if argument.annotation is None and argument.arg not in ("self", "cls")]
     return names + ["return"] * (function.returns is None)
@@ -44,6 +44,6 @@ def test_the_types_are_shipped():
     assert (ROOT / "py.typed").is_file() and "    py.typed" in (ROOT / "setup.cfg").read_text().splitlines()
 
 
-def test_what_is_missing_is_found():
+def test_missing_annotations_are_found():
     (function,) = public_functions(ast.parse("def f(a: int, b, *, c=1): ...\ndef _g(x): ..."))
     assert missing(function) == ["b", "c", "return"]

@@ -71,7 +71,7 @@ def test_transformers_is_started_where_it_is_not(started, has_vllm):
 def test_a_length_that_the_model_does_not_take_is_refused(started):
     for length in ("1", "2049"):
         code, _, error = run("serve", SMALL, "--max-length", length)
-        assert code == 1 and "the model takes 2 to 2048 tokens" in error
+        assert code == 1 and "--max-length must be 2 to 2048" in error
     assert not started
 
 

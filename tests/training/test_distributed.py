@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes compute what one computes: DDP, FSDP2 and tensor parallelism, with two processes on the CPU."""
+"""DDP, FSDP2 and tensor parallelism on two CPU processes give the same results as one process."""
 
 import json
 import os
@@ -28,12 +28,12 @@ from iquest_plt.training import finetune
 
 CONFIGS = ROOT / "training" / "configs"
 TOLERANCE = (
-    1e-5  # measured: 1e-6 for losses of 5, 5e-7 for weights; gradients of tensor parallelism 6e-6 of the largest
+    1e-5  # measured: losses of 5 differ by 1e-6, weights by 5e-7, tensor-parallel gradients by 6e-6 of the largest
 )
 
 
 def launch(config, *arguments, timeout=worker.TIME_LIMIT + 30):
-    """`accelerate launch` of two processes; what they printed, after their end."""
+    """Runs `accelerate launch` with two processes; returns exit code and output."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config)]
     command += ["--num_cpu_threads_per_process", "1", *map(str, arguments)]
     variables = environment(GLOO_SOCKET_IFNAME="lo")
@@ -43,7 +43,7 @@ def launch(config, *arguments, timeout=worker.TIME_LIMIT + 30):
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        process.terminate()  # it ends its own
+        process.terminate()  # it terminates its workers
         output, _ = process.communicate(timeout=30)
         pytest.fail(f"Not done after {timeout} s:\n{output.decode()[-3000:]}")
     finally:
@@ -59,7 +59,7 @@ def launch_worker(config, folder, *parts):
 
 
 def prepare(folder):
-    """What the scripts work on, for each way to run them."""
+    """Writes model and texts for each way to run the scripts."""
     for name in ("fsdp2", "ddp", "alone"):
         write_model(folder / name / "model")
         write_texts(folder / name / "texts")
@@ -72,7 +72,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(folder):
-    """What the processes have found: one launch for all tests, as starting takes longer than what is tested."""
+    """Results of the processes, from one launch for all tests, since starting takes longer than the tests."""
     prepare(folder)
     return launch_worker("fsdp2.yaml", folder, "fsdp2", "fsdp2-scripts", "ddp", "tp", "refused")
 
@@ -87,19 +87,19 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("name", worker.CASES)
-def test_training_is_that_of_one_process(name, found, tmp_path):
-    """Loss, gradient norm and weights, after each of three steps on documents of very different lengths."""
+def test_training_equals_that_of_one_process(name, found, tmp_path):
+    """Compares loss, gradient norm and weights over three steps on documents of very different lengths."""
     expected = worker.train(tmp_path, worker.CASES[name])
     start = tiny_model(**worker.CASES[name]["fields"]).state_dict()
     moved = {key for key, weight in expected["weights"].items() if not torch.equal(weight, start[key])}
     gates = {key for key in start if ".plt_gate." in key}
-    uses_gates = name not in ("one loop", "no gates", "loss on the first")
+    uses_gates = name not in ("one loop", "no gates", "loss on the first loop")
     assert moved == set(start) - (set() if uses_gates else gates)
     for way in ("ddp", "fsdp2"):
         assert_same(found[way][name], expected)
 
 
-def test_fsdp2_holds_a_half(found):
+def test_fsdp2_holds_half_the_weights_per_process(found):
     name = "two loops"
     halves = {way: found[way][name]["here"] for way in ("ddp", "fsdp2")}
     assert halves["ddp"] == sum(weight.numel() for weight in found["ddp"][name]["weights"].values())
@@ -112,17 +112,17 @@ def curve(out):
     return [(entry["step"], entry.get("loss"), entry.get("eval_loss")) for entry in history]
 
 
-def test_a_killed_run_of_fsdp2_goes_on_to_the_bit(found, folder):
+def test_a_killed_fsdp2_run_resumes_exactly(found, folder):
     runs = [folder / "fsdp2" / name for name in ("whole", "again")]
     assert curve(runs[0]) == curve(runs[1])
     weights = [(run / "model" / "model.safetensors").read_bytes() for run in runs]
     assert weights[0] == weights[1]
     checkpoint = runs[1] / "checkpoint-4"
-    assert len(list((checkpoint / "pytorch_model_fsdp_0").glob("*.distcp"))) == 2  # a piece of each process
+    assert len(list((checkpoint / "pytorch_model_fsdp_0").glob("*.distcp"))) == 2  # one piece per process
     assert not (checkpoint / "model.safetensors").exists()
 
 
-def test_the_script_under_fsdp2_is_that_of_one_process(found, folder):
+def test_the_script_under_fsdp2_equals_one_process(found, folder):
     finetune.main(worker.script(folder / "alone", "whole"))
     alone, shared = (folder / name / "whole" for name in ("alone", "fsdp2"))
     losses = [[loss for _, loss, _ in curve(run) if loss] for run in (alone, shared)]
@@ -140,12 +140,12 @@ def test_the_script_under_fsdp2_is_that_of_one_process(found, folder):
 
 
 def test_without_an_accelerator_fsdp2_is_refused(found):
-    assert found["refused"] == "Without an accelerator, accelerate runs DDP in place of FSDP: use ddp.yaml."
+    assert found["refused"] == "Without an accelerator, accelerate runs DDP instead of FSDP. Use ddp.yaml."
 
 
 @pytest.mark.parametrize("name", worker.TENSOR_PARALLEL)
-def test_tensor_parallel_is_one_process(name, found, folder):
-    """Loss, logits, every gradient, decoding with the cache; and what is saved is the ordinary folder."""
+def test_tensor_parallelism_equals_one_process(name, found, folder):
+    """Compares loss, logits, all gradients and decoding with the cache. The saved folder is an ordinary one."""
     result, model = found["tp"][name], tiny_model(**worker.TENSOR_PARALLEL[name])
     expected = worker.step(model)
     assert result["loss"] == pytest.approx(expected["loss"], abs=TOLERANCE)
@@ -161,7 +161,7 @@ def test_tensor_parallel_is_one_process(name, found, folder):
         torch.testing.assert_close(saved[key], weight, atol=TOLERANCE, rtol=TOLERANCE, msg=key)
 
 
-def test_heads_that_cannot_be_shared_are_refused(found):
+def test_too_few_heads_for_the_processes_are_refused(found):
     assert "2 processes cannot share 1 key/value heads evenly" in found["tp"]["refusal"]
 
 
@@ -177,7 +177,7 @@ def test_the_whole_grid(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["finetune", "lora"])
 def test_ddp_from_the_command_line(script, tmp_path):
-    """As a user would: the same losses as one process, and a folder that loads."""
+    """Run as a user would: the losses equal those of one process, and the folder loads."""
     prepare(tmp_path)
     extra = [] if script == "finetune" else ["--merge", "--rank", "4"]
     module = f"iquest_plt.training.{script}"
@@ -191,9 +191,9 @@ def test_ddp_from_the_command_line(script, tmp_path):
 
 
 @pytest.mark.slow
-def test_another_number_of_processes_is_another_run(tmp_path):
+def test_a_different_number_of_processes_cannot_resume(tmp_path):
     prepare(tmp_path)
     options = worker.script(tmp_path / "ddp", "whole")
     finetune.main(options)
     code, output = launch("ddp.yaml", "-m", "iquest_plt.training.finetune", *options)
-    assert code != 0 and "holds a run with another --num-processes: choose a new folder" in output
+    assert code != 0 and "has a run with a different --num-processes. Choose a new folder" in output

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Elastic loops: the loss of several numbers of loops in one pass."""
+"""Elastic loops: one loss over several numbers of loops."""
 
 import pytest
 import torch
@@ -42,8 +42,8 @@ def batch():
 
 
 @pytest.mark.parametrize("normed", [True, False])
-def test_the_loss_is_the_mean_of_the_losses_of_every_number_of_loops(normed, tmp_path):
-    """With its gradients, against a pass for each number."""
+def test_the_loss_is_the_weighted_mean_over_numbers_of_loops(normed, tmp_path):
+    """Compares loss and gradients with a separate pass for each number."""
     model = tiny_model(plt_num_loops=3, plt_normalize_per_loop=normed).train()
     weights = [1.0, 2.0, 3.0]
     run = trainer(tmp_path, model, loop_loss_weights=weights)
@@ -59,7 +59,7 @@ def test_the_loss_is_the_mean_of_the_losses_of_every_number_of_loops(normed, tmp
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_the_last_loop_alone_is_the_librarys_trainer(accumulation, tmp_path):
+def test_weighting_only_the_last_loop_equals_the_plain_trainer(accumulation, tmp_path):
     runs = [
         trainer(tmp_path, tiny_model(), Trainer, gradient_accumulation_steps=accumulation),
         trainer(tmp_path, tiny_model(), gradient_accumulation_steps=accumulation),
@@ -71,7 +71,7 @@ def test_the_last_loop_alone_is_the_librarys_trainer(accumulation, tmp_path):
     assert losses(runs[2]) == pytest.approx(losses(runs[0]), rel=1e-5)
 
 
-def test_each_step_draws_its_loops_and_a_resumed_run_draws_the_same(tmp_path):
+def test_each_step_draws_its_loops_reproducibly(tmp_path):
     drawn = []
 
     class Recording(ElasticTrainer):
@@ -92,7 +92,7 @@ def test_each_step_draws_its_loops_and_a_resumed_run_draws_the_same(tmp_path):
     assert losses(resumed)[-6:] == losses(whole)[-6:]
 
 
-def test_evaluation_is_the_models_own(tmp_path):
+def test_evaluation_uses_the_models_own_loss(tmp_path):
     model = tiny_model(plt_num_loops=3)
     run = trainer(tmp_path, model, loop_loss_weights=[1, 1, 1])
     ids = torch.tensor([row["input_ids"] for row in ROWS[:4]])
@@ -102,7 +102,7 @@ def test_evaluation_is_the_models_own(tmp_path):
 
 
 def test_all_numbers_of_loops_learn(tmp_path):
-    """From the same start, on the same batches: at one loop far better than training at three, there hardly worse."""
+    """Elastic training is much better at one loop than training with three, and also learns at three."""
     elastic, fixed = tiny_model(plt_num_loops=3), tiny_model(plt_num_loops=3)
     trainer(tmp_path, elastic, steps=60, loop_loss_weights=[1, 1, 1]).train()
     trainer(tmp_path, fixed, steps=60).train()
@@ -120,22 +120,22 @@ def test_all_numbers_of_loops_learn(tmp_path):
     ("options", "match"),
     [
         ({"loop_counts": [0]}, "num_loops"),
-        ({"loop_loss_weights": [1]}, "must be 2 numbers"),
-        ({"loop_loss_weights": [1, 1], "loop_counts": [1, 3]}, "must be 3 numbers"),
-        ({"loop_loss_weights": [0, 0]}, "above it"),
+        ({"loop_loss_weights": [1]}, "must have 2 numbers"),
+        ({"loop_loss_weights": [1, 1], "loop_counts": [1, 3]}, "must have 3 numbers"),
+        ({"loop_loss_weights": [0, 0]}, "above 0"),
         ({"loop_loss_weights": [1, -1]}, "at least 0"),
         ({"loop_loss_weights": [0, 1], "loop_counts": [1, 2]}, "first 1 loops"),
-        ({"loop_loss_weights": [1, 1], "compute_loss_func": lambda *args, **kwargs: 0}, "exclude"),
+        ({"loop_loss_weights": [1, 1], "compute_loss_func": lambda *args, **kwargs: 0}, "cannot be combined"),
         ({"loop_loss_weights": [1, 1], "label_smoothing_factor": 0.1}, "label_smoothing_factor"),
     ],
 )
-def test_what_is_no_loss_is_refused(options, match, tmp_path):
+def test_invalid_weights_are_refused(options, match, tmp_path):
     with pytest.raises(ValueError, match=match):
         trainer(tmp_path, tiny_model(), **options)
 
 
-def test_a_batch_that_is_split_among_devices_is_refused(tmp_path, monkeypatch):
-    """As the library would on a machine with two GPUs; without weights each device has the plain loss."""
+def test_several_devices_in_one_process_are_refused(tmp_path, monkeypatch):
+    """Trainer does this with two GPUs in one process. Without weights it works: each device has the plain loss."""
     monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
     trainer(tmp_path, tiny_model(), loop_counts=[1, 2])
     with pytest.raises(ValueError, match="accelerate launch"):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The tiny family: matched runs, their table, and that nothing is trained twice."""
+"""The tiny family: matched runs, their tables, and that no run is trained twice."""
 
 import dataclasses
 import itertools
@@ -27,7 +27,7 @@ def metrics(loops, shift, seed, bits, elastic=""):
 
 
 def test_intervals():
-    """Against numbers worked out by hand: mean 2, standard deviation 1, t(2) = 4.303."""
+    """Compares with values computed by hand: mean 2, standard deviation 1, t(2) = 4.303."""
     mean, half = family.mean_and_interval([1.0, 2.0, 3.0])
     assert (mean, half) == pytest.approx((2.0, 4.303 / math.sqrt(3)))
     assert family.mean_and_interval([5.0]) == (5.0, math.inf)
@@ -45,7 +45,7 @@ def test_the_table_keeps_variants_apart():
 
 
 def test_differences_are_paired_by_seed():
-    """Seeds far apart and effects all alike: only a difference within each seed has a narrow interval."""
+    """Seeds differ much, but the effect is the same in each: only paired differences have narrow intervals."""
     runs = []
     for seed, level in enumerate((1.0, 5.0, 9.0)):
         runs += [metrics(1, True, seed, level), metrics(2, True, seed, level - 0.3)]
@@ -60,7 +60,7 @@ def test_differences_are_paired_by_seed():
     ]
 
 
-def test_runs_differ_in_loops_and_shift_alone():
+def test_runs_differ_only_in_loops_and_shift():
     variants = family.Variant("", 1, True), family.Variant("", 4, False)
     one, other = (family.recipe_of(variant, 7, 10_000, 64, 500) for variant in variants)
     assert {name for name in vars(one) if getattr(one, name) != getattr(other, name)} == {"model"}
@@ -88,7 +88,7 @@ def test_a_family_is_trained_once(library, tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.glob("*/checkpoint-*"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("r*/**/*")}
     for other in (["--tokens", "6144"], ["--texts", "2"]):
-        with pytest.raises(SystemExit, match="r1-seed0 holds a run with other options"):
+        with pytest.raises(SystemExit, match="r1-seed0 has a run with other options"):
             family.main([*arguments, *other], library)
     family.main(arguments, library)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("r*/**/*")} == before

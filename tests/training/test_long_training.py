@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Long rows: every kind of rotary scaling under training, and steps whose memory does not run away."""
+"""Training on long rows: all kinds of rotary scaling, and memory linear in the length."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from iquest_plt.benchmarks.common import peak_memory
 
 
 ROPES = {"default": {}} | ROPES
-TIME = 150  # beyond what the scaled ones call their original length
+TIME = 150  # longer than the original length of the scaled kinds
 
 
 def scaled(rope: str) -> dict:
@@ -29,7 +29,7 @@ def gradients(model, ids, **kwargs):
 
 @pytest.mark.parametrize("rope", ROPES)
 def test_every_rotary_scaling_trains(rope):
-    """One loop as Llama does, to the bit; two loops with checkpointing as without; and scaling has an effect."""
+    """One loop equals Llama exactly, two loops are the same with checkpointing, and scaling has an effect."""
     model = tiny_model(attention="eager", **scaled(rope)).train()
     ids = tokens(1, TIME)
     loss, ours = gradients(model, ids, num_loops=1)
@@ -48,10 +48,10 @@ def test_every_rotary_scaling_trains(rope):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_loops", [1, 2])
-def test_a_step_of_32k_tokens_needs_memory_in_proportion(num_loops):
+def test_memory_of_a_step_is_linear_up_to_32k_tokens(num_loops):
     """
-    With checkpointing: four times what 8K tokens need, and room for nothing of the size of a mask. The vocabulary is
-    small: what logits take is the loss's affair, and TRL's, which sft.py uses, makes them in pieces.
+    With checkpointing, 32K tokens need four times the memory of 8K, less than a mask would take. The vocabulary is
+    small because logits are not tested here: TRL, which sft.py uses, computes them in pieces.
     """
     rope = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 4096, "rope_theta": 1e4}
     shape = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "hidden_size": 16}
@@ -59,7 +59,7 @@ def test_a_step_of_32k_tokens_needs_memory_in_proportion(num_loops):
     model = tiny_model(plt_num_loops=num_loops, **options).train()
     model.gradient_checkpointing_enable()
     peaks = {}
-    for time in (1024, 8192, 32_768):  # the first for what only a first pass allocates
+    for time in (1024, 8192, 32_768):  # the first covers one-time allocations
         peaks[time] = peak_memory(lambda time=time: gradients(model, tokens(1, time)), "cpu")
     print(num_loops, peaks)
     assert peaks[32_768] < 4.4 * peaks[8192]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters: what is trained, merging, frozen weights of few bits, and adapters on remote code."""
+"""Adapters: trained weights, merging, quantised frozen weights, and adapters on remote code."""
 
 import subprocess
 import sys
@@ -73,7 +73,7 @@ def test_only_the_adapters_are_trained(targets, layers, gates, command, model_fo
     assert frozen.keys() == base.keys() and all(torch.equal(frozen[name], base[name]) for name in base)
     assert {name.split(".")[-4] for name in trained if "lora_" in name} == layers
     for name, parameter in trained.items():
-        if "lora_B" in name:  # begins at zero
+        if "lora_B" in name:  # initialised to zero
             assert parameter.abs().max() > 1e-3, name
         elif ".plt_gate." in name:
             assert (parameter - base[name.replace(".modules_to_save.default", "")]).abs().max() > 1e-3, name
@@ -98,7 +98,7 @@ def test_merged_model(command, model_folder, tmp_path):
 
 
 def test_adapters_on_remote_code(command, model_folder, tmp_path):
-    """Trained with the package, they do the same on the model's own code where there is no package."""
+    """Adapters trained with the package work the same on the model's remote code without the package."""
     lora.main(command)
     code = """if True:
         import sys, torch
@@ -125,14 +125,14 @@ def test_adapters_on_remote_code(command, model_folder, tmp_path):
 @pytest.mark.parametrize(
     "options, dtype",
     [
-        (["--bits", "4"], torch.uint8),  # two in a byte
+        (["--bits", "4"], torch.uint8),  # two weights per byte
         (["--bits", "4", "--bf16", "--checkpointing"], torch.uint8),
         (["--bits", "8", "--bf16"], torch.int8),
         (["--bf16"], torch.bfloat16),
     ],
     ids=["4", "4-bf16-checkpointing", "8-bf16", "bf16"],
 )
-def test_frozen_weights_of_few_bits(options, dtype, command, model_folder, tmp_path, monkeypatch):
+def test_quantised_frozen_weights(options, dtype, command, model_folder, tmp_path, monkeypatch):
     pytest.importorskip("bitsandbytes")
     load, seen = lora.load_adapted, []
 
@@ -152,7 +152,7 @@ def test_frozen_weights_of_few_bits(options, dtype, command, model_folder, tmp_p
     torch.testing.assert_close(logits(merged), logits(adapted(model_folder, tmp_path / "run")), rtol=0, atol=1e-5)
 
 
-def test_a_killed_run_goes_on_to_the_bit(command, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_exactly(command, tmp_path, monkeypatch):
     lora.main([*command, "--out", str(tmp_path / "whole")])
     with monkeypatch.context() as patch:
         patch.setattr("iquest_plt.training.divergence.Guard.on_log", kill_at_step_3)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Conversations with TRL's SFTTrainer: what counts in the loss, rows of several of them, and the script."""
+"""Training on conversations with TRL's SFTTrainer: tokens in the loss, packed rows, and the script."""
 
 import json
 import re
@@ -31,7 +31,7 @@ from iquest_plt.conversion.verify import verify
 from iquest_plt.training import common, sft
 
 
-# What the assistant wrote in write_chats(), as the template renders it.
+# The assistant's turns of write_chats(), as the template renders them.
 ANSWERS = [
     ["return a + b<|im_end|>", "<think>\nBe kind.\n</think>\n\nGladly.<|im_end|>"],
     ["I.<|im_end|>"],
@@ -55,7 +55,7 @@ def command(model_folder, tmp_path):
 
 @pytest.fixture
 def trainers(monkeypatch):
-    """The trainers that the script makes, each with its gradients."""
+    """The trainers that the script creates, each with its gradients."""
     made, make = [], sft.make_trainer
 
     def keep(args, model, tokenizer):
@@ -70,7 +70,7 @@ def trainers(monkeypatch):
 
 
 def targets(row):
-    """The runs of tokens that count in the loss."""
+    """Returns the contiguous runs of tokens that count in the loss."""
     runs, before = [], -1
     for index, label in enumerate(row["labels"]):
         if label != -100:
@@ -83,7 +83,7 @@ def targets(row):
 
 
 def by_hand(model_folder, rows, num_loops):
-    """Mean loss of the tokens that count, and its gradients, conversation by conversation."""
+    """Computes the mean loss of the counted tokens and its gradients, conversation by conversation."""
     model = AutoModelForCausalLM.from_pretrained(model_folder, plt_num_loops=num_loops).train()
     total, count = 0, 0
     for row in rows:
@@ -95,7 +95,7 @@ def by_hand(model_folder, rows, num_loops):
     return (total / count).item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_only_the_assistant_counts(command, model_folder, trainers):
+def test_only_the_assistants_tokens_count(command, model_folder, trainers):
     sft.main([*command, "--rows", "padded"])
     rows = trainers[0][0].train_dataset
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
@@ -106,14 +106,14 @@ def test_only_the_assistant_counts(command, model_folder, trainers):
         assert tokenizer.decode(row["input_ids"]) == text
 
 
-def test_all_text_counts_if_asked(command, trainers):
+def test_all_text_counts_with_all_text(command, trainers):
     sft.main([*command, "--rows", "padded", "--all-text"])
     assert all(row["labels"] == row["input_ids"] for row in trainers[0][0].train_dataset)
 
 
 @pytest.mark.parametrize("num_loops", [1, 2, 3])
-def test_rows_of_any_kind_give_the_same_step(num_loops, command, model_folder, trainers, tmp_path):
-    """No conversation sees another, in attention, windows and shift: as if each were computed alone."""
+def test_all_kinds_of_rows_give_the_same_step(num_loops, command, model_folder, trainers, tmp_path):
+    """Conversations do not see each other in attention, windows and shift: the results equal separate passes."""
     for rows, more in (("padded", []), ("flat", []), ("packed", []), ("packed", ["--checkpointing"])):
         out = tmp_path / f"{rows}{len(more)}"
         sft.main([*command, "--out", str(out), "--rows", rows, "--num-loops", str(num_loops), *more])
@@ -123,7 +123,7 @@ def test_rows_of_any_kind_give_the_same_step(num_loops, command, model_folder, t
         assert_same(gradients.found, expected)
     packed = trainers[2][0].train_dataset
     assert 1 < len(packed) < len(ANSWERS) and max(map(len, packed["seq_lengths"])) > 1
-    assert abs(by_hand(model_folder, packed, num_loops)[0] - loss) > 1e-3  # which would be as if they saw each other
+    assert abs(by_hand(model_folder, packed, num_loops)[0] - loss) > 1e-3  # would be the loss if they saw each other
 
 
 def test_run(command, model_folder, tmp_path, capsys):
@@ -141,7 +141,7 @@ def test_run(command, model_folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("rows", ["packed", "flat"])
-def test_a_killed_run_goes_on_to_the_bit(rows, command, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_exactly(rows, command, tmp_path, monkeypatch):
     command += ["--steps", "5", "--batch", "1", "--rows", rows]
     sft.main([*command, "--out", str(tmp_path / "whole")])
     with monkeypatch.context() as patch:
@@ -170,17 +170,17 @@ CHAT = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": 
 @pytest.mark.parametrize(
     "rows, options, message",
     [
-        ([{"text": "Hello."}], [], "has no field 'messages', but text"),
+        ([{"text": "Hello."}], [], "has no field 'messages', only text"),
         ([{"messages": "Hello."}], [], "conversational"),
         ([{"messages": CHAT[:1]}], [], "no assistant tokens"),
-        ([{"messages": CHAT}, {"messages": []}], [], "chats.jsonl holds a conversation without messages"),
-        ([{"messages": CHAT}], ["--length", "8"], "chats.jsonl holds nothing that counts in the loss"),
+        ([{"messages": CHAT}, {"messages": []}], [], "chats.jsonl has a conversation without messages"),
+        ([{"messages": CHAT}], ["--length", "8"], "chats.jsonl has no tokens that count in the loss"),
         ([], [], "chats.jsonl cannot be read: it is empty"),
         ([{"messages": None}], [], "chats.jsonl: You set"),
         ([{"messages": [{"role": "robot", "content": "Hello."}, CHAT[1]]}], [], "must be system, user, assistant"),
         ([{"messages": CHAT}], ["--rows", "flat", "--length", "20"], "more than --length 20"),
-        ([{"messages": CHAT}], ["--heldout-share", "0.5"], "Holding out takes two documents"),
-        ([{"messages": CHAT}], ["--model", "{tmp}/plain"], "has no chat template: `iquest-plt convert"),
+        ([{"messages": CHAT}], ["--heldout-share", "0.5"], "Holding out a share needs at least two documents"),
+        ([{"messages": CHAT}], ["--model", "{tmp}/plain"], "has no chat template. `iquest-plt convert"),
     ],
 )
 def test_refusals(rows, options, message, command, model_folder, tmp_path):
@@ -194,7 +194,7 @@ def test_refusals(rows, options, message, command, model_folder, tmp_path):
 
 
 def test_small_checkpoint(tmp_path):
-    """As a user would: convert, train, and ask."""
+    """Follows a user: convert, train, and chat."""
     convert(str(ROOT / "checkpoints" / "small"), tmp_path / "model")
     (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": CHAT}) + "\n")
     options = ["--model", tmp_path / "model", "--data", tmp_path / "chats.jsonl", "--out", tmp_path / "run"]

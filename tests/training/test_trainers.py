@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Trainers of the library, PEFT and TRL: the loss is the model's own, and so is the number of loops, everywhere."""
+"""Trainers of Transformers, PEFT and TRL use the model's own loss and number of loops."""
 
 import contextlib
 import math
@@ -49,7 +49,7 @@ def make_trainer(model, folder, trainer_class=Trainer, own=None, **arguments):
 
 @contextlib.contextmanager
 def one_process():
-    """The process group of one process, for DDP."""
+    """A process group of one process, for DDP."""
     torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
     try:
         yield
@@ -60,7 +60,7 @@ def one_process():
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kind", ["model", "twin", "Llama", "PEFT", "DDP", "elastic"])
 def test_smoothed_labels_are_shifted(kind, training, tmp_path):
-    """Trainer knows by the class's name whether to shift them; without it, the model would learn to copy its input."""
+    """Trainer decides by the class name whether to shift labels. Unshifted, the model would learn to copy its input."""
     model = tiny_model()
     labels = IDS.clone()
     labels[0, :5] = -100
@@ -95,7 +95,7 @@ def test_smoothed_labels_are_shifted(kind, training, tmp_path):
     ids=str,
 )
 def test_one_loop_trains_as_llama(arguments, tmp_path):
-    """Losses, gradient norms and evaluation, to the bit."""
+    """Losses, gradient norms and evaluation are bit-identical."""
     model = tiny_model(plt_num_loops=1)
     histories = []
     for each in (model, llama_of(model)):
@@ -111,7 +111,7 @@ def test_one_loop_trains_as_llama(arguments, tmp_path):
 
 @pytest.mark.parametrize("trainer_class", [Trainer, SFTTrainer])
 def test_a_model_of_other_loops_trains_with_these_loops(trainer_class, tmp_path):
-    """TRL calls the decoder past the head."""
+    """TRL calls the decoder directly, without the head."""
     losses = []
     for model in (tiny_model(plt_num_loops=3), tiny_model().with_num_loops(3)):
         if trainer_class is SFTTrainer:
@@ -160,7 +160,7 @@ def first_log(trainer_class, config_class, model, folder, rows, peft_config, **o
 @pytest.mark.parametrize("peft_config", [None, LORA], ids=["whole", "PEFT"])
 @pytest.mark.parametrize("way", ["loaded so", "with_num_loops", "config"])
 def test_the_reference_has_the_policys_loops(way, peft_config, model_folder):
-    """TRL loads it from the policy's path, whose configuration has two loops. Both agree before the first step."""
+    """TRL loads the reference from the policy's path, whose configuration has two loops. At first both must agree."""
     pairs = [{"prompt": "def f", "chosen": "(x): return x", "rejected": "= 1"}] * 2
     log = first_log(DPOTrainer, DPOConfig, policy(model_folder, way), model_folder, pairs, peft_config)
     assert log["loss"] == pytest.approx(math.log(2), abs=1e-6)
@@ -181,7 +181,7 @@ def test_the_reference_has_the_policys_loops(way, peft_config, model_folder):
 
 
 def test_an_adapters_base_is_loaded_with_other_loops(model_folder, tmp_path):
-    """An adapter's file has the path alone."""
+    """An adapter stores only the path of its base model."""
     model = get_peft_model(policy(model_folder, "loaded so"), LORA)
     model.save_pretrained(tmp_path)
     for options, num_loops in (({}, 2), ({"plt_num_loops": 3}, 3)):
@@ -206,7 +206,7 @@ assert type(AutoModelForCausalLM.from_config(model.config, trust_remote_code=Tru
 """
 
 
-def test_the_same_as_remote_code(model_folder, tmp_path):
+def test_trainers_work_with_remote_code(model_folder, tmp_path):
     command = [sys.executable, "-c", REMOTE, str(model_folder), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The recipe of the small checkpoint: its kernels, its data split, exact resuming, and the shipped numbers."""
+"""The recipe of the small checkpoint: kernels, data split, exact resuming, and the shipped numbers."""
 
 import dataclasses
 import importlib.metadata
@@ -48,7 +48,7 @@ TINY = small.Recipe(
 @pytest.mark.parametrize("time", [40, 64, 300])
 @pytest.mark.parametrize("heads, kv_heads", [(4, 2), (3, 1), (2, 2)])
 def test_attention_kernels(time, heads, kv_heads):
-    query = torch.randn(2, time, heads, 16).transpose(1, 2)  # as the model has them
+    query = torch.randn(2, time, heads, 16).transpose(1, 2)  # laid out as in the model
     key, value = torch.randn(2, 2, time, kv_heads, 16).transpose(2, 3).unbind()
     distance = torch.arange(time)[:, None] - torch.arange(time)
     causal = distance >= 0
@@ -61,8 +61,8 @@ def test_attention_kernels(time, heads, kv_heads):
         torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_whole_model_on_the_kernels():
-    """The same logits and gradients as the model's own eager attention and loss."""
+def test_the_whole_model_with_the_kernels():
+    """Loss and gradients equal those of the model's eager attention and loss."""
     tokenizer_ids = type("Ids", (), {"bos_token_id": 1, "pad_token_id": 5})
     tokenizer_ids.convert_tokens_to_ids = staticmethod(lambda names: [2] * len(names))
     model = small.build_model(TINY, tokenizer_ids)
@@ -92,7 +92,7 @@ def test_orthogonalize():
     assert singular.min() > 0.6 and singular.max() < 1.3
 
 
-def test_adamw_is_torch_adamw():
+def test_adamw_equals_torch_adamw():
     ours, theirs = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
     first = optimizer.MuonAdamW([{"params": [ours], "kind": "adamw"}], lr=0.1, weight_decay=0.2)
     second = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.2, betas=(0.9, 0.95))
@@ -103,14 +103,14 @@ def test_adamw_is_torch_adamw():
     torch.testing.assert_close(ours, theirs)
 
 
-def test_collect_leaves_out(library):
+def test_collect_skips_excluded_files(library):
     paths = {document.path for document in data.collect(library)}
     assert "copied.py" in paths
     assert not paths & {"latin1.py", "site-packages/other.py"}
 
 
 def test_collect_packages(library, monkeypatch):
-    """Their Python files and no others, with version and licence in the manifest; what may not be used is refused."""
+    """Collects the packages' Python files, with version and licence in the manifest; refuses other packages."""
     alone, both = data.collect(library), data.collect(library, ["rich"])
     ours = [document for document in both if document.path.startswith("rich/")]
     assert {"rich/console.py", "rich/table.py"} < {document.path for document in ours}
@@ -155,11 +155,11 @@ def losses(trainer):
 
 
 def test_resume_is_exact(library, tmp_path):
-    """A run killed after step 3 goes on from the checkpoint of step 2, with the losses and weights of a whole run."""
+    """A run killed after step 3 resumes from step 2, with the losses and weights of an uninterrupted run."""
     whole = small.train(tmp_path / "whole", TINY, library)
     with pytest.raises(KilledError):
         small.train(tmp_path / "killed", TINY, library, callbacks=(Kill(),))
-    (tmp_path / "killed" / "checkpoint-3").mkdir()  # as if killed while a checkpoint was being written
+    (tmp_path / "killed" / "checkpoint-3").mkdir()  # as if killed while writing a checkpoint
     resumed = small.train(tmp_path / "killed", TINY, library)
     assert not (tmp_path / "killed" / "checkpoint-3").exists()
     assert losses(resumed) == losses(whole)
@@ -169,7 +169,7 @@ def test_resume_is_exact(library, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["data_manifest.json", "train.npy", "heldout.npy"])
-def test_damaged_data_are_named(name, library, tmp_path):
+def test_errors_name_damaged_data(name, library, tmp_path):
     small.prepare(tmp_path, TINY, library)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:9])
     with pytest.raises(ValueError, match=f"{name} cannot be read"):
@@ -190,7 +190,7 @@ def test_schedule():
 
 
 def test_document_bits_windows(monkeypatch):
-    """Windows score every token once: for a model that ignores its context their size makes no difference."""
+    """Every token is scored once: for a model that ignores context, the window size does not matter."""
 
     class Uniform(torch.nn.Module):
         device = "cpu"

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Upcycling: a dense Llama becomes a PLT with two loops, as the README has it, and learns to use the second."""
+"""Upcycling: a dense Llama becomes a PLT with two loops, as in the README, and learns to use the second."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_a_dense_model_learns_to_loop(tmp_path):
     gates = [
         value for name, value in before.state_dict().items() if name.endswith(("plt_gate.weight", "plt_gate.bias"))
     ]
-    assert gates and not any(gate.any() for gate in gates), "both branches count the same at first"
+    assert gates and not any(gate.any() for gate in gates), "both branches have equal weight at first"
 
     command = f"--model {start} --data {data} --out {out} --length 64 --batch 8 --steps 12 --lr 1e-2 --heldout-share 0"
     finetune.main([*command.split(), "--log-steps", "1"])
