@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Parallel Loop Transformers in stock Transformers.
+"""Parallel Loop Transformers for stock Transformers.
 
 Importing this package registers the model type `iquestpltcoder`, so that `AutoModelForCausalLM.from_pretrained(PATH)`
 loads a checkpoint without `trust_remote_code`.
@@ -46,7 +46,7 @@ __all__ = [
 
 # exist_ok: a second import in one process (a reload, a test) must not fail.
 AutoConfig.register(IQuestPLTCoderConfig.model_type, IQuestPLTCoderConfig, exist_ok=True)
-# `save_pretrained` then writes these files and `auto_map` beside the weights, so that the folder loads as remote code.
+# Makes `save_pretrained` write the model code and `auto_map` next to the weights, so the folder loads as remote code.
 IQuestPLTCoderConfig.register_for_auto_class()
 for auto_class, model_class in (
     (AutoModel, IQuestPLTCoderModel),

@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Gated sliding-window attention (G-SWA, arXiv 2510.24824): what loops >= 1 of a Parallel Loop Transformer see.
+Gated sliding-window attention (G-SWA, arXiv 2510.24824), the attention of loops >= 1 of a Parallel Loop Transformer.
 
-    loop 0:     a = causal(q, K⁰, V⁰)                    K⁰, V⁰: loop 0's keys and values, the ones the cache keeps
+    loop 0:     a = causal(q, K⁰, V⁰)                    K⁰, V⁰: loop 0's keys and values, kept in the cache
     loop r:     a = g · causal(q, K⁰, V⁰) + (1 - g) · window(q, k^r, v^r)         g: one gate per query head
 
 Shapes are suffixes, as in `modeling_plt.py`: B batch, N cells, S keys, D hidden_size, H query heads, K key/value heads,
-C head_dim. Cells of several loops stand one loop behind the other.
+C head_dim. Cells of several loops are concatenated along N, loop by loop.
 """
 
 import torch
@@ -22,29 +22,29 @@ from .masks_plt import Cells
 
 class IQuestPLTCoderGate(nn.Module):
     """
-    `g`, one number in (0, 1) per query head and token: the weight of the global branch in loops >= 1.
+    The weight `g` of the global branch in loops >= 1: one number in (0, 1) per query head and token.
 
-    One set of weights per layer serves all loops. A plain module, not a Linear: quantizers and adapters that swap
-    Linears would drop `gate_norm`.
+    All loops share one set of weights per layer. This is not an `nn.Linear`, because quantizers and adapters that
+    replace Linears would drop `gate_norm`.
     """
 
     def __init__(self, config: IQuestPLTCoderConfig, in_features: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.num_attention_heads, in_features))
         self.bias = nn.Parameter(torch.empty(config.num_attention_heads))
-        self.out_features = config.num_attention_heads  # what tensor parallelism splits
+        self.out_features = config.num_attention_heads  # tensor parallelism splits this dimension
 
     def reads(self, residual_BND: torch.Tensor, query_BHNC: torch.Tensor) -> torch.Tensor:
-        """What `forward` is given, of the two. Apart from it: tensor parallelism replicates a module's input."""
+        """Returns the input of `forward`. A separate step, because tensor parallelism replicates a module's input."""
         raise NotImplementedError
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """The gates (B, N, H)."""
+        """Returns the gates (B, N, H)."""
         raise NotImplementedError
 
 
 class ResidualGate(IQuestPLTCoderGate):
-    """`g = sigmoid(W RMSNorm_gate(x) + b)` of the residual stream, before the layer's own norm."""
+    """`g = sigmoid(W RMSNorm_gate(x) + b)`, where `x` is the residual stream before the layer's own norm."""
 
     def __init__(self, config: IQuestPLTCoderConfig):
         super().__init__(config, config.hidden_size)
@@ -58,7 +58,7 @@ class ResidualGate(IQuestPLTCoderGate):
 
 
 class QueryGate(IQuestPLTCoderGate):
-    """`g_h = sigmoid(<q_h, w_h> + b_h)` of the rotated query."""
+    """`g_h = sigmoid(<q_h, w_h> + b_h)`, where `q_h` is the rotated query."""
 
     def __init__(self, config: IQuestPLTCoderConfig):
         super().__init__(config, config.head_dim)
@@ -67,26 +67,26 @@ class QueryGate(IQuestPLTCoderGate):
         return query_BHNC
 
     def forward(self, query_BHNC: torch.Tensor) -> torch.Tensor:
-        # Tensor parallelism splits the heads of all three.
+        # Tensor parallelism splits all three by heads.
         parts = (query_BHNC, self.weight, self.bias)
         query_BHNC, weight, bias = (part.to_local() if hasattr(part, "to_local") else part for part in parts)
         return torch.sigmoid(torch.einsum("bhnc,hc->bnh", query_BHNC, weight) + bias)
 
 
 class AttentionTap(nn.Identity):
-    """Where attention weights of the global branch are recorded. Called in the last loop, if that is asked for."""
+    """Records the attention weights of the global branch. Called in the last loop, and only when requested."""
 
 
 class WindowTap(nn.Identity):
-    """The same for the weights of the window branch."""
+    """Records the attention weights of the window branch, as `AttentionTap` does."""
 
 
 class GateTap(nn.Identity):
-    """The same for the gates."""
+    """Records the gates, as `AttentionTap` does."""
 
 
 class IQuestPLTCoderAttention(nn.Module):
-    """Llama's attention for loop 0; later loops mix it with a window of their own keys."""
+    """Llama's attention for loop 0. Later loops mix it with attention to a window of their own keys."""
 
     def __init__(self, config: IQuestPLTCoderConfig, layer_idx: int):
         super().__init__()
@@ -105,7 +105,7 @@ class IQuestPLTCoderAttention(nn.Module):
         self.k_proj = projection(config.hidden_size, config.num_key_value_heads * self.head_dim)
         self.v_proj = projection(config.hidden_size, config.num_key_value_heads * self.head_dim)
         self.o_proj = projection(config.num_attention_heads * self.head_dim, config.hidden_size)
-        # CODEPATH: the residual in LoopCoder-V2, the query by default.
+        # CODEPATH: reads the residual in LoopCoder-V2, and the query by default.
         self.plt_gate = ResidualGate(config) if config.plt_gate_use_hidden_states else QueryGate(config)
         self.attention_tap, self.window_tap, self.gate_tap = AttentionTap(), WindowTap(), GateTap()
 
@@ -120,15 +120,16 @@ class IQuestPLTCoderAttention(nn.Module):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Returns the output (B, N, D), and loop 0's keys and values (B, K, S, C), which later loops take as `key0` and
-        `value0`. `hidden` are all cells that enter the layer, normed; output and `residual` those that leave it.
+        Returns the output (B, N, D) and loop 0's keys and values (B, K, S, C). Later loops take these as `key0` and
+        `value0`. `hidden` holds all cells that enter the layer, normed. The output and `residual` hold only the cells
+        that leave it.
         """
         query, key, value = self._project(hidden_BND, cells)
-        if cells.loops.start == 0:  # written before the cells of other loops read it
+        if cells.loops.start == 0:  # written first, because the cells of other loops read it
             key0_BKSC, value0_BKSC = (states[:, :, : cells.num_inputs] for states in (key, value))
             if cache is not None:
                 key0_BKSC, value0_BKSC = cache.update(key0_BKSC, value0_BKSC, self.layer_idx)
-        # Cells of loop 0 have only the global branch. They come first, if they are in the block.
+        # Cells of loop 0 have only the global branch. If the block has any, they come first.
         first = cells.num_outputs if cells.loops.start == 0 else 0
         output = self.attend_globally(query, key0_BKSC, value0_BKSC, cells, **kwargs)
         if cells.loops.stop > 1:
@@ -139,7 +140,10 @@ class IQuestPLTCoderAttention(nn.Module):
         return self.o_proj(output.flatten(2).contiguous()), key0_BKSC, value0_BKSC
 
     def _project(self, hidden_BND: torch.Tensor, cells: Cells) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries (B, H, N, C) of the cells that leave the layer, keys and values (B, K, N, C) of all, rotated."""
+        """
+        Returns rotated queries (B, H, N, C) of the cells that leave the layer, and rotated keys and plain values
+        (B, K, N, C) of all cells.
+        """
 
         def heads(states: torch.Tensor, projection: nn.Module) -> torch.Tensor:
             return projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -156,7 +160,7 @@ class IQuestPLTCoderAttention(nn.Module):
         return query, key, heads(hidden_BND, self.v_proj)
 
     def attend_globally(self, query_BHNC, key0_BKSC, value0_BKSC, cells: Cells, **kwargs) -> torch.Tensor:
-        """Attention of all cells to loop 0's keys, (B, N, H, C)."""
+        """Returns the attention of all cells to loop 0's keys, (B, N, H, C)."""
         at_one_position = cells.num_outputs == 1
         attention = attend_from_one_position if at_one_position else attend
         output, weights = attention(self, query_BHNC, key0_BKSC, value0_BKSC, cells.global_mask, **kwargs)
@@ -165,13 +169,13 @@ class IQuestPLTCoderAttention(nn.Module):
         return output
 
     def attend_later(self, query_BHNC, key_BKNC, value_BKNC, cells: Cells, cache, **kwargs) -> torch.Tensor:
-        """Attention of cells of loops >= 1 to a window of their own loop's keys, (B, N, H, C)."""
+        """Returns the attention of loops >= 1 to a window of their own keys, (B, N, H, C)."""
         loops = range(max(cells.loops.start, 1), cells.loops.stop)
         query, key, value = (_loops_as_rows(states, len(loops)) for states in (query_BHNC, key_BKNC, value_BKNC))
         if cache is not None:
             layer, window = cache.layers[self.layer_idx], cells.window
             key, value = layer.update_window(loops, key, value, window.is_token, window.keep)
-            if cells.is_tail:  # the keys before these do not join on to those in the cache
+            if cells.is_tail:  # the cached keys do not directly precede these
                 key, value = (states[:, :, -cells.num_inputs :] for states in (key, value))
         output = self._attend_in_window(query, key, value, cells, **kwargs)
         return output.unflatten(0, (len(loops), -1)).transpose(0, 1).flatten(1, 2) if len(loops) > 1 else output
@@ -189,8 +193,8 @@ class IQuestPLTCoderAttention(nn.Module):
 
     def mix(self, global_BNHC, local_BNHC, residual_BND, query_BHNC, cells: Cells) -> torch.Tensor:
         """
-        `g · global + (1 - g) · local`, of the last cells. `residual` and `query` are those of all: the gate's norm is
-        then that of the layer but for its weight, and a compiler computes both at once.
+        Returns `g · global + (1 - g) · local` for the last cells. `residual` and `query` cover all cells: the gate's
+        norm then differs from the layer's own only in its weight, so a compiler can fuse the two.
         """
         gate_BNH = self.plt_gate(self.plt_gate.reads(residual_BND, query_BHNC))[:, -global_BNHC.shape[1] :]
         if cells.is_recorded:
@@ -199,7 +203,7 @@ class IQuestPLTCoderAttention(nn.Module):
 
 
 def _loops_as_rows(states_BHNC: torch.Tensor, num_loops: int) -> torch.Tensor:
-    """Cells of several loops as rows of a batch, loops outermost: (loops · B, H, N / loops, C)."""
+    """Turns the cells of several loops into rows of a batch, loops outermost: (loops · B, H, N / loops, C)."""
     if num_loops == 1:
         return states_BHNC
     return states_BHNC.unflatten(2, (num_loops, -1)).permute(2, 0, 1, 3, 4).flatten(0, 1)

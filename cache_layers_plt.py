@@ -1,15 +1,15 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-The layers of the key/value cache of the Parallel Loop Transformer.
+The layers of the Parallel Loop Transformer's key/value cache.
 
     every layer     keys, values              K⁰, V⁰ of loop 0: (batch, kv_heads, length, head_dim)
                     window_keys, …_values     k^r, v^r of loops r ≥ 1: (R - 1, batch, kv_heads, ≤ w, head_dim)
-                    is_token                  which window columns are tokens, not padding: (batch, ≤ w) or None for all
+                    is_token                  which window columns are tokens, not padding: (batch, ≤ w); None: all
     layer 0         carries                   H^r of the last token, r < R - 1: (R - 1, batch, 1, hidden_size)
 
-Only the first line grows with the text, and it does not know how many loops there are. Windows hold a row's last w
-*tokens*: padding is left out as soon as a token stands before it, so a row is the same whatever stands beside it.
+Only the first line grows with the text, and it does not depend on the number of loops. A window holds a row's last w
+*tokens*: padding after a token is left out, so a row does not depend on the rest of the batch.
 """
 
 import weakref
@@ -19,22 +19,22 @@ from transformers.cache_utils import DynamicLayer, StaticLayer
 
 
 LAYER_TYPE = "parallel_loop_attention"
-SPARE_COLUMNS = 256  # how often a growing cache is copied, against what it may hold unused
+SPARE_COLUMNS = 256  # a larger number means fewer copies of a growing cache, but more unused memory
 
 
 def last_tokens(is_token: torch.Tensor, count: int) -> torch.Tensor:
-    """The columns of each row's last `count` tokens, in order, after columns of padding where there are fewer."""
+    """Returns the columns of each row's last `count` tokens, in order. Rows with fewer tokens start with padding."""
     return is_token.to(torch.int8).argsort(dim=-1, stable=True)[:, -count:]
 
 
 def _gather_columns(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """`columns` (batch, n) of `states` (loops, batch, kv_heads, length, head_dim)."""
+    """Selects `columns` (batch, n) of `states` (loops, batch, kv_heads, length, head_dim)."""
     index = columns[None, :, None, :, None].expand(*states.shape[:3], -1, states.shape[-1])
     return states.gather(-2, index)
 
 
 def _can_grow(past: torch.Tensor, new: torch.Tensor) -> bool:
-    """Whether two plain tensors (batch, kv_heads, any, head_dim) differ in length alone."""
+    """Returns whether two plain tensors (batch, kv_heads, any, head_dim) differ only in length."""
     return (
         type(past) is type(new) is torch.Tensor
         and (past.dtype, past.device) == (new.dtype, new.device)
@@ -44,19 +44,19 @@ def _can_grow(past: torch.Tensor, new: torch.Tensor) -> bool:
 
 class GrowingBuffer:
     """
-    A tensor (batch, kv_heads, length, head_dim) with room behind it, so that a step writes its columns in place.
+    A tensor (batch, kv_heads, length, head_dim) with spare room at its end, so that a step writes in place.
 
-    A column is written once, so the values of a tensor handed out never change, as with `torch.cat`. Only the tensor
-    handed out last grows in place; any other, such as a cropped one, is copied into new room. The buffer itself keeps
-    no tensor alive: what the cache lets go of, or moves to another device, frees its memory. A copy starts anew.
+    Each column is written once, so a returned tensor never changes, as with `torch.cat`. Only the most recently
+    returned tensor grows in place. Any other, such as a cropped one, is copied. The buffer keeps no tensor alive, so
+    memory is freed when the cache drops a tensor or moves it to another device. A copy of the buffer starts empty.
     """
 
     def __init__(self):
         self._capacity = 0
-        self._last = lambda: None  # a weak reference to the tensor handed out last
+        self._last = lambda: None  # a weak reference to the most recently returned tensor
 
     def append(self, past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """`past` with the columns of `new` (batch, kv_heads, time, head_dim) behind it."""
+        """Returns `past` followed by the columns of `new` (batch, kv_heads, time, head_dim)."""
         length, total = past.shape[-2], past.shape[-2] + new.shape[-2]
         can_write = torch.is_inference_mode_enabled() or not past.is_inference()
         if past is self._last() and total <= self._capacity and can_write:
@@ -77,13 +77,13 @@ class GrowingBuffer:
 
 class LoopStates:
     """
-    What the loops add to a cache layer, in front of a library layer that keeps the shared part.
+    A mixin with the loops' part of a cache layer. The library's layer class, listed after it, keeps the shared part.
 
-    Number of loops and window are those of the first forward pass (or of [`PLTCache`]), and stay.
+    The first forward pass (or [`PLTCache`]) fixes the number of loops and the window.
     """
 
     layer_type = LAYER_TYPE
-    keys: torch.Tensor | None  # of the library's layer, as are `values`
+    keys: torch.Tensor | None  # set by the library's layer, like `values`
     values: torch.Tensor | None
 
     def __init__(self, *args, **kwargs):
@@ -99,7 +99,7 @@ class LoopStates:
         self.is_token: torch.Tensor | None = None
         self.carries: torch.Tensor | None = None
         self._unfinished: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.has_padding = False  # in layer 0: whether a later pass must bring a mask
+        self.has_padding = False  # in layer 0: whether later passes need a mask
 
     def check_num_loops(self, num_loops: int, window: int) -> None:
         """Raises ValueError if the cache already serves another number of loops, or another window."""
@@ -110,20 +110,20 @@ class LoopStates:
             )
 
     def set_num_loops(self, num_loops: int, window: int) -> None:
-        """Sets the number of loops, and the window of the further ones: `window` keys besides the token itself."""
+        """Sets the number of loops and the window of loops >= 1: `window` keys besides the token itself."""
         self.num_loops, self.window = num_loops, window
 
     @property
     def window_length(self) -> int:
-        """The number of columns of the windows that the next tokens may see."""
+        """The number of window columns that the next tokens can see."""
         if self.window_keys is None:
             return 0
         columns = self.window_keys.shape[-2]
-        # What is recorded for a rollback is out of sight. Where there is padding, only a mask can tell which columns.
+        # Columns recorded only for a rollback are not visible. With padding, only a mask can tell which ones those are.
         return columns if self.is_token is not None else min(columns, self.window)
 
     def get_window_tokens(self, batch_size: int, device: torch.device) -> torch.Tensor | None:
-        """Which columns of the windows hold tokens, (batch, window_length); None if all."""
+        """Returns which window columns hold tokens, (batch, window_length); None if all do."""
         return self.is_token
 
     def update_window(
@@ -140,9 +140,9 @@ class LoopStates:
         Args:
             key_states, value_states: (loops * batch, kv_heads, time, head_dim), loops outermost.
             is_token (`torch.Tensor`, *optional*): (batch, window_length + time), false on padding.
-            keep (`torch.Tensor`, *optional*): (batch, <= w), the columns to keep; by default the last.
+            keep (`torch.Tensor`, *optional*): (batch, <= w), the columns to keep; the last ones by default.
 
-        Returns the keys and values that the new tokens may see, (loops * batch, kv_heads, window_length + time,
+        Returns the keys and values that the new tokens can see, (loops * batch, kv_heads, window_length + time,
         head_dim).
         """
         if not self.window:  # a token sees only itself: nothing to keep
@@ -157,9 +157,9 @@ class LoopStates:
             if not self.record_past:
                 states = states[..., -self.window :, :] if keep is None else _gather_columns(states, keep)
                 if keep is None and (past is None or key_states.shape[-2] > 1):
-                    states = states.clone()  # a view would hold all that came with it alive
+                    states = states.clone()  # a view would keep the whole tensor alive
             kept.append(states)
-        if is_token is not None and self.record_past:  # what was out of sight came before any padding
+        if is_token is not None and self.record_past:  # the hidden columns precede any padding, so all are tokens
             is_token = torch.nn.functional.pad(is_token, (kept[0].shape[-2] - seen, 0), value=True)
         elif is_token is not None:
             is_token = is_token[:, -self.window :] if keep is None else is_token.gather(1, keep)
@@ -170,7 +170,7 @@ class LoopStates:
         if loops.start == 1:
             self._unfinished = []
         self._unfinished.append((keys, values))
-        if loops.stop == self.num_loops:  # where loops come one after the other, all windows change with the last
+        if loops.stop == self.num_loops:  # if loops run one after another, the last one updates all windows
             self.window_keys, self.window_values = (
                 parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*self._unfinished, strict=True)
             )
@@ -178,20 +178,20 @@ class LoopStates:
 
     def update_carries(self, states: list[torch.Tensor]) -> None:
         """
-        Stores what each loop but the last hands to the next token. `states[r]` (batch, time, hidden_size) is `H^r` of
-        the last token up to each column: the last column counts, or all while recording the past.
+        Stores what each loop but the last passes on to the next token. Each column of `states[r]` (batch, time,
+        hidden_size) is `H^r` of the last token up to there. Keeps the last column, or all while recording the past.
         """
         new = torch.stack(states if self.record_past else [state[:, -1:] for state in states])
         keeps_past = self.record_past and self.carries is not None
         self.carries = torch.cat([self.carries, new], dim=2) if keeps_past else new
 
     def get_carries(self) -> torch.Tensor | None:
-        """`H^r` of the last token for r < R - 1, (R - 1, batch, 1, hidden_size); zero, or None, before the first."""
+        """Returns `H^r` of the last token for r < R - 1, (R - 1, batch, 1, hidden_size); None or zeros if empty."""
         return self.carries if self.carries is None else self.carries[:, :, -1:]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all states held, without the room that a growing cache keeps for the next tokens."""
+        """Size of all stored states in bytes, without the spare room for the next tokens."""
         tensors = (self.keys, self.values, *self._loop_tensors().values())
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
@@ -200,7 +200,7 @@ class LoopStates:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def _map_batch(self, function) -> None:
-        """Applies `function(tensor, dim)` along the batch dimension of every tensor of the loops."""
+        """Applies `function(tensor, batch_dim)` to every tensor of the loops."""
         for name, tensor in self._loop_tensors().items():
             setattr(self, name, function(tensor, 0 if name == "is_token" else 1))
 
@@ -212,16 +212,16 @@ class LoopStates:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
         self._map_batch(lambda tensor, dim: tensor.index_select(dim, beam_idx.to(tensor.device)))
 
-    # `offload` and `prefetch` are the parent's: they move what grows. Windows and carries are small, and used after the
-    # shared part of the layer has left the device.
+    # `offload` and `prefetch` are inherited and move only the shared part. Windows and carries stay on the device: they
+    # are small, and are still needed after the shared part has left it.
 
 
 class PLTCacheLayer(LoopStates, DynamicLayer):
     """
-    One decoder layer's cache: the shared keys and values of loop 0, plus a window for each further loop.
+    One decoder layer's cache: the shared keys and values of loop 0, plus a window for each later loop.
 
-    Registered for the layer type `parallel_loop_attention`, so that `generate()` and `DynamicCache(config=config)`
-    build it unaided.
+    It is registered for the layer type `parallel_loop_attention`, so `generate()` and `DynamicCache(config=config)`
+    build it.
     """
 
     _layer_type = LAYER_TYPE
@@ -234,8 +234,8 @@ class PLTCacheLayer(LoopStates, DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        As the library's, but without gradients a step writes behind what is there, which is copied only as often as its
-        room of up to `SPARE_COLUMNS` is used up. What it returns is a view of that room, not contiguous.
+        Like the library's. Without gradients, though, a step appends in place, and existing columns are copied only
+        when up to `SPARE_COLUMNS` spare columns are used up. The result is then a view, and not contiguous.
         """
         is_traced = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
         if is_traced or self.get_seq_length() == 0 or not _can_grow(self.keys, key_states):
@@ -245,15 +245,15 @@ class PLTCacheLayer(LoopStates, DynamicLayer):
         return self.keys, self.values
 
     def activate_past_recording(self) -> None:
-        """From here on windows and carries keep everything until `crop`, so that tokens can be rolled back."""
+        """Makes windows and carries keep everything until the next `crop`, so that tokens can be rolled back."""
         self.record_past = True
 
     def crop(self, tokens_to_remove: int) -> None:
         """
-        Removes the last `-tokens_to_remove` tokens; 0 only shrinks what was recorded back to its working size.
+        Removes the last `-tokens_to_remove` tokens. 0 only discards what was recorded beyond the usual size.
 
         Raises:
-            ValueError: if the number is positive, or if the states of the token to go back to were not recorded.
+            ValueError: if the number is positive, or if the states of the new last token were not recorded.
         """
         if tokens_to_remove > 0:
             raise ValueError(
@@ -266,8 +266,8 @@ class PLTCacheLayer(LoopStates, DynamicLayer):
             return
         if tokens_to_remove and self.carries is not None and self.carries.shape[2] <= -tokens_to_remove:
             raise ValueError(
-                f"Cannot remove {-tokens_to_remove} tokens: the loop states of the token before them are gone. "
-                "`cache.activate_past_recording()` keeps them, from its call or the last `crop` on."
+                f"Cannot remove {-tokens_to_remove} tokens: the loop states of the token before them were not kept. "
+                "Call `cache.activate_past_recording()` before you add tokens that you may remove."
             )
         super().crop(tokens_to_remove)
         columns = slice(None, tokens_to_remove or None)
@@ -287,7 +287,7 @@ class PLTCacheLayer(LoopStates, DynamicLayer):
 
     def reset(self) -> None:
         super().reset()
-        self.keys = self.values = None  # Transformers 5.16 zeroes what has to go
+        self.keys = self.values = None  # Transformers 5.16 zeroes them instead of removing them
         self.is_initialized = False
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -301,24 +301,24 @@ class PLTCacheLayer(LoopStates, DynamicLayer):
 
 class PLTStaticCacheLayer(LoopStates, StaticLayer):
     """
-    The same with fixed shapes, for `torch.compile`: what `cache_implementation="static"` and
-    `StaticCache(config=config, max_cache_len=...)` are made of. Windows always have w columns.
+    A cache layer with fixed shapes for `torch.compile`, used by `cache_implementation="static"` and
+    `StaticCache(config=config, max_cache_len=...)`. Windows always have w columns.
     """
 
     _layer_type = LAYER_TYPE
-    is_croppable = False  # the library's is, since 5.24; windows and carries of fixed size have nothing to go back to
+    is_croppable = False  # the library's is, since 5.24; windows and carries of fixed size keep no older states
 
     def crop(self, tokens_to_remove: int) -> None:
         raise ValueError(
-            "A static PLT cache cannot be cropped: windows and carries of the tokens to go back to are gone. Use the "
-            "default cache, which `activate_past_recording()` prepares for it."
+            "A static PLT cache cannot be cropped: it keeps no older windows and carries. Use the default cache and "
+            "call `activate_past_recording()` on it."
         )
 
     def set_num_loops(self, num_loops: int, window: int) -> None:
         is_first_pass = self.num_loops is None
         if is_first_pass and self.is_initialized and num_loops > 1 and is_exporting():
             raise ValueError(
-                "This exporter cannot keep a PLT cache: it has registered the shared keys and values, and would forget "
+                "This exporter cannot handle a PLT cache: it registers the shared keys and values, but would lose the "
                 "windows and carries. Export with `use_cache=False`, with one loop, or with `transformers.exporters`."
             )
         super().set_num_loops(num_loops, window)
@@ -363,20 +363,22 @@ class PLTStaticCacheLayer(LoopStates, StaticLayer):
 
     def _allocate(self, name: str, tensor: torch.Tensor) -> None:
         setattr(self, name, tensor)
-        if not torch.compiler.is_compiling():  # as the library marks the shared part, for CUDA graphs
+        if not torch.compiler.is_compiling():  # for CUDA graphs; the library marks the shared keys and values too
             torch._dynamo.mark_static_address(tensor)
 
     def reset(self) -> None:
         loop_tensors = self._loop_tensors()
         super().reset()
-        for name, tensor in loop_tensors.items():  # the same addresses, zeroed
+        for name, tensor in loop_tensors.items():  # zeroed in place, to keep their addresses
             setattr(self, name, tensor.zero_())
 
 
 def is_exporting() -> bool:
     """
-    Whether `torch.export` traces, which the ONNX exporter does too: no size may decide a branch. The flag itself, since
-    PyTorch 2.7: `torch.compiler.is_exporting()` is true within `torch.compile` as well in some versions (2.11).
+    Returns whether `torch.export` (or the ONNX exporter) is tracing. No branch may then depend on a size.
+
+    Reads the private flag (PyTorch >= 2.7), because `torch.compiler.is_exporting()` is also true inside `torch.compile`
+    in some versions (2.11).
     """
     return getattr(torch.compiler, "_is_exporting_flag", False)
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The key/value cache of the Parallel Loop Transformer: `cache_layers_plt.py` says what it holds."""
+"""The key/value cache of the Parallel Loop Transformer. `cache_layers_plt.py` describes its contents."""
 
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
@@ -17,23 +17,23 @@ def _make_layers(count: int, quantization: dict | None) -> list[LoopStates]:
     options = {"backend": "quanto"} | quantization
     backend = options.pop("backend")
     if backend not in QUANTIZED_LAYERS:
-        raise ValueError(f"Unknown cache quantization {backend!r}: use one of {', '.join(QUANTIZED_LAYERS)}.")
+        raise ValueError(f"Unknown cache quantization {backend!r}. Use one of {', '.join(QUANTIZED_LAYERS)}.")
     try:
         return [QUANTIZED_LAYERS[backend](**options) for _ in range(count)]
     except TypeError as error:
-        raise ValueError(f"The cache quantization {backend!r} does not take these options: {error}") from error
+        raise ValueError(f"The cache quantization {backend!r} does not accept these options: {error}") from error
 
 
 class PLTCache(Cache):
     """
-    A PLT cache for those who hold one themselves. `generate()` and `DynamicCache(config=config)` make the same layers.
+    A PLT cache to create and pass yourself. `generate()` and `DynamicCache(config=config)` make the same layers.
 
     Args:
         config ([`IQuestPLTCoderConfig`]): the model's configuration.
         num_loops (`int`, *optional*): the number of loops it serves; `config.plt_num_loops` by default.
-        quantization (`dict`, *optional*): to quantize the keys and values of loop 0, the part that grows:
-            `{"backend": "quanto" | "hqq" | "fp8"}` and the options of [`~transformers.QuantizedCache`]. The library's
-            tensors of `"quanto"` cannot be copied, and so neither can such a cache.
+        quantization (`dict`, *optional*): quantizes the keys and values of loop 0, the part that grows. Takes
+            `{"backend": "quanto" | "hqq" | "fp8"}` and the options of [`~transformers.QuantizedCache`]. A `"quanto"`
+            cache cannot be copied, because the library's `"quanto"` tensors cannot be.
 
     Example:
 
@@ -52,24 +52,24 @@ class PLTCache(Cache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all states held, without the room that a growing cache keeps for the next tokens."""
+        """Size of all stored states in bytes, without the spare room for the next tokens."""
         return sum(layer.nbytes for layer in self.layers)
 
 
 def check_cache(cache: Cache, config: PreTrainedConfig, num_loops: int, batch: int, has_mask: bool) -> None:
-    """Raises ValueError if `cache` is not made of PLT layers, or serves another model, number of loops or batch."""
+    """Raises ValueError if `cache` has no PLT layers, or belongs to another model, number of loops or batch size."""
     layers = getattr(cache, "layers", None)
-    # By layer type, not by class: remote code and the installed package are different classes of the same thing.
+    # Checks the layer type, not the class: remote code and the installed package define separate classes.
     if not layers or any(getattr(layer, "layer_type", None) != LAYER_TYPE for layer in layers):
         raise ValueError(
             f"A PLT model cannot use this {type(cache).__name__}: it has no room for the loops' windows and carries. "
-            "Pass `PLTCache(model.config)` or `DynamicCache(config=model.config)`, or no cache at all. PEFT's prefix "
-            "tuning makes a cache of keys and values alone: use its `PromptTuningConfig`, `PromptEncoderConfig` or "
+            "Pass `PLTCache(model.config)`, `DynamicCache(config=model.config)` or no cache. PEFT's prefix tuning "
+            "creates a cache of keys and values only. Use its `PromptTuningConfig`, `PromptEncoderConfig` or "
             "`LoraConfig` instead."
         )
     if len(layers) != config.num_hidden_layers:
         raise ValueError(
-            f"This cache has {len(layers)} layers, the model {config.num_hidden_layers}. Start a new cache."
+            f"This cache has {len(layers)} layers, but the model has {config.num_hidden_layers}. Start a new cache."
         )
     for layer in layers:
         layer.check_num_loops(num_loops, config.loop_window)
@@ -81,15 +81,15 @@ def check_cache(cache: Cache, config: PreTrainedConfig, num_loops: int, batch: i
         rows = keys.shape[0]
     if rows != batch:
         raise ValueError(
-            f"This cache holds {rows} rows, the new tokens {batch}. See "
-            "`cache.batch_repeat_interleave` and `cache.batch_select_indices`, or start a new cache."
+            f"This cache holds {rows} rows, but the new tokens have {batch}. Use "
+            "`cache.batch_repeat_interleave` or `cache.batch_select_indices`, or start a new cache."
         )
     if layers[0].has_padding and not has_mask:
-        raise ValueError("This cache holds padding: pass the `attention_mask` of the cached and the new tokens.")
+        raise ValueError("This cache holds padding. Pass the `attention_mask` of the cached and the new tokens.")
 
 
 def prepare_cache(cache: Cache, config: PreTrainedConfig, num_loops: int) -> None:
-    """Readies a cache that `check_cache` has let pass for a forward pass of `num_loops` loops."""
+    """Prepares a checked cache for a forward pass of `num_loops` loops."""
     for layer in cache.layers:
         layer.set_num_loops(num_loops, config.loop_window)
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Cache layers that quantize what grows, the keys and values of loop 0, by the library's quantizers."""
+"""Cache layers that quantize the keys and values of loop 0 with the library's quantizers."""
 
 import torch
 from transformers.cache_utils import HQQQuantizedLayer, QuantoQuantizedLayer
@@ -10,14 +10,14 @@ from .compat_plt import Fp8QuantizedLayer
 
 
 class _QuantizedLoopStates(LoopStates):
-    """Loop 0's keys and values quantized by the library, in groups of tokens; windows and carries as they are."""
+    """The library quantizes loop 0's keys and values in groups of tokens. Windows and carries are not quantized."""
 
     _quantized_keys: torch.Tensor
     _quantized_values: torch.Tensor
 
     def _refuse(self, *args, **kwargs):
         raise ValueError(
-            "A quantized cache cannot be cropped, regrouped or, as assisted generation does, rolled back: its tokens "
+            "A quantized cache cannot be cropped, regrouped or rolled back (as assisted generation does): its tokens "
             "are packed together. Use the default cache, or start a new one."
         )
 
@@ -30,11 +30,11 @@ class _QuantizedLoopStates(LoopStates):
 
 
 class PLTQuantoCacheLayer(_QuantizedLoopStates, QuantoQuantizedLayer):
-    """2 or 4 bits, by optimum-quanto."""
+    """2 or 4 bits, with optimum-quanto."""
 
 
 class PLTHQQCacheLayer(_QuantizedLoopStates, HQQQuantizedLayer):
-    """1 to 8 bits, by HQQ."""
+    """1 to 8 bits, with HQQ."""
 
 
 QUANTIZED_LAYERS = {"quanto": PLTQuantoCacheLayer, "hqq": PLTHQQCacheLayer}
@@ -42,13 +42,13 @@ QUANTIZED_LAYERS = {"quanto": PLTQuantoCacheLayer, "hqq": PLTHQQCacheLayer}
 if Fp8QuantizedLayer is not None:
 
     class PLTFp8CacheLayer(_QuantizedLoopStates, Fp8QuantizedLayer):  # type: ignore[valid-type, misc]
-        """8-bit floats, without a further dependency."""
+        """8-bit floats, with no extra dependency."""
 
     QUANTIZED_LAYERS["fp8"] = PLTFp8CacheLayer
 
 
 def _nbytes(held) -> int:
-    """Bytes of the tensors inside whatever a quantizer returns."""
+    """Returns the size in bytes of all tensors in a quantizer's output."""
     if isinstance(held, torch.Tensor):
         if hasattr(held, "__tensor_flatten__"):
             return _nbytes([getattr(held, name) for name in held.__tensor_flatten__()[0]])

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Every difference between the versions of Transformers that this model runs on, each with the version that made it.
+The differences between supported versions of Transformers, each with the version that introduced it.
 
-This file is imported before anything else of the model, so it must itself import on any version.
+This file is imported before the rest of the model, so it must import on any version.
 """
 
 import functools
@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 
 OLDEST = "5.16.1"
-NEWEST = "5.24"  # the newest minor version that the tests were run with; setup.cfg has the same range
+NEWEST = "5.24"  # the newest minor version tested; setup.cfg has the same range
 
 
 def _release(version: str) -> tuple[int, ...]:
@@ -26,36 +26,36 @@ INSTALLED = _release(transformers.__version__)
 
 if _release(OLDEST) > INSTALLED:
     raise ImportError(
-        f"This model needs Transformers >= {OLDEST}, and {transformers.__version__} is installed: "
-        f'run `pip install "transformers>={OLDEST}"`.'
+        f"This model needs Transformers >= {OLDEST}, but {transformers.__version__} is installed. "
+        f'Run `pip install "transformers>={OLDEST}"`.'
     )
 if INSTALLED[:2] > _release(NEWEST):
     logging.get_logger("transformers").warning_once(
-        f"This model was tested with Transformers {OLDEST} to {NEWEST}, and {transformers.__version__} is installed: "
-        "compare its output with one of those versions before you rely on it."
+        f"This model was tested with Transformers {OLDEST} to {NEWEST}, but {transformers.__version__} is installed. "
+        "Compare its output with that of a tested version before you rely on it."
     )
 
-# 5.24 renamed the argument `past_key_values` to `cache`, and so the field of outputs. Both names work here in every
-# version. Can go when 5.24 is the oldest: the library itself takes the old name until 5.40.
+# 5.24 renamed the argument and output field `past_key_values` to `cache`. Here both names work in every version. Remove
+# this once 5.24 is the oldest supported version: the library accepts the old name until 5.40.
 CACHE_NAMES = ("cache", "past_key_values")
-CACHE_NAME = "cache" if INSTALLED >= (5, 24) else "past_key_values"  # what the library calls it
+CACHE_NAME = "cache" if INSTALLED >= (5, 24) else "past_key_values"  # the library's name for it
 
 
 def take_cache(arguments: dict, default=None):
     """
-    Removes the cache from keyword arguments, whichever of its names it has, and returns it.
+    Removes the cache from keyword arguments, under either name, and returns it.
 
     Raises:
         ValueError: if two caches are given.
     """
     given = [value for name in CACHE_NAMES if (value := arguments.pop(name, None)) is not None]
     if len(given) > 1:
-        raise ValueError("`cache` and `past_key_values` are two names of one argument: pass one of them.")
+        raise ValueError("`cache` and `past_key_values` are two names for the same argument. Pass only one of them.")
     return given[0] if given else default
 
 
 def accepts_both_cache_names(function):
-    """For a method whose argument is `cache`: takes it as `past_key_values` too."""
+    """Makes a method with an argument `cache` accept it as `past_key_values` too."""
 
     @functools.wraps(function)
     def with_either_name(self, *args, **kwargs):
@@ -67,12 +67,12 @@ def accepts_both_cache_names(function):
 
 
 class BothCacheNames:
-    """For an output class: `.cache` and `.past_key_values` are one field, whatever the library calls it."""
+    """A mixin for output classes: `.cache` and `.past_key_values` return the same field."""
 
     if CACHE_NAME == "past_key_values":
         cache = property(lambda self: self.past_key_values)
     else:
-        past_key_values = property(lambda self: self.cache)  # the library's own logs a warning
+        past_key_values = property(lambda self: self.cache)  # unlike the library's, logs no warning
 
 
 try:

@@ -29,7 +29,7 @@ from .compat_plt import CACHE_NAMES
 
 
 # isort: split
-# After `compat_plt`, which says what is missing where this import would fail.
+# After `compat_plt`, which explains what is missing before these imports can fail.
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -38,11 +38,11 @@ from .peft_plt import add_peft_targets
 from .pickling_plt import PicklesRemoteCode
 
 
-if TYPE_CHECKING:  # Never runs, but the library copies and downloads with a file what it imports: here all model code.
+if TYPE_CHECKING:  # Never runs. It makes the library copy and download all model code together with this file.
     from .heads_plt import IQuestPLTCoderForSequenceClassification
 
 
-# Where the library finds each class when a model folder is loaded as remote code.
+# Tells the library where to find each class when a model folder is loaded as remote code.
 AUTO_MAP = {
     "AutoConfig": "configuration_plt.IQuestPLTCoderConfig",
     "AutoModel": "modeling_plt.IQuestPLTCoderModel",
@@ -53,13 +53,13 @@ AUTO_MAP = {
 }
 LOOP_ATTENTIONS = ("gated", "shared", "own")
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
-MAX_LOOPS = 1000  # each has a window of keys and values in every layer; no PLT was published with more than four
-MAX_LAYERS, MAX_HEAD_DIM, MAX_LABELS = 10_000, 65_536, 1_000_000  # lists of these lengths are made at once
-MAX_INT = 2**63 - 1  # of a tensor
+MAX_LOOPS = 1000  # each loop keeps a window of keys and values in every layer; published PLTs have at most four
+MAX_LAYERS, MAX_HEAD_DIM, MAX_LABELS = 10_000, 65_536, 1_000_000  # the configuration builds lists of these lengths
+MAX_INT = 2**63 - 1  # the largest integer in a tensor
 
 
 class Kind(NamedTuple):
-    """What a field may hold: in words, and as a test."""
+    """The values that a field accepts, in words and as a predicate."""
 
     words: str
     allows: Callable[[Any], bool]
@@ -68,7 +68,7 @@ class Kind(NamedTuple):
         return Kind(f"{self.words}, or None", lambda value: value is None or self.allows(value))
 
     def check(self, name: str, value: Any) -> None:
-        """Raises `ValueError` naming the field and what it may hold."""
+        """Raises a `ValueError` that names the field and the accepted values if `value` is not one of them."""
         if not self.allows(value):
             raise ValueError(f"`{name}` must be {self.words}, got {reprlib.repr(value)}.")
 
@@ -78,7 +78,7 @@ def _is_int(value) -> bool:
 
 
 def _is_finite(value) -> bool:
-    # A larger integer is no float.
+    # Very large integers cannot be converted to float.
     return (_is_int(value) and abs(value) <= MAX_INT) or (isinstance(value, float) and math.isfinite(value))
 
 
@@ -107,14 +107,14 @@ NOT_NEGATIVE = Kind("a finite number >= 0", lambda value: _is_finite(value) and 
 SCALE = Kind("a finite number or None (which means 1.0)", lambda value: value is None or _is_finite(value))
 FACTORS = Kind("a list of positive numbers", lambda value: isinstance(value, list) and all(map(POSITIVE.allows, value)))
 MAPPING = Kind("an object (a dict)", lambda value: isinstance(value, dict))
-TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value))
+TEXTS = Kind("a list of strings", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value))
 TOKEN_ID = Kind("a token id, an integer >= 0", _is_token_id)
 TOKEN_IDS = Kind(
     "a token id, an integer >= 0, or a list of them",
     lambda value: _is_token_id(value) or (isinstance(value, list) and all(map(_is_token_id, value))),
 )
 DTYPE = Kind(
-    'a dtype of PyTorch by its name, such as "bfloat16"',
+    'the name of a PyTorch dtype, such as "bfloat16"',
     lambda value: isinstance(getattr(torch, value, None) if isinstance(value, str) else value, torch.dtype),
 )
 
@@ -127,7 +127,7 @@ FIELDS = {
     "num_key_value_heads": POSITIVE_INTEGER,
     "head_dim": _integer(1, MAX_HEAD_DIM),
     "hidden_act": Kind(
-        'the name of an activation function of Transformers, such as "silu"',
+        'the name of a Transformers activation function, such as "silu"',
         lambda value: isinstance(value, str) and value in ACT2FN,
     ),
     "max_position_embeddings": POSITIVE_INTEGER,
@@ -150,7 +150,7 @@ FIELDS = {
     "plt_gate_use_hidden_states": FLAG,
     "plt_cross_loop_shift": FLAG,
     "plt_loop_attention": _one_of(LOOP_ATTENTIONS),
-    # Of every configuration of the library:
+    # Fields of every configuration in the library:
     "dtype": DTYPE.or_none(),
     "architectures": TEXTS.or_none(),
     "id2label": MAPPING.or_none(),
@@ -160,7 +160,7 @@ FIELDS = {
     "is_encoder_decoder": FLAG,
     "chunk_size_feed_forward": _integer(0),
 }
-# Keys of a config.json that are read and stored under another name, or within `rope_parameters`.
+# Keys of a config.json that are stored under another name or inside `rope_parameters`.
 OTHER_KEYS = {
     "torch_dtype": DTYPE.or_none(),
     "num_labels": _integer(0, MAX_LABELS),
@@ -187,11 +187,11 @@ ROPE_FIELDS = {
 }
 
 
-# Not @strict: its errors are no ValueErrors.  # trf-ignore: TRF010
+# Not @strict: its errors are not ValueErrors.  # trf-ignore: TRF010
 class IQuestPLTCoderConfig(PicklesRemoteCode, PreTrainedConfig):
     r"""
-    A Llama-style decoder whose layers run `plt_num_loops` times per token. The defaults are those of the released
-    checkpoint's own configuration class: a checkpoint that omits a key relies on them.
+    Configuration of a Llama-style decoder whose layers run `plt_num_loops` times per token. The defaults match the
+    configuration class of the released checkpoint, because checkpoints may omit keys and rely on them.
 
     Notation (arXiv 2510.24824, arXiv 2606.18023): `E_i` is the embedding of token `i`, `H^r_i` its state after loop
     `r`, `g` the gate, `a` the output of an attention head.
@@ -201,39 +201,39 @@ class IQuestPLTCoderConfig(PicklesRemoteCode, PreTrainedConfig):
             Number of loops `R`, from 1 to 1000. `R = 1` is exactly a Llama decoder. Can be overridden per call
             (`num_loops=`).
         plt_window_size (`list[int]`, *optional*, defaults to `[64, 0]`):
-            `[left, 0]`: in loops `r >= 1` the local branch of token `i` sees its own loop's keys `j` with
-            `0 <= i - j <= left`, that is `left + 1` keys, itself included.
+            `[left, 0]`: in loops `r >= 1`, the local branch of token `i` sees its own loop's keys `j` with
+            `0 <= i - j <= left`, which is `left + 1` keys including its own.
         plt_emb_scale (`float`, *optional*):
             Factor on the embedding in the input of loops `r >= 1`:
             `x^r_i = plt_emb_scale * E_i + plt_hidden_scale * H^{r-1}_{i-1}`. `None` means 1. Loop 0 takes `E_i` as is.
         plt_hidden_scale (`float`, *optional*):
-            Factor on the fed-back state in the same formula. `None` means 1.
+            Factor on the fed-back state in that formula. `None` means 1.
         plt_normalize_per_loop (`bool`, *optional*, defaults to `True`):
-            Whether the final RMSNorm is applied after every loop, so that the fed-back state is normed:
-            `H^r = RMSNorm_final(x^r)`. After the last loop it always is.
+            Whether to apply the final RMSNorm after every loop, so that the fed-back state is normed:
+            `H^r = RMSNorm_final(x^r)`. It is always applied after the last loop.
         plt_gate_use_hidden_states (`bool`, *optional*, defaults to `False`):
             What the gate of head `h` reads. `True`: the residual stream, `g = sigmoid(W RMSNorm_gate(x) + b)`.
-            `False`: the rotated query, `g_h = sigmoid(<q_h, w_h> + b_h)`. In both, the output of a head in loops
+            `False`: the rotated query, `g_h = sigmoid(<q_h, w_h> + b_h)`. Either way, the output of a head in loops
             `r >= 1` is `g * a_global + (1 - g) * a_local`.
         plt_cross_loop_shift (`bool`, *optional*, defaults to `True`):
-            A control for research. `False` takes the shift out: `x^r_i` reads `H^{r-1}_i`, the state of the token
-            itself. The loops of a token then wait for each other, and decoding runs them in sequence.
+            A research control. `False` removes the shift: `x^r_i` reads `H^{r-1}_i`, the state of the same token. The
+            loops of a token then depend on each other, so decoding runs them in sequence.
         plt_loop_attention (`str`, *optional*, defaults to `"gated"`):
-            A control for research: what loops `r >= 1` attend to. `"gated"`: loop 0's keys and a window of their own,
-            mixed by the gate. `"shared"`: loop 0's keys alone. `"own"`: their own loop's keys alone, up to
-            `max_position_embeddings` of them, in a cache per loop. Gates are unused in the last two.
+            A research control: what loops `r >= 1` attend to. `"gated"`: loop 0's keys and a window of their own keys,
+            mixed by the gate. `"shared"`: only loop 0's keys. `"own"`: only their own keys, up to
+            `max_position_embeddings` of them, with one cache per loop. The last two do not use the gates.
         rope_parameters (`dict`, *optional*):
-            `{"rope_type": ..., "rope_theta": ..., ...}`. The older pair `rope_theta`, `rope_scaling` is read as well.
+            `{"rope_type": ..., "rope_theta": ..., ...}`. The older pair `rope_theta`, `rope_scaling` also works.
 
     The other arguments are those of [`~transformers.LlamaConfig`].
 
     Raises:
-        ValueError: if a field does not describe a model that can be built, saying which and what is allowed.
+        ValueError: if a field has an invalid value. The message names the field and the accepted values.
     """
 
     model_type = "iquestpltcoder"
     keys_to_ignore_at_inference: ClassVar[list[str]] = [*CACHE_NAMES]
-    attribute_map: ClassVar[dict[str, str]] = {"num_loops": "plt_num_loops"}  # as the argument of a call is named
+    attribute_map: ClassVar[dict[str, str]] = {"num_loops": "plt_num_loops"}  # the name of the call argument
     default_theta = 500000.0
     base_model_tp_plan: ClassVar[dict[str, str]] = {
         "layers.*.self_attn.q_proj": "colwise",
@@ -278,9 +278,9 @@ class IQuestPLTCoderConfig(PicklesRemoteCode, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        if self.pad_token_id == -1:  # how some say that there is none
+        if self.pad_token_id == -1:  # some configurations write -1 for "none"
             self.pad_token_id = None
-        # Before anything is computed from them. `head_dim` comes last, as it may be computed.
+        # Check the fields before computing anything from them. `head_dim` comes last because it may be computed.
         for name, kind in OTHER_KEYS.items():
             if name in kwargs:
                 kind.check(name, kwargs[name])
@@ -300,13 +300,13 @@ class IQuestPLTCoderConfig(PicklesRemoteCode, PreTrainedConfig):
         self.validate()
 
     def to_dict(self) -> dict[str, Any]:
-        """As the library's. PEFT asks for it just before it looks for the layers to adapt."""
+        """Like the library's. PEFT calls it just before looking up which layers to adapt."""
         add_peft_targets(self.model_type)
         return super().to_dict()
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """As the library's, with an `auto_map` by which every Auto class loads the folder as remote code."""
-        own = {  # a user's class, whose file the library has just put there; not one of where this was loaded from
+        """Like the library's, but writes an `auto_map` so that every Auto class loads the folder as remote code."""
+        own = {  # keeps entries of user classes whose file is in this folder, not those of the folder loaded from
             name: path
             for name, path in (getattr(self, "auto_map", None) or {}).items()
             if isinstance(path, str) and Path(save_directory, f"{path.rpartition('.')[0]}.py").is_file()
@@ -316,7 +316,7 @@ class IQuestPLTCoderConfig(PicklesRemoteCode, PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "IQuestPLTCoderConfig":
-        """As the library's; from the path of another model's configuration, with the number of loops of that model."""
+        """Like the library's. Given the path of another model's configuration, also takes its number of loops."""
         if isinstance(pretrained_model_name_or_path, str):
             kwargs.setdefault("name_or_path", pretrained_model_name_or_path)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -339,14 +339,14 @@ class IQuestPLTCoderConfig(PicklesRemoteCode, PreTrainedConfig):
         vars(self).setdefault("_attn_implementation_internal", [None])[0] = name  # type: ignore[attr-defined]
 
     def copy_with_num_loops(self, num_loops: int) -> "IQuestPLTCoderConfig":
-        """A copy for a model on the same layers. They have one attention kernel, so the two configurations share it."""
+        """Copies the configuration for a model on the same layers. Both copies share one attention kernel setting."""
         config = copy.deepcopy(self)
         config.plt_num_loops = self.check_num_loops(num_loops)
         vars(config)["_attn_implementation_internal"] = vars(self)["_attn_implementation_internal"]  # type: ignore[index]
         return config
 
     def __setattr__(self, name, value):
-        # Older versions of the library check the types of their own fields here.
+        # Older versions of the library check their own field types here.
         try:
             super().__setattr__(name, value)
         except StrictDataclassFieldValidationError as error:
@@ -356,29 +356,29 @@ class IQuestPLTCoderConfig(PicklesRemoteCode, PreTrainedConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """Every layer's cache layer type: with it `generate()` and `DynamicCache(config=...)` build PLT's cache."""
+        """The cache type of every layer. It makes `generate()` and `DynamicCache(config=...)` build a PLT cache."""
         return ["parallel_loop_attention"] * self.num_hidden_layers
 
     @property
     def loop_window(self) -> int:
-        """How many keys before a token's own its loop keeps, in loops `r >= 1`."""
+        """The number of earlier keys that loops `r >= 1` keep for a token, besides the token's own."""
         windows = {"gated": self.plt_window_size[0], "shared": 0, "own": self.max_position_embeddings}
         return windows[self.plt_loop_attention]
 
     def validate_layer_type(self) -> None:
-        """`layer_types` is derived, so there is nothing to check; the parent only knows the library's own names."""
+        """Does nothing: `layer_types` is derived, and the parent accepts only the library's own names."""
 
     def validate(self) -> None:
-        """Runs all checks. By name: the parent's own list would call its `validate_layer_type`, not the one above."""
+        """Runs all checks by name, since the parent would call its own `validate_layer_type`, not the one above."""
         self.validate_plt()
         for validator in PreTrainedConfig.__class_validators__:
             try:
                 getattr(self, validator.__name__)()
-            except KeyError as error:  # the library's word for a missing rotary setting
+            except KeyError as error:  # the library raises it for a missing rotary setting
                 raise ValueError(f"Invalid configuration: {error.args[0]}") from error
 
     def validate_plt(self) -> None:
-        """Checks every field the model is built from. Raises `ValueError` naming the field and what it may hold."""
+        """Checks every field the model uses. Raises a `ValueError` that names the field and the accepted values."""
         self._check_fields(FIELDS)
         self.plt_window_size = list(self.plt_window_size)
         if self.num_attention_heads % self.num_key_value_heads:  # type: ignore[operator]
@@ -400,14 +400,14 @@ class IQuestPLTCoderConfig(PicklesRemoteCode, PreTrainedConfig):
         rope_type = rope.get("rope_type", "default")
         if not isinstance(rope_type, str) or rope_type not in ROPE_TYPES:
             raise ValueError(
-                f"Unknown rope type {reprlib.repr(rope_type)} in `rope_parameters`: use one of {', '.join(ROPE_TYPES)}."
+                f"Unknown rope type {reprlib.repr(rope_type)} in `rope_parameters`. Use one of {', '.join(ROPE_TYPES)}."
             )
         ROPE_FIELDS["rope_theta"].check("rope_theta", rope.get("rope_theta"))
         for name in rope.keys() & ROPE_FIELDS.keys():
             ROPE_FIELDS[name].check(f"rope_parameters[{name!r}]", rope[name])
 
     def check_num_loops(self, num_loops: int | None) -> int:
-        """The number of loops to run: `num_loops`, or the configured one for None. Raises ValueError if not >= 1."""
+        """Returns `num_loops`, or the configured number if None. Raises ValueError if it is not in 1..MAX_LOOPS."""
         num_loops = self.plt_num_loops if num_loops is None else num_loops
         FIELDS["plt_num_loops"].check("num_loops", num_loops)
         return num_loops

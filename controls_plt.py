@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Controls for research: PLT with a piece taken out, so that each can be trained and timed from one code base.
+Research controls: variants of PLT with one part removed, to train and time in the same code base.
 
-    plt_loop_attention = "shared"     later loops attend to loop 0's keys alone
+    plt_loop_attention = "shared"     later loops attend only to loop 0's keys
     plt_loop_attention = "own"        later loops attend to all their own keys, and not to loop 0's
-    plt_cross_loop_shift = False      a loop reads the state of the token itself, and has to wait for it
+    plt_cross_loop_shift = False      a loop reads the state of the same token, and has to wait for it
 
-The released model uses none of this.
+The released model uses none of these.
 """
 
 import torch
@@ -18,7 +18,7 @@ from .masks_plt import Cells
 
 
 class SharedKeysAttention(IQuestPLTCoderAttention):
-    """All loops attend to loop 0's keys."""
+    """Attention of all loops to loop 0's keys only."""
 
     def attend_later(self, query_BHNC, key_BKNC, value_BKNC, cells: Cells, cache, **kwargs) -> None:  # type: ignore[override]
         return None
@@ -28,11 +28,11 @@ class SharedKeysAttention(IQuestPLTCoderAttention):
 
 
 class OwnKeysAttention(IQuestPLTCoderAttention):
-    """Each loop attends to its own keys: the window holds them all."""
+    """Attention of each loop to all of its own keys, which its window holds."""
 
     def attend_globally(self, query_BHNC, key0_BKSC, value0_BKSC, cells: Cells, **kwargs) -> torch.Tensor:
         if cells.loops.start > 0:
-            return query_BHNC.transpose(1, 2)  # not read
+            return query_BHNC.transpose(1, 2)  # unused
         query_BHNC = query_BHNC[:, :, : cells.num_outputs]
         return super().attend_globally(query_BHNC, key0_BKSC, value0_BKSC, cells, **kwargs)
 
@@ -41,7 +41,7 @@ class OwnKeysAttention(IQuestPLTCoderAttention):
 
 
 class UnshiftedGrid(LoopGrid):
-    """`x^r_i` reads `H^{r-1}_i`. Nothing is carried from one pass to the next."""
+    """A grid where `x^r_i` reads `H^{r-1}_i`. Passes carry no state over."""
 
     def _fed_back(self, run: Run) -> torch.Tensor:
         states_BTD = self.states[run.loop - 1].to(self.embeds_BTD.device)

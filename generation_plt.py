@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What `generate()` of a PLT model does differently from the library's: the number of loops, and the cache."""
+"""`generate()` for PLT models. It differs from the library's in the number of loops and the cache."""
 
 import contextlib
 import functools
@@ -17,15 +17,15 @@ from .compat_plt import CACHE_NAME, CACHE_NAMES, take_cache
 from .masks_plt import prepare_mask
 
 
-# The model whose `generate()` runs, and the number of loops asked for. A context variable, so that threads that share a
-# model do not see each other's.
+# The model whose `generate()` is running, and the requested number of loops. A context variable keeps threads that
+# share a model apart.
 _running: ContextVar[tuple[object, int] | None] = ContextVar("running", default=None)
 
 
 class PLTGenerationMixin(GenerationMixin):
     """
-    The library's `generate()` with two more arguments, which go to every forward pass: `num_loops`, also as a field of
-    a generation config, and `loop_schedule`. The cache may be passed as `cache` or `past_key_values`.
+    The library's `generate()` with two more arguments for every forward pass: `num_loops` and `loop_schedule`. A
+    generation config may also set `num_loops`. The cache may be passed as `cache` or `past_key_values`.
     """
 
     @functools.wraps(GenerationMixin.generate)
@@ -50,7 +50,7 @@ class PLTGenerationMixin(GenerationMixin):
             _running.reset(token)
 
     def __call__(self, *args, **kwargs):
-        """Guidance and logits processors call the model without `num_loops`: they get the count `generate()` runs."""
+        """Adds the `num_loops` of the running `generate()` to calls without it, as from guidance."""
         if not torch.compiler.is_compiling() and kwargs.get("num_loops") is None:
             running = _running.get()
             if running is not None and running[0] is self:
@@ -68,21 +68,21 @@ class PLTGenerationMixin(GenerationMixin):
         **kwargs,
     ) -> dict[str, Any]:
         """
-        What `generate()` prepares ahead of a compiled step, see `prepare_mask`; `forward` takes it in place of a mask.
+        Prepares the masks of a compiled step, see `prepare_mask`. `forward` accepts the result as its mask.
         """
         cache = take_cache({"cache": cache, "past_key_values": past_key_values})
-        # The decoder's attention kernel counts: see `with_num_loops`.
+        # Uses the decoder's configuration because its attention kernel is the one that runs, see `with_num_loops`.
         return prepare_mask(self.model.config, inputs_embeds, attention_mask, position_ids, cache)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        """As the library's, which for `cache_implementation="quantized"` knows plain attention layers only."""
+        """Like the library's, but makes a PLT cache for `cache_implementation="quantized"`."""
         running = _running.get()
         if running is not None:
             model_kwargs["num_loops"] = running[1]
         if "offloaded" in (generation_config.cache_implementation or "") and self.device.type == "cpu":
             raise ValueError(
-                "An offloaded cache moves keys and values between an accelerator and the CPU, and this model is on the "
-                "CPU: leave out `cache_implementation`."
+                "An offloaded cache moves keys and values between an accelerator and the CPU, but this model is on the "
+                "CPU. Leave out `cache_implementation`."
             )
         is_quantized = generation_config.cache_implementation == "quantized" and generation_config.use_cache
         if not is_quantized or model_kwargs.get(CACHE_NAME) is not None:
@@ -92,10 +92,12 @@ class PLTGenerationMixin(GenerationMixin):
         model_kwargs[CACHE_NAME] = PLTCache(self.config, model_kwargs.get("num_loops"), quantization=options)
 
     def _get_candidate_generator(self, *, model_kwargs, **kwargs):
-        """As the library's, but a drafter does not inherit the loops asked for here: it has its own, or none."""
+        """Like the library's, but an assistant model does not inherit the requested number of loops."""
         cache = model_kwargs.get(CACHE_NAME)
-        if cache is not None and cache.get_seq_length() > 0:  # the library would feed the cached tokens once more
-            raise ValueError("Assisted generation must start from an empty cache: leave out `cache`, or the drafter.")
+        if cache is not None and cache.get_seq_length() > 0:  # the library would feed the cached tokens again
+            raise ValueError(
+                "Assisted generation must start from an empty cache. Leave out `cache` or the assistant model."
+            )
         assistant = kwargs.get("assistant_model")
         if assistant is not None and assistant is not self:
             model_kwargs = {k: v for k, v in model_kwargs.items() if k not in ("num_loops", "loop_schedule")}
@@ -106,15 +108,18 @@ class PLTGenerationMixin(GenerationMixin):
         return generator
 
     def init_continuous_batching(self, *args, **kwargs) -> NoReturn:
-        """Not available: raises ValueError."""
+        """Raises ValueError: PLT models do not support continuous batching."""
         raise ValueError(
-            "Continuous batching is not available for PLT models: its paged cache has no room for the loops' windows "
-            "and carries. Use `generate()` with a left-padded batch."
+            "PLT models do not support continuous batching: its paged cache has no room for the loops' windows and "
+            "carries. Use `generate()` with a left-padded batch."
         )
 
 
 def _unpack_tokenizer_output(inputs, kwargs: dict) -> tuple:
-    """What a tokenizer returned may also come whole: in Transformers 4, `apply_chat_template` returned `input_ids`."""
+    """
+    Lets `generate()` take a tokenizer's whole output as its input. `apply_chat_template` returns one, but returned only
+    `input_ids` in Transformers 4.
+    """
     if inputs is None and isinstance(kwargs.get("input_ids"), Mapping):
         inputs = kwargs.pop("input_ids")
     if not isinstance(inputs, Mapping):
@@ -122,12 +127,12 @@ def _unpack_tokenizer_output(inputs, kwargs: dict) -> tuple:
     fields = dict(inputs)
     inputs = fields.pop("input_ids", None)
     if isinstance(inputs, list):
-        raise ValueError('`generate()` takes tensors: ask the tokenizer for them with `return_tensors="pt"`.')
+        raise ValueError('`generate()` needs tensors. Call the tokenizer with `return_tensors="pt"`.')
     return inputs, {**fields, **kwargs}
 
 
 def _restoring_layers(get_candidates, config):
-    """Early exit shortens the model while it drafts; the library leaves it short if drafting fails."""
+    """Restores the number of layers after early-exit drafting. The library leaves it reduced if drafting fails."""
 
     @functools.wraps(get_candidates)
     def restoring(*args, **kwargs):

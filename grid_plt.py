@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-The grid of (loop, token) cells, and the plan by which a forward pass fills it.
+The grid of (loop, token) cells, and the order in which a forward pass fills it.
 
     loop 0     ■      ■      ■        x^0_i = E_i
                   ╲      ╲
@@ -9,12 +9,13 @@ The grid of (loop, token) cells, and the plan by which a forward pass fills it.
                   ╲      ╲
     loop 2     ■      ■      ■        H^r_i = norm(layers(x^r_i)),   logits_i = lm_head(H^{R-1}_i)
 
-A cell needs the state of the loop before at the token before and, in each layer, loop 0's keys up to its own token and
-its own loop's keys of the last w tokens. A block is a set of cells that go through the layers together: all that its
-cells need was left by earlier blocks, or is loop 0's keys, which every layer writes first. A pass is a list of blocks:
+A cell needs the state of the previous loop at the previous token. In each layer it also needs loop 0's keys up to its
+own token, and its own loop's keys of the last w tokens. A block is a set of cells that go through the layers together.
+Its cells need only results of earlier blocks, and loop 0's keys, which every layer writes first. A pass is a list of
+blocks:
 
     prompt, training     one loop, many tokens     (0, 0…T)  then  (1, 0…T)  then …
-    end of a prompt      the same, cut short       (0, 0…T)  then  (1, T−n…T): fewer tokens from layer to layer
+    end of a prompt      fewer tokens per layer    (0, 0…T)  then  (1, T−n…T)
     decode               one token, all loops      (0…R−1, i)
 
 Source: cross-loop parallelism, arXiv 2510.24824. Shapes are suffixes: B batch, T new tokens, N cells, D hidden_size.
@@ -38,9 +39,9 @@ class Block(NamedTuple):
     Cells that go through the layers together.
 
     Attributes:
-        runs: in the order of their loops; their cells stand one behind the other.
-        starts: for a block of one run, the first token that enters each layer, and that leaves the last one, (L + 1).
-            Empty: no layer leaves a token out.
+        runs: in loop order. Their cells are concatenated.
+        starts: L + 1 numbers, only for a block of one run: the first token that enters each layer, then the first that
+            leaves the last layer. Empty if all layers take all tokens.
     """
 
     runs: tuple[Run, ...]
@@ -51,7 +52,7 @@ class Block(NamedTuple):
         return range(self.runs[0].loop, self.runs[-1].loop + 1)
 
     def outputs(self) -> list[Run]:
-        """The cells whose states the block gives."""
+        """Returns the cells whose states the block outputs."""
         if not self.starts:
             return list(self.runs)
         (run,) = self.runs
@@ -59,7 +60,7 @@ class Block(NamedTuple):
 
 
 class GridShape(NamedTuple):
-    """How many layers and loops a model runs, how many tokens its windows reach back, and its shift (0 or 1)."""
+    """The number of layers and loops, how many tokens the windows reach back, and the shift (0 or 1)."""
 
     num_layers: int
     num_loops: int
@@ -69,12 +70,12 @@ class GridShape(NamedTuple):
 
 def plan(shape: GridShape, num_tokens: int, together: bool = False, keep: int | None = None) -> list[Block]:
     """
-    The blocks of a pass over `num_tokens` new tokens. `together`: all loops of a single token are one block. `keep`:
-    how many of the last states of the last loop are wanted; all by default.
+    Returns the blocks of a pass over `num_tokens` new tokens. `together` puts all loops of a single token in one block.
+    `keep` is the number of final states of the last loop that the caller wants; all by default.
 
-    Only loop 0 must see a whole prompt. Its keys are all that later loops read of it, but for the window of the w
-    tokens before in the layer below, and one token before in the loop before. So of these loops the ends are computed,
-    and what the cache keeps of them lies within.
+    Only loop 0 must process a whole prompt. A state of a later loop depends on loop 0's keys, on the w tokens before it
+    in the layer below, and on one token before it in the previous loop. So for later loops it is enough to compute the
+    end of the prompt, which includes everything the cache keeps of them.
     """
     if together:
         return [Block(tuple(Run(loop, 0, num_tokens) for loop in range(shape.num_loops)))]
@@ -87,7 +88,7 @@ def plan(shape: GridShape, num_tokens: int, together: bool = False, keep: int | 
 
 
 def _tail(shape: GridShape, num_tokens: int, needed: int) -> tuple[int, ...]:
-    """The first token that each layer takes, so that the last one gives the last `needed`; empty if all are taken."""
+    """Returns `Block.starts` so that the last layer outputs the last `needed` tokens; empty if that takes all."""
     taken = [needed + shape.window * (shape.num_layers - layer) for layer in range(shape.num_layers + 1)]
     starts = tuple(max(num_tokens - count, 0) for count in taken)
     return starts if any(starts) else ()
@@ -95,12 +96,12 @@ def _tail(shape: GridShape, num_tokens: int, needed: int) -> tuple[int, ...]:
 
 class LoopGrid:
     """
-    What cells take and leave: the embeddings E, the states H^r, and the carries, the states before the first new token.
+    The inputs and outputs of cells: the embeddings E, the states H^r, and the carries (states before the first token).
 
     Args:
         embeds_BTD: the embeddings of the new tokens.
-        previous_BT: where the token before each new one stands, see [`Layout`].
-        carries: `H^r` of the token before the first, r < R - 1, (R - 1, B, 1, D); None: zero, a text begins.
+        previous_BT: the position of the token before each new one, see [`Layout`].
+        carries: `H^r` of the token before the first, r < R - 1, (R - 1, B, 1, D). None at the start of a text: zeros.
     """
 
     def __init__(self, config, num_loops: int, embeds_BTD, previous_BT=None, carries=None):
@@ -111,15 +112,15 @@ class LoopGrid:
         if carries is None:
             carries = embeds_BTD.new_zeros((num_loops - 1, *embeds_BTD[:, :1].shape))
         self.carries = carries.to(embeds_BTD.device)
-        self.states: list[torch.Tensor] = []  # H^r of the last new tokens, as many as were asked for
+        self.states: list[torch.Tensor] = []  # H^r of the new tokens, or only of the last ones if more are not needed
 
     def inputs(self, block: Block) -> torch.Tensor:
-        """`x` (B, N, D) of the cells of a block."""
+        """Returns the inputs `x` (B, N, D) of a block's cells."""
         inputs = [self._input(run) for run in block.runs]
         return inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=1)
 
     def _input(self, run: Run) -> torch.Tensor:
-        """`x^r_i = emb_scale · E_i + hidden_scale · H^{r-1}_{i-1}`; loop 0 takes the embedding as it is."""
+        """Returns `x^r_i = emb_scale · E_i + hidden_scale · H^{r-1}_{i-1}`, or `E_i` for loop 0."""
         embeds_BND = self.embeds_BTD if run.start == 0 else self.embeds_BTD[:, run.start :]
         if run.loop == 0:
             return embeds_BND
@@ -129,15 +130,15 @@ class LoopGrid:
         return embeds_BND + (fed_back_BND if hidden_scale is None else hidden_scale * fed_back_BND)
 
     def _fed_back(self, run: Run) -> torch.Tensor:
-        """`H^{r-1}` of the token before each of the run's, (B, N, D)."""
+        """Returns `H^{r-1}` of the token before each of the run's tokens, (B, N, D)."""
         carry_B1D = self.carries[run.loop - 1]
-        if len(self.states) < run.loop:  # the loops of one token: of the loop before, only the carry is known
+        if len(self.states) < run.loop:  # all loops of one token run together: the previous loop has only its carry yet
             return carry_B1D
         before = states_before(carry_B1D, self.states[run.loop - 1].to(carry_B1D.device), self.previous_BT)
         return before[:, -(run.stop - run.start) - 1 : -1]
 
     def put(self, block: Block, hidden_BND: torch.Tensor, norm) -> None:
-        """Takes a block's outputs: `H^r`, normed if it is fed back so, and always after the last loop."""
+        """Stores a block's outputs `H^r`. Norms them if the fed-back state is normed, and always in the last loop."""
         # CODEPATH: True in LoopCoder-V2 and by default.
         if self.config.plt_normalize_per_loop:
             hidden_BND = norm(hidden_BND)
@@ -148,7 +149,7 @@ class LoopGrid:
         self.states += states
 
     def next_carries(self) -> list[torch.Tensor]:
-        """For each loop but the last, `H^r` of the last token up to each of the last new columns, (B, ≤ T, D)."""
+        """Returns, for each loop but the last, `H^r` of the last token up to each final column, (B, ≤ T, D)."""
         if self.previous_BT is None:
             return self.states[:-1]
         pairs = zip(self.carries, self.states[:-1], strict=True)
@@ -157,8 +158,9 @@ class LoopGrid:
 
 def states_before(carry_B1D: torch.Tensor, states_BTD: torch.Tensor, previous_BT: torch.Tensor | None) -> torch.Tensor:
     """
-    The shift: for each token of a chunk, and for the next one, the state of the token before it, (B, T + 1, D). If the
-    states are those of the chunk's end, the first of them has none before it that is known, and counts as padding.
+    Applies the shift: returns the state of the previous token for each token of a chunk and for the next one,
+    (B, T + 1, D). If only the states of the chunk's end are given, the state before the first of them is unknown. Its
+    column then holds the carry and must not be used.
     """
     states_BTD = torch.cat([carry_B1D, states_BTD], dim=1)
     if previous_BT is None:

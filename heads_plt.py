@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Classifiers on a Parallel Loop Transformer: of texts (reward models among them), of tokens, and of answers in a text.
+Classifiers on a Parallel Loop Transformer: for texts (including reward models), tokens, and answer spans.
 
-Their heads are the library's own, on the last loop's states. `num_loops=` and the other arguments of
-[`IQuestPLTCoderModel.forward`] go through.
+They use the library's heads on the last loop's states, and accept `num_loops=` and the other arguments of
+[`IQuestPLTCoderModel.forward`].
 
-The constructors are written out, since the library's ask `AutoModel` for the decoder, which does not know remote code.
+They do not call the library's constructors, which get the decoder from `AutoModel`: it does not know remote code.
 """
 
 from torch import nn
@@ -22,8 +22,8 @@ from .modeling_plt import IQuestPLTCoderModel, IQuestPLTCoderPreTrainedModel
 
 class IQuestPLTCoderForSequenceClassification(GenericForSequenceClassification, IQuestPLTCoderPreTrainedModel):
     """
-    Logits (batch, num_labels) of a row's last token that is not `config.pad_token_id`, wherever the padding stands:
-    what `AutoModelForSequenceClassification` loads.
+    The model that `AutoModelForSequenceClassification` loads. Its logits (batch, num_labels) are those of each row's
+    last token that is not `config.pad_token_id`, wherever the padding is.
     """
 
     def __init__(self, config: IQuestPLTCoderConfig):
@@ -35,7 +35,7 @@ class IQuestPLTCoderForSequenceClassification(GenericForSequenceClassification, 
 
 
 class IQuestPLTCoderForTokenClassification(GenericForTokenClassification, IQuestPLTCoderPreTrainedModel):
-    """Logits (batch, time, num_labels): what `AutoModelForTokenClassification` loads."""
+    """The model that `AutoModelForTokenClassification` loads. Its logits are (batch, time, num_labels)."""
 
     def __init__(self, config: IQuestPLTCoderConfig):
         IQuestPLTCoderPreTrainedModel.__init__(self, config)  # type: ignore[call-arg]
@@ -48,7 +48,7 @@ class IQuestPLTCoderForTokenClassification(GenericForTokenClassification, IQuest
 
 
 class IQuestPLTCoderForQuestionAnswering(GenericForQuestionAnswering, IQuestPLTCoderPreTrainedModel):
-    """Logits (batch, time) of where an answer starts and ends: what `AutoModelForQuestionAnswering` loads."""
+    """The model that `AutoModelForQuestionAnswering` loads. It has start and end logits of an answer, (batch, time)."""
 
     def __init__(self, config: IQuestPLTCoderConfig):
         IQuestPLTCoderPreTrainedModel.__init__(self, config)  # type: ignore[call-arg]

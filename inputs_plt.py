@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What a forward pass is given, read in one place: everything that is refused is refused here.
+Checks and completes the inputs of a forward pass. All unsupported inputs are rejected here.
 
 Shapes: B batch, T new tokens, D hidden_size.
 """
@@ -31,18 +31,18 @@ logger = logging.get_logger(__name__)
 @dataclass
 class Inputs:
     """
-    A forward pass as the model runs it.
+    The inputs of a forward pass.
 
     Attributes:
         embeds (B, T, D): the embeddings of the new tokens.
-        attention_mask: 2D and boolean, 4D as the attention kernel wants it, or what `prepare_mask` returns.
-        position_ids: as given; see `positions` for those that the model uses.
-        cache: the cache to read and fill; None: nothing is kept.
-        num_loops: how many loops run.
+        attention_mask: 2D and boolean, 4D in the attention kernel's format, or the result of `prepare_mask`.
+        position_ids: as given. The model uses `positions`.
+        cache: the cache to read and fill, or None.
+        num_loops: the number of loops to run.
         records: whether layer outputs are recorded.
-        keywords: what goes on to attention kernels.
-        together: whether all loops of the one new token are a single block.
-        keep: how many of the last states of the last loop are wanted; None: all.
+        keywords: further arguments for the attention kernels.
+        together: whether all loops of a single new token form one block.
+        keep: the number of final states of the last loop that the caller wants; None: all.
     """
 
     embeds: torch.Tensor
@@ -56,7 +56,7 @@ class Inputs:
     keep: int | None = None
 
     def positions(self) -> torch.Tensor:
-        """The positions (B or 1, T), by default counted from the end of the cache."""
+        """Returns the positions (B or 1, T), by default counted from the end of the cache."""
         if self.position_ids is not None:
             return self.position_ids
         mask, num_tokens = self.attention_mask, self.embeds.shape[1]
@@ -64,8 +64,8 @@ class Inputs:
         if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
             return columns
         tokens = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -num_tokens:]
-        # Counted in tokens: the gate on the query knows absolute positions. One loop counts columns, as Llama does,
-        # unless padding stands between tokens. (Chosen on the device, so that the host need not wait for it.)
+        # Positions count tokens, because the query gate depends on absolute positions. One loop counts columns like
+        # Llama, unless there is padding between tokens. (Decided on the device, so the host does not wait.)
         if self.num_loops > 1 or is_exporting():
             return tokens
         return torch.where(has_gaps(mask).to(tokens.device), tokens, columns)
@@ -77,12 +77,12 @@ def past_length(cache: Cache | None) -> int:
 
 def read_inputs(config, inputs: Inputs, use_cache: bool | None, schedule: str, records: tuple[str, ...]) -> Inputs:
     """
-    Checks what a forward pass was given, and completes it. `schedule` is the argument `loop_schedule`, and `records`
-    the names of what can be recorded.
+    Checks and completes the inputs of a forward pass. `schedule` is the argument `loop_schedule`. `records` names the
+    outputs that can be recorded.
 
     Raises:
-        ValueError: for what the model cannot serve, with the way out.
-        TypeError: for a cache under a name that no layer reads.
+        ValueError: for unsupported inputs. The message suggests an alternative.
+        TypeError: for a cache under an unknown argument name.
     """
     if schedule not in ("together", "sequence"):
         raise ValueError(f'`loop_schedule` must be "together" or "sequence", got {schedule!r}.')
@@ -101,8 +101,8 @@ def read_inputs(config, inputs: Inputs, use_cache: bool | None, schedule: str, r
     if inputs.together and inputs.num_loops > 1 and not config.plt_cross_loop_shift:
         inputs.together = False
         logger.warning_once(
-            "Without the shift (`plt_cross_loop_shift=False`) a token's loops wait for each other: decoding runs them "
-            "in sequence."
+            "Without the shift (`plt_cross_loop_shift=False`), each loop of a token depends on the previous one, so "
+            "decoding runs the loops in sequence."
         )
     return inputs
 
@@ -111,13 +111,13 @@ def read_inputs(config, inputs: Inputs, use_cache: bool | None, schedule: str, r
 
 
 def _read_mask(config, inputs: Inputs) -> bool:
-    """Checks masks and positions. Returns whether a cache could be made: it holds one text a row."""
+    """Checks masks and positions. Returns whether a cache can be made, that is, whether each row holds one text."""
     num_tokens, has_cache = inputs.embeds.shape[1], inputs.cache is not None
     if inputs.keywords.get("cu_seq_lens_q") is not None:
         inputs.position_ids = packed_positions(inputs.keywords["cu_seq_lens_q"], inputs.position_ids, num_tokens)
     if isinstance(inputs.attention_mask, dict) and "global_mask" in inputs.attention_mask:
         if inputs.position_ids is None:
-            raise ValueError("A prepared mask does not say where the tokens stand: pass `position_ids` with it.")
+            raise ValueError("A prepared mask does not contain token positions. Pass `position_ids` with it.")
         return True
     mask = normalize_mask(inputs.attention_mask, config._attn_implementation, inputs.embeds)
     inputs.attention_mask = mask
@@ -125,18 +125,18 @@ def _read_mask(config, inputs: Inputs) -> bool:
         check_mask(mask, past_length(inputs.cache), num_tokens, has_cache)
     if is_packed(inputs.position_ids, mask, num_tokens, has_cache):
         if has_cache:
-            raise ValueError("Packed documents have no common cache: leave out `cache`.")
-        return False  # with a cache the library's masks do not keep documents apart
+            raise ValueError("Packed documents cannot share a cache. Leave out `cache`.")
+        return False  # with a cache, the library's masks do not separate documents
     return inputs.num_loops == 1 or mask is None or mask.ndim != 4
 
 
 def normalize_mask(attention_mask, attention_kernel: str, embeds: torch.Tensor):
     """
-    A mask in the one form that the rest reads: 2D of 0 and 1, where the library takes any number but 0 for a token; 4D
-    as the attention kernel wants it, which adds a mask to its scores unless it is SDPA.
+    Converts a mask to its standard form. A 2D mask becomes boolean: any number but 0 marks a token, as in the library.
+    A 4D mask becomes additive for kernels that add masks to their scores, which is all of them except SDPA.
 
     Raises:
-        ValueError: for a 4D mask with an attention kernel that takes none.
+        ValueError: for a 4D mask with an attention kernel that does not accept one.
     """
     if not isinstance(attention_mask, torch.Tensor):
         return attention_mask
@@ -145,8 +145,8 @@ def normalize_mask(attention_mask, attention_kernel: str, embeds: torch.Tensor):
     kernel = get_kernel(attention_kernel)
     if attention_mask.ndim == 4 and not kernel.takes_4d_masks:
         raise ValueError(
-            f"The attention kernel {attention_kernel!r} takes no 4D mask: pass a 2D one, or load the model with "
-            '`attn_implementation="sdpa"`.'
+            f"The attention kernel {attention_kernel!r} does not accept a 4D mask. Pass a 2D mask, or load the model "
+            'with `attn_implementation="sdpa"`.'
         )
     if attention_mask.ndim == 4 and attention_mask.dtype == torch.bool and kernel.adds_masks:
         return as_additive(attention_mask, embeds.dtype)
@@ -154,22 +154,22 @@ def normalize_mask(attention_mask, attention_kernel: str, embeds: torch.Tensor):
 
 
 def check_mask(attention_mask, past_length: int, time: int, has_cache: bool) -> None:
-    """More than one loop needs to know which token comes before another. Raises ValueError where the mask hides it."""
+    """Raises ValueError if a mask does not tell several loops which token precedes which."""
     if attention_mask is None:
         return
     compiling = torch.compiler.is_compiling()
     if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
         if not compiling and attention_mask.shape[1] != past_length + time:
             raise ValueError(
-                f"The attention mask has {attention_mask.shape[1]} columns, but cached and new tokens are "
-                f"{int(past_length + time)}: it must cover both."
+                f"The attention mask has {attention_mask.shape[1]} columns, but there are {int(past_length + time)} "
+                "cached and new tokens. The mask must cover both."
             )
         return
     if not isinstance(attention_mask, torch.Tensor) or attention_mask.shape[1:] != (1, time, time) or has_cache:
         raise ValueError(
-            "A PLT model with more than one loop needs a 2D attention mask (batch, past + time), or without a cache a "
-            "4D one (batch, 1, time, time): windows and carries of the cache are those of one text a row. For packed "
-            "documents pass `position_ids` that restart, without a mask."
+            "A PLT model with more than one loop needs a 2D attention mask (batch, past + time), or, without a cache, "
+            "a 4D one (batch, 1, time, time): the cache keeps windows and carries for one text per row. For packed "
+            "documents, pass `position_ids` that restart for each document, without a mask."
         )
     if attention_mask.dtype != torch.bool and not attention_mask.dtype.is_floating_point:
         raise ValueError(f"A 4D attention mask must be boolean or additive, got {attention_mask.dtype}.")
@@ -177,32 +177,34 @@ def check_mask(attention_mask, past_length: int, time: int, has_cache: bool) -> 
         return
     seen = is_seen(attention_mask)
     if attention_mask.dtype != torch.bool and bool((seen & (attention_mask != 0)).any()):
-        raise ValueError("An additive 4D attention mask must be 0 where a key is seen, and very negative where not.")
+        raise ValueError("An additive 4D attention mask must be 0 for visible keys and very negative for hidden ones.")
     if bool(seen.triu(1).any()):
-        raise ValueError("A 4D attention mask lets a token see later ones: the loops' shift needs a causal mask.")
+        raise ValueError("The 4D attention mask lets tokens see later ones. The loops' shift needs a causal mask.")
 
 
 def is_packed(position_ids, attention_mask, time: int, has_cache: bool) -> bool:
-    """Whether the rows hold several documents. Raises ValueError if a mask is in the way of keeping them apart."""
+    """Returns whether rows hold several documents. Raises ValueError if they do and a 2D mask is given."""
     if position_ids is None or time == 1:
         return False
-    if torch.compiler.is_compiling():  # a graph cannot look: without a cache, it serves packed rows as well
+    if torch.compiler.is_compiling():  # a graph cannot check values, so without a cache it also handles packed rows
         return attention_mask is None and not has_cache
     steps = torch.diff(position_ids)
     if attention_mask is None:
         return bool((steps != 1).any())
     is_token = attention_mask[:, -time:].to(position_ids.device) != 0
     if attention_mask.ndim == 2 and bool(((steps <= 0) & is_token[:, 1:] & is_token[:, :-1]).any()):
-        raise ValueError("For packed documents pass `position_ids` that restart, without an `attention_mask`.")
+        raise ValueError(
+            "For packed documents, pass `position_ids` that restart for each document, without an `attention_mask`."
+        )
     return False
 
 
 def packed_positions(cu_seq_lens: torch.Tensor, position_ids: torch.Tensor | None, time: int) -> torch.Tensor:
     """
-    The positions (1, time) of documents whose first tokens stand at `cu_seq_lens[:-1]`; `position_ids` if given.
+    Returns `position_ids` if given, else the positions (1, time) of documents that start at `cu_seq_lens[:-1]`.
 
     Raises:
-        ValueError: if the given positions start documents elsewhere.
+        ValueError: if `position_ids` and `cu_seq_lens` disagree on where documents start.
     """
     tokens = torch.arange(time, device=cu_seq_lens.device)
     positions = (tokens - cu_seq_lens[torch.bucketize(tokens, cu_seq_lens, right=True) - 1]).unsqueeze(0)
@@ -212,7 +214,7 @@ def packed_positions(cu_seq_lens: torch.Tensor, position_ids: torch.Tensor | Non
         starts = (torch.diff(states) != 1 for states in (positions, position_ids.to(positions.device)))
         if not torch.equal(*(start.expand(len(position_ids), -1) for start in starts)):
             raise ValueError(
-                "`position_ids` and `cu_seq_lens_q` start documents at different places: pass one of them."
+                "`position_ids` and `cu_seq_lens_q` start documents at different tokens. Pass only one of them."
             )
     return position_ids
 
@@ -222,30 +224,30 @@ def packed_positions(cu_seq_lens: torch.Tensor, position_ids: torch.Tensor | Non
 
 def check_keywords(keywords: dict, attention_kernel: str, recorded: tuple[str, ...] = ()) -> None:
     """
-    Checks what a forward pass got beyond its own arguments. Some of it the library's kernels and losses read; anything
-    else would have no effect, and a warning, once, says so.
+    Checks the extra keyword arguments of a forward pass. Warns once about any that the library's kernels and losses do
+    not read, since they have no effect.
 
     Raises:
-        TypeError: for a cache under a name that no layer reads. Without it every step would start from an empty past.
+        TypeError: for a cache under an unknown name. If it were ignored, every step would start from an empty cache.
     """
     for name, value in keywords.items():
         if isinstance(value, Cache) or hasattr(value, "get_seq_length"):
             raise TypeError(
-                f"forward() got a cache as `{name}`, which this model does not read: pass it as "
+                f"forward() got a cache as `{name}`, but this model does not read that argument. Pass the cache as "
                 f"{' or '.join(f'`{known}`' for known in CACHE_NAMES)}."
             )
-    if torch.compiler.is_compiling():  # the first call, outside the graph, has said it
+    if torch.compiler.is_compiling():  # the first call, outside the graph, has already warned
         return
     known = _library_keywords(attention_kernel)
     unknown = [name for name in keywords if name not in known and name.removeprefix("output_") not in recorded]
     if unknown:
         names = ", ".join(f"`{name}`" for name in sorted(unknown))
-        logger.warning_once(f"forward() got {names}, which this model does not read: without effect.")
+        logger.warning_once(f"forward() ignores arguments that this model does not read: {names}.")
 
 
 @functools.cache
 def _library_keywords(attention_kernel: str) -> frozenset[str]:
-    """What the library passes through a model's `**kwargs` to attention kernels, losses and its own decorators."""
+    """Returns the names that the library's attention kernels, losses and decorators read from `**kwargs`."""
     names = {"return_dict", "debug_io", "debug_io_dir", "prune_layers"}
     names |= TransformersKwargs.__annotations__.keys() | FlashAttentionKwargs.__annotations__.keys()
     functions = [ForCausalLMLoss, *ALL_ATTENTION_FUNCTIONS.values()]

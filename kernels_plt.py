@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-How queries reach the library's attention kernels: as they come, grouped by the keys they share, or in tiles.
+Calls the library's attention kernels with queries unchanged, grouped by shared keys, or cut into tiles.
 
 Shapes are suffixes: B batch, N queries, S keys, H query heads, K key/value heads, G = H / K, C head_dim.
 """
@@ -16,17 +16,17 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 @dataclass(frozen=True)
 class Kernel:
     """
-    What an attention kernel of the library can do.
+    The capabilities of an attention kernel.
 
     Attributes:
-        takes_4d_masks: whether it takes a mask (B, 1, N, S).
-        adds_masks: whether it adds the mask to its scores, so that a boolean one would have no effect.
-        takes_tiles: whether the window branch may be cut into tiles for it. Others have windows of their own.
-        groups_as_rows: from how many queries at one position on these become rows of one matrix for each key/value
-            head, which reads the keys once; fewer queries go as they are. None: they become heads instead, for kernels
-            that take the rows of a matrix for positions.
-        takes_views: whether it takes keys of any strides. A user's function may call `.view` on them, as it can with
-            Llama's cache, whose tensors are contiguous; ours are views of a larger one.
+        takes_4d_masks: whether it accepts a mask (B, 1, N, S).
+        adds_masks: whether it adds the mask to its scores. A boolean mask would then have no effect.
+        takes_tiles: whether to cut the window branch into tiles for it. Other kernels implement windows themselves.
+        groups_as_rows: the smallest number of queries at one position to turn into rows of one matrix per key/value
+            head, so that the keys are read once. None: the queries become heads instead, because the kernel treats
+            rows as positions.
+        takes_views: whether it accepts keys with any strides. PLT's cached keys are views of a larger tensor, but a
+            user's function may call `.view` on them, which works with Llama's contiguous cache.
     """
 
     takes_4d_masks: bool = True
@@ -37,20 +37,20 @@ class Kernel:
 
 
 KERNELS = {
-    # A single query stays as it is under eager attention, so that one loop equals Llama to the bit.
+    # Eager attention does not group a single query, so that one loop equals Llama bit for bit.
     "eager": Kernel(takes_tiles=True, groups_as_rows=2),
     "sdpa": Kernel(adds_masks=False, takes_tiles=True, groups_as_rows=1),
 }
 
 
 def get_kernel(name: str) -> Kernel:
-    """What the kernel `name` can do; of one that is not in the table, what any can."""
-    is_librarys = "/" in name or name.startswith(("flash_attention", "flex_attention"))  # a slash: from the Hub
+    """Returns the capabilities of the kernel `name`, with safe defaults if it is not in the table."""
+    is_librarys = "/" in name or name.startswith(("flash_attention", "flex_attention"))  # a slash means the Hub
     return KERNELS.get(name) or Kernel(takes_4d_masks="flash" not in name, takes_views=is_librarys)
 
 
 class _GroupedQueries:
-    """Stands for the attention module when queries are grouped in another way than its heads are."""
+    """Replaces the attention module in a kernel call when queries are grouped differently from its heads."""
 
     is_causal = False
 
@@ -69,19 +69,19 @@ def _kernel_name(attention: nn.Module) -> str:
 
 
 def attend(attention: nn.Module, query_BHNC, key_BKSC, value_BKSC, mask, **kwargs):
-    """Attention of queries at positions of their own, (B, N, H, C), and its weights, or None."""
+    """Runs attention for queries at distinct positions. Returns the output (B, N, H, C), and the weights or None."""
     return _call(attention, _kernel_name(attention), query_BHNC, key_BKSC, value_BKSC, mask, **kwargs)
 
 
 def attend_from_one_position(attention: nn.Module, query_BHNC, key_BKSC, value_BKSC, mask, **kwargs):
-    """The same where all queries stand at one position and see the same keys: the loops of one token."""
+    """Like `attend`, for queries at one position that see the same keys: the loops of one token."""
     name, num_queries = _kernel_name(attention), query_BHNC.shape[2]
     as_rows = get_kernel(name).groups_as_rows
     if as_rows is not None and num_queries >= as_rows:
         return _attend_as_rows(attention, name, query_BHNC, key_BKSC, value_BKSC, mask, **kwargs), None
     if num_queries == 1:
         return attend(attention, query_BHNC, key_BKSC, value_BKSC, mask, **kwargs)
-    # As heads: one query of length 1 has many times as many of them.
+    # As heads: one query position with `num_queries` times as many heads.
     heads = query_BHNC.flatten(1, 2)[:, :, None]
     grouped = _GroupedQueries(attention, heads.shape[1] // key_BKSC.shape[1])
     output, _ = _call(grouped, name, heads, key_BKSC, value_BKSC, mask, **kwargs)
@@ -90,15 +90,15 @@ def attend_from_one_position(attention: nn.Module, query_BHNC, key_BKSC, value_B
 
 def attend_in_tiles(attention: nn.Module, query_BHNC, key_BKSC, value_BKSC, window, **kwargs):
     """
-    The window branch in O(N · w), (B, N, H, C): tiles of queries, as rows of a batch, each with the keys it may see.
-    Tiles are counted from the last query, so that fewer queries are the last of the same tiles.
+    Computes the window branch (B, N, H, C) in O(N · w). Each tile of queries becomes a row of the batch, with only the
+    keys it can see. Tiles are aligned to the last query, so fewer queries use the last of the same tiles.
     """
     batch, _, num_queries, _ = query_BHNC.shape
     size, left = window.tile_size, window.left
     num_tiles = -(-num_queries // size)
 
     def tiles(states, length, width):
-        """The last `length` columns in pieces of `width` that begin every `size`: (B · tiles, heads, width, C)."""
+        """Cuts the last `length` columns into pieces of `width`, one every `size`: (B · tiles, heads, width, C)."""
         states = nn.functional.pad(states, (0, 0, max(length - states.shape[2], 0), 0))[:, :, -length:]
         return states.unfold(2, width, size).permute(0, 2, 1, 4, 3).flatten(0, 1)
 
@@ -110,10 +110,10 @@ def attend_in_tiles(attention: nn.Module, query_BHNC, key_BKSC, value_BKSC, wind
 
 
 def _attend_as_rows(attention, kernel_name: str, query_BHNC, key_BKSC, value_BKSC, mask, **kwargs):
-    """All queries that share a key/value head as rows of one matrix, G · N of them, each with its row of `mask`."""
+    """Runs attention with the G · N queries of a key/value head as rows of one matrix. `mask` has a row for each."""
     num_queries, kv_heads = query_BHNC.shape[2], key_BKSC.shape[1]
     rows = query_BHNC.reshape(query_BHNC.shape[0], kv_heads, -1, query_BHNC.shape[3])
-    kwargs["is_causal"] = False  # rows are no positions
+    kwargs["is_causal"] = False  # rows are not positions
     grouped = _GroupedQueries(attention, 1)
     output, _ = _call(grouped, kernel_name, rows, key_BKSC, value_BKSC, mask, **kwargs)
     return output.transpose(1, 2).unflatten(2, (-1, num_queries)).permute(0, 3, 1, 2, 4).flatten(2, 3)

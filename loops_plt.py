@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""One number of loops wherever a model goes: to a second model on the same weights, and through a reload by path."""
+"""Keeps a model's number of loops when it is loaded again by path. Builds models that share one set of weights."""
 
 import functools
 import weakref
@@ -13,9 +13,9 @@ from torch import nn
 
 class ModelPath(str):
     """
-    The path that a model was loaded from, with its number of loops: who loads a model from it gets the same number.
+    The path that a model was loaded from, with its number of loops. A model loaded from it gets the same number.
 
-    Trainers load their reference model so. To everything else this is the path alone.
+    Trainers load their reference model this way. Everywhere else it acts as a plain string.
     """
 
     plt_num_loops: int | None
@@ -27,25 +27,25 @@ class ModelPath(str):
 
 
 for _dumper in ("Dumper", "SafeDumper", "CDumper", "CSafeDumper"):
-    if hasattr(yaml, _dumper):  # model cards write the path: as text, not as an object
+    if hasattr(yaml, _dumper):  # makes model cards contain the path as plain text
         getattr(yaml, _dumper).add_representer(ModelPath, lambda dumper, path: dumper.represent_str(str(path)))
 
 
 class Family(weakref.WeakSet):
-    """The models on one set of weights. A copy has weights of its own, and so a family of its own."""
+    """The models that share one set of weights. A copied model has its own weights, so it starts a new family."""
 
     def __reduce__(self):
         return Family, ()
 
 
-# What a module keeps that calls that very module, besides the methods that are replaced on it.
+# Attributes that are bound to their module, besides methods replaced on the instance.
 _BOUND = {"_compiled_call", "_compiled_call_impl", "_hf_hook", "_old_forward", "_original_forward"}
 
 
 def share_parts(module: nn.Module, config) -> Any:
     """
-    A module with another configuration, on the same parts: not only the weights, but the very dictionaries of
-    submodules and hooks. So what is replaced or added later (adapters, a resized embedding) is there in both.
+    Returns a module with another configuration that shares all parts of `module`: the weights, and also the
+    dictionaries of submodules and hooks. Later changes (adapters, a resized embedding) thus show in both.
     """
     kept = {
         name: value
@@ -54,7 +54,7 @@ def share_parts(module: nn.Module, config) -> Any:
     }
     twin = object.__new__(type(module))
     vars(twin).update(kept, config=config)
-    hook = vars(module).get("_hf_hook")  # accelerate's: moves inputs and outputs between devices
+    hook = vars(module).get("_hf_hook")  # accelerate's hook, which moves inputs and outputs between devices
     if hook is not None:
         twin.forward = functools.partial(_forward_with_hook, twin, hook)
     return twin

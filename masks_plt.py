@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What the cells of a block look like to the layers: positions, the masks of both branches, which token follows which.
+How the layers see the cells of a block: positions, the masks of both branches, and which token precedes which.
 
-Padding may stand anywhere, also between tokens. The loops' shift and their windows count tokens, not columns, so that a
-row gives what it gives alone. Most batches need none of it (`None` below) or no more than the library's masks.
+Padding may be anywhere, even between tokens. The loops' shift and windows count tokens, not columns, so a row's result
+does not depend on its padding. Most batches need no masks (`None` below) or only the library's masks.
 
 Shapes: B batch, T new tokens, S keys of loop 0, W keys of a window, w how far a window reaches back, C head_dim.
 """
@@ -23,8 +23,8 @@ from .grid_plt import Block
 from .kernels_plt import get_kernel
 
 
-MASKED = -1e3  # an additive mask is 0 where a key is seen, and far below this where not
-SMALLEST_TILE = 64  # queries: smaller tiles of the window branch only multiply the calls
+MASKED = -1e3  # an additive mask is 0 for visible keys, and far below this for hidden ones
+SMALLEST_TILE = 64  # in queries; smaller tiles would not save work
 
 
 @dataclass
@@ -33,13 +33,13 @@ class Window:
     The window branch of loops >= 1.
 
     Attributes:
-        left: w, how many tokens before its own a token sees.
-        mask: as the attention kernel wants it; cut into tiles (B or 1, tiles, 1, heads per key head * tile_size,
+        left: w, the number of earlier tokens that a token sees.
+        mask: in the attention kernel's format. With tiles: (B or 1, tiles, 1, heads per key head * tile_size,
             tile_size + w).
-        tile_size: None, or how many queries a tile has, for memory and time in O(T · w).
-        tile_kernel: the attention kernel of the tiles.
+        tile_size: the number of queries per tile, for memory and time in O(T · w). None: no tiles.
+        tile_kernel: the attention kernel for the tiles.
         is_token (B, W): which keys are tokens; None: all.
-        keep (B, <= w): the keys that the cache keeps; None: the last.
+        keep (B, <= w): the keys that the cache keeps; None: the last ones.
     """
 
     left: int
@@ -56,14 +56,15 @@ class Cells:
     The cells of a block as a layer sees them.
 
     Attributes:
-        loops: which loops they belong to; as many cells of each, one loop behind the other.
-        position_embeddings: cosines and sines (B or 1, n, C) of the n tokens of a loop that enter the layer.
+        loops: the loops of the cells. Each loop has the same number of cells, and the loops are concatenated.
+        position_embeddings: cosines and sines (B or 1, n, C) of the n tokens per loop that enter the layer.
         global_mask: the mask of attention to loop 0's keys.
         window: see [`Window`]; None for one loop.
-        num_outputs: how many of a loop's tokens, its last, leave the layer.
+        num_outputs: the number of tokens per loop that leave the layer. These are the last ones.
         is_recorded: whether attention weights and gates are recorded.
         is_tail: whether only the last new tokens enter the layer.
-        starts, tail_mask: for `at`, see [`Block`]; the last rows of `global_mask`.
+        starts: for `at`; see [`Block`].
+        tail_mask: for `at`; the last rows of `global_mask`.
     """
 
     loops: range
@@ -81,13 +82,13 @@ class Cells:
         return self.position_embeddings[0].shape[1]
 
     def at(self, layer: int) -> "Cells":
-        """The cells in one layer: at the end of a prompt they get fewer from layer to layer."""
+        """Returns the cells in one layer. At the end of a prompt, each layer has fewer cells than the one before."""
         if not self.starts:
             return self
         num_tokens = self.num_inputs
         num_inputs, num_outputs = (num_tokens - self.starts[i] for i in (layer, layer + 1))
         mask = self.global_mask
-        if num_outputs < num_tokens:  # no mask: a single query sees all keys
+        if num_outputs < num_tokens:  # the mask may be None: a single query sees all keys
             mask = self.tail_mask if self.tail_mask is None else self.tail_mask[..., -num_outputs:, :]
         cos, sin = (states[:, -num_inputs:] for states in self.position_embeddings)
         return Cells(
@@ -95,7 +96,7 @@ class Cells:
         )
 
     def to(self, device: torch.device, **kwargs) -> "Cells":
-        """Moved to a device, as accelerate does where layers lie on several."""
+        """Moves the cells to a device, for accelerate models with layers on several devices."""
 
         def move(value):
             if isinstance(value, Window):
@@ -110,12 +111,12 @@ class Cells:
 @dataclass
 class Layout:
     """
-    What all blocks of a pass share.
+    The masks and positions that all blocks of a pass share.
 
     Attributes:
         global_mask, window: as in [`Cells`].
-        previous (B, T + 1): for each new token, and the next one, where the token before it stands: 0 is the last
-            token of the cache, i + 1 column i. None: in the column before.
+        previous (B, T + 1): for each new token and the next one, the position of the token before it. 0 is the last
+            token of the cache, i + 1 is column i. None: the token before is always in the column before.
         position_embeddings: cosines and sines (B or 1, T, C).
     """
 
@@ -125,12 +126,12 @@ class Layout:
     position_embeddings: tuple[torch.Tensor, torch.Tensor] = field(default=(), repr=False)  # type: ignore[assignment]
 
     def allows_tails(self, cache: Cache | None) -> bool:
-        """Whether loops >= 1 may run over the last tokens alone: in tiles, unless a rollback may need the others."""
+        """Returns whether loops >= 1 may run over only the last tokens: with tiles, unless the cache may roll back."""
         is_tiled = self.window is not None and self.window.tile_size is not None
         return is_tiled and not (cache is not None and cache.layers[0].record_past)
 
     def cells(self, config, inputs, blocks: list[Block]) -> list[Cells]:
-        """The cells of each block of a pass, before any of them runs."""
+        """Returns the cells of each block of a pass, before any block runs."""
         num_tokens = inputs.embeds.shape[1]
         fewer = [num_tokens - start for block in blocks for start in block.starts[1:] if start]
         tail_mask = _tail_mask(config, inputs.embeds, self.global_mask, inputs.cache, max(fewer)) if fewer else None
@@ -151,8 +152,8 @@ class Layout:
 
 class _CacheView:
     """
-    What the library's mask functions ask of a cache: how many keys there are, and where the queries begin. `has_mask`:
-    it is known that a step needs a mask, so they need not look, which would make the host wait for the device.
+    A stand-in for a cache in the library's mask functions: the number of keys, and where the queries begin. With
+    `has_mask` they always make a mask, without a check that would make the host wait for the device.
     """
 
     is_sliding = (True,)
@@ -160,11 +161,11 @@ class _CacheView:
     def __init__(self, keys: int, query_offset: int | torch.Tensor, has_mask: bool = False):
         self.keys = keys
         self.query_offset = query_offset
-        self.is_compileable = has_mask  # of a static cache they make every mask
+        self.is_compileable = has_mask  # the library makes all masks for a static cache
 
     @classmethod
     def of(cls, cache: Cache, num_tokens: int) -> "_CacheView":
-        """A view of a cache in which padding is known to stand."""
+        """Returns a view of a cache that is known to contain padding."""
         return cls(cache.get_mask_sizes(num_tokens, 0)[0], cache.get_seq_length(), has_mask=True)
 
     def get_query_offset(self, layer_idx: int = 0) -> int | torch.Tensor:
@@ -176,10 +177,10 @@ class _CacheView:
 
 def prepare_mask(config, inputs_embeds, attention_mask, position_ids, cache) -> dict[str, torch.Tensor | None]:
     """
-    What `generate()` asks for ahead of a compiled step: of fixed shapes, `forward` takes it as `attention_mask`.
+    Prepares masks of fixed shapes before a compiled step of `generate()`. `forward` takes them as `attention_mask`.
 
     Returns:
-        `global_mask`, as in `Cells`, and `tokens` (B, T): which new columns are no padding; None: all.
+        `global_mask`, as in `Cells`, and `tokens` (B, T): which new columns are tokens; None: all.
     """
     global_mask = create_causal_mask(config, inputs_embeds, attention_mask, cache, position_ids=position_ids)
     tokens = None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :].bool()
@@ -187,7 +188,7 @@ def prepare_mask(config, inputs_embeds, attention_mask, position_ids, cache) -> 
 
 
 def create_layout(config, inputs) -> Layout:
-    """The layout of a pass, from [`inputs_plt.Inputs`]. Of its embeddings only shape, dtype and device count."""
+    """Creates the layout of a pass from [`inputs_plt.Inputs`], without reading the values of the embeddings."""
     mask, position_ids, cache = inputs.attention_mask, inputs.position_ids, inputs.cache
     embeds = _shape_of(inputs.embeds)
     if inputs.num_loops == 1:
@@ -218,15 +219,15 @@ def create_layout(config, inputs) -> Layout:
 
 def _shape_of(embeds: torch.Tensor) -> torch.Tensor:
     """
-    An empty tensor (B, T, 0) that tells the library's mask functions shape, dtype and device. Eager attention takes its
-    softmax in float32, where the lowest float64 is -inf: a row all masked would be NaN.
+    Returns an empty tensor (B, T, 0) that gives the library's mask functions a shape, dtype and device. Never float64:
+    eager attention computes its softmax in float32, where the lowest float64 is -inf and a fully masked row is NaN.
     """
     dtype = torch.float32 if embeds.dtype == torch.float64 else embeds.dtype
     return embeds.new_empty((*embeds.shape[:2], 0), dtype=dtype)
 
 
 def _drop_if_full(mask: torch.Tensor | None, num_tokens: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """A 2D mask, and its part for the new tokens; None for what holds no padding."""
+    """Returns a 2D mask and its part for the new tokens. Replaces each by None if it has no padding."""
     if mask is None:
         return None, None
     is_new = mask[:, -num_tokens:]
@@ -238,7 +239,7 @@ def _drop_if_full(mask: torch.Tensor | None, num_tokens: int) -> tuple[torch.Ten
 
 
 def _create_window(config, inputs, is_new, position_ids, previous) -> Window:
-    """`is_new` (B, T): which new columns are tokens, None for all. `position_ids`: if they tell documents apart."""
+    """`is_new` (B, T) marks the new columns that are tokens; None: all. `position_ids` only if they mark documents."""
     window = Window(config.loop_window)
     num_tokens, cache = inputs.embeds.shape[1], inputs.cache
     past = cache.layers[0].window_length if cache is not None else 0
@@ -246,13 +247,13 @@ def _create_window(config, inputs, is_new, position_ids, previous) -> Window:
     has_gaps = _has_padding_after_tokens(window.is_token, is_new, cache)
     if has_gaps and cache is not None:
         window.keep = last_tokens(window.is_token, window.left)  # type: ignore[arg-type]
-    # Sizes decide nothing while a model is exported: the graph has to serve all.
+    # No branch may depend on a size during export, because the graph must work for all sizes.
     is_short = not is_exporting() and past + num_tokens <= window.left + 1
     takes_tiles = get_kernel(config._attn_implementation).takes_tiles and not inputs.records and not is_exporting()
     if takes_tiles and not has_gaps and num_tokens > window.left + 1:
         segments = _segments(window.is_token, previous, past + num_tokens, inputs.embeds.device)
         return _cut_into_tiles(config, inputs.embeds, window, segments)
-    rows = inputs.num_loops - 1 if inputs.together else 1  # the loops of one token are rows of one call
+    rows = inputs.num_loops - 1 if inputs.together else 1  # one call handles the loops of one token as batch rows
     is_token = window.is_token if window.is_token is None else window.is_token.repeat(rows, 1)
     embeds = _shape_of(inputs.embeds)
     view = None if cache is None else _CacheView(past + num_tokens, past, has_mask=window.is_token is not None)
@@ -267,20 +268,20 @@ def _create_window(config, inputs, is_new, position_ids, previous) -> Window:
 
 
 def _window_mask(config, arguments: dict, left: int, is_short: bool, has_gaps: bool) -> torch.Tensor | None:
-    if is_short:  # the window holds no more than the last token sees
+    if is_short:  # the last token sees the whole window
         return create_causal_mask(config, **arguments)
     if has_gaps:
         is_token = arguments["attention_mask"]
-        before = is_token.cumsum(-1) - is_token.long()  # how many tokens come before each column
+        before = is_token.cumsum(-1) - is_token.long()  # the number of tokens before each column
         within = lambda b, h, q, k: before[b, q] - before[b, k] <= left  # noqa: E731
         return create_causal_mask(config, and_mask_function=within, **arguments)
-    config = copy.copy(config)  # on the model's own this field would turn every layer into a window layer
-    config.sliding_window = left + 1  # the library counts the token itself
+    config = copy.copy(config)  # in the model's own config, this field would make every layer a window layer
+    config.sliding_window = left + 1  # the library's window includes the token itself
     return create_sliding_window_causal_mask(config, **arguments)
 
 
 def _window_tokens(inputs, is_new: torch.Tensor | None, past: int) -> torch.Tensor | None:
-    """Which columns of the windows and the new ones are tokens, (B, past + T); None if all."""
+    """Returns which window columns and new columns are tokens, (B, past + T); None if all are."""
     embeds, cache = inputs.embeds, inputs.cache
     batch, num_tokens = embeds.shape[:2]
     in_cache = cache.layers[0].get_window_tokens(batch, embeds.device) if cache is not None else None
@@ -292,15 +293,15 @@ def _window_tokens(inputs, is_new: torch.Tensor | None, past: int) -> torch.Tens
 
 
 def _has_padding_after_tokens(is_token, is_new, cache) -> bool:
-    """Whether windows have gaps. The cache itself leaves padding out, except while it records the past."""
+    """Returns whether windows have gaps. The cache removes padding itself, except while it records the past."""
     if is_token is None or not (is_new is not None or cache.layers[0].record_past):
         return False
     return is_exporting() or not _is_known_true((is_token[:, 1:] >= is_token[:, :-1]).all())
 
 
 def _segments(is_token, previous, length: int, device) -> torch.Tensor:
-    """A number for each key of the window branch, (B or 1, length), equal where one may see the other."""
-    if is_token is not None:  # padding sees padding, so that no row is all masked
+    """Returns a segment number per key of the window branch, (B or 1, length). Keys see only their own segment."""
+    if is_token is not None:  # padding sees padding, so that no row is fully masked
         return is_token.long()
     if previous is not None:
         return (previous[:, :-1] == 0).cumsum(dim=-1)
@@ -311,8 +312,8 @@ def _cut_into_tiles(config, embeds, window: Window, segments: torch.Tensor) -> W
     heads_per_key = config.num_attention_heads // config.num_key_value_heads
     size = max(window.left, SMALLEST_TILE)
     mask = _tile_mask(segments, embeds.shape[1], window.left, size).repeat(1, 1, 1, heads_per_key, 1)
-    # Tiles are so small that a CPU multiplies them faster as matrices. Eager attention scales its scores after the
-    # product, and takes its softmax in float32: not for float16 and float64.
+    # Tiles are small, so eager matrix products are faster on a CPU. Not for float16 and float64: eager attention scales
+    # the scores only after the product, and computes its softmax in float32.
     as_matrices = embeds.device.type == "cpu" and embeds.dtype in (torch.float32, torch.bfloat16)
     kernel = "eager" if as_matrices else config._attn_implementation
     if get_kernel(kernel).adds_masks:
@@ -322,8 +323,8 @@ def _cut_into_tiles(config, embeds, window: Window, segments: torch.Tensor) -> W
 
 def _tile_mask(segments: torch.Tensor, num_queries: int, left: int, size: int) -> torch.Tensor:
     """
-    Masks of the last queries in tiles of `size`, counted from the last; (B or 1, tiles, 1, size, size + left). A tile
-    sees its own keys and the `left` before them. What is missing in front is one more segment.
+    Returns the masks of tiles of `size` queries, aligned to the last query: (B or 1, tiles, 1, size, size + left). A
+    tile sees its own keys and the `left` keys before them. Missing keys at the front form a segment of their own.
     """
     num_tiles = -(-num_queries // size)
     needed = num_tiles * size + left
@@ -339,7 +340,7 @@ def _tile_mask(segments: torch.Tensor, num_queries: int, left: int, size: int) -
 
 
 def _tail_mask(config, embeds, global_mask, cache: Cache | None, num_queries: int) -> torch.Tensor | None:
-    """The last rows of the global branch's mask; where that is None, those of a plain causal one."""
+    """Returns the last rows of the global branch's mask, or of a plain causal mask if that is None."""
     if global_mask is not None:
         return global_mask[..., -num_queries:, :]
     time = embeds.shape[1]
@@ -351,8 +352,9 @@ def _tail_mask(config, embeds, global_mask, cache: Cache | None, num_queries: in
 
 def _layout_of_4d_mask(mask: torch.Tensor, left: int) -> Layout:
     """
-    A mask (B, 1, T, T), boolean or additive, says of each token which others its text consists of, such as a prompt
-    that several continuations share. The last of them is the one before it, the last `left` are its window.
+    Creates the layout for a mask (B, 1, T, T), boolean or additive, that marks the earlier tokens of each token's text.
+    For example, several continuations may share a prompt. The last marked token is the previous one, and the last
+    `left` are the window.
     """
     seen = is_seen(mask)[:, 0]
     time = seen.shape[-1]
@@ -367,12 +369,12 @@ def _layout_of_4d_mask(mask: torch.Tensor, left: int) -> Layout:
 
 
 def is_seen(mask: torch.Tensor) -> torch.Tensor:
-    """Which keys a 4D mask lets a query see."""
+    """Returns which keys each query can see under a 4D mask."""
     return mask if mask.dtype == torch.bool else mask > MASKED
 
 
 def as_additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A boolean mask as one that is added to scores."""
+    """Converts a boolean mask to one that is added to scores."""
     return torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
 
 
@@ -380,16 +382,16 @@ def as_additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _previous_tokens(is_token: torch.Tensor) -> torch.Tensor:
-    """See `Layout.previous`, for new columns of which those `is_token` (B, T) hold tokens."""
+    """Returns `Layout.previous` for a padded batch. `is_token` (B, T) marks the new columns that are tokens."""
     columns = torch.where(is_token, torch.arange(1, is_token.shape[1] + 1, device=is_token.device), 0)
     count = is_token.cumsum(dim=-1)
-    # The column of a row's n-th token, and 0 for n = 0. (Exporters know no `cummax` of the columns.)
+    # Maps n to the column of a row's n-th token, and 0 to 0. (Exporters do not support `cummax`.)
     table = nn.functional.pad(torch.zeros_like(columns), (1, 0)).scatter(1, count * is_token, columns)
     return nn.functional.pad(table.gather(1, count), (1, 0))
 
 
 def _previous_in_document(position_ids: torch.Tensor) -> torch.Tensor | None:
-    """The same where any step of the positions other than +1 starts a document, as in the library's masks."""
+    """Returns `Layout.previous` for packed documents. As in the library, any position step but +1 starts one."""
     follows = torch.diff(position_ids) == 1
     if _is_known_true(follows.all()):
         return None
@@ -400,7 +402,10 @@ def _previous_in_document(position_ids: torch.Tensor) -> torch.Tensor | None:
 
 
 def _are_known_true(*conditions: torch.Tensor) -> list[bool]:
-    """Which scalar tensors are known to be true, in one transfer. While compiling none is: a graph has to serve all."""
+    """
+    Checks several conditions with one device-to-host transfer. All count as false while compiling, because a graph must
+    work for any values.
+    """
     if torch.compiler.is_compiling():
         return [False] * len(conditions)
     return torch.stack([condition.to(conditions[0].device) for condition in conditions]).tolist()
@@ -411,7 +416,7 @@ def _is_known_true(condition: torch.Tensor) -> bool:
 
 
 def has_gaps(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Whether padding stands between the tokens of a row of a 2D mask, as a scalar tensor."""
+    """Returns, as a scalar tensor, whether any row of a 2D mask has padding between its tokens."""
     starts = attention_mask[:, 1:] & ~attention_mask[:, :-1]
     return (attention_mask[:, 0].long() + starts.sum(-1) > 1).any()
 

@@ -12,18 +12,18 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-The Parallel Loop Transformer (PLT): a Llama whose layers run R times per token, at about the price of once.
+The Parallel Loop Transformer (PLT): a Llama whose layers run R times per token, at about the cost of running once.
 
-Loop r of a token reads what loop r - 1 made of the token *before* it (the shift, "cross-loop parallelism"). So a new
-token finds the inputs of all its loops ready, and at decode one pass over the weights runs them together. Loops share
-loop 0's keys and values, and add a window of their own (`attention_plt.py`). `grid_plt.py` draws the grid of loops and
-tokens, and plans how a pass fills it; `forward` below follows that plan, block by block.
+Loop r of a token reads the state that loop r - 1 computed for the token *before* it (the shift, "cross-loop
+parallelism"). So the inputs of all loops of a new token are known, and decoding runs them together in one pass over the
+weights. All loops share loop 0's keys and values, and loops >= 1 add a window of their own (`attention_plt.py`).
+`grid_plt.py` draws the grid of loops and tokens, and plans how a pass fills it. `forward` below follows that plan.
 
 Shapes are suffixes: B batch, T new tokens, N cells of a block, S keys, D hidden_size, K key/value heads, C head_dim.
 
-Sources: PLT (arXiv 2510.24824), LoopCoder-v2 (arXiv 2606.18023). Where they differ from the code that serves the
-released checkpoint, that code decides: g weights the global branch, the gate reads the residual, the fed-back state is
-normed.
+Sources: PLT (arXiv 2510.24824), LoopCoder-v2 (arXiv 2606.18023). Where the papers differ from the released checkpoint's
+serving code, this code follows the latter: g weights the global branch, the gate reads the residual, and the fed-back
+state is normed.
 """
 
 import copy
@@ -63,15 +63,15 @@ from .masks_plt import Cells, Layout, create_layout
 @dataclass
 class PLTModelOutputWithPast(BothCacheNames, BaseModelOutputWithPast):
     """
-    `last_hidden_state` (batch, time, hidden_size) is `H^{R-1}`. The rest if asked for:
+    `last_hidden_state` (batch, time, hidden_size) is `H^{R-1}`. The other fields are filled on request:
 
-    * `loop_states`: `H^0 … H^{R-1}`, R tensors (batch, time, hidden_size), as fed back (`H^{R-1}`: as given to
+    * `loop_states`: `H^0 … H^{R-1}`, R tensors (batch, time, hidden_size), as fed back (`H^{R-1}`: as passed to
       `lm_head`).
-    * `hidden_states`: the embeddings and the outputs of the layers, in the last loop.
-    * `attentions`: the weights of the last loop's global branch, a layer (batch, heads, time, keys).
-    * `window_attentions`: those of its window branch, (batch, heads, time, window + time); the newest key is the last.
-      None of them for one loop.
-    * `gates`: its weight on the global branch, a layer (batch, heads, time).
+    * `hidden_states`: the embeddings and the layer outputs in the last loop.
+    * `attentions`: the weights of the last loop's global branch, per layer (batch, heads, time, keys).
+    * `window_attentions`: the weights of its window branch, per layer (batch, heads, time, window + time). The newest
+      key is the last one. One loop has none.
+    * `gates`: the weight of its global branch, per layer (batch, heads, time).
     """
 
     loop_states: tuple[torch.FloatTensor, ...] | None = None
@@ -81,7 +81,7 @@ class PLTModelOutputWithPast(BothCacheNames, BaseModelOutputWithPast):
 
 @dataclass
 class PLTCausalLMOutputWithPast(BothCacheNames, CausalLMOutputWithPast):
-    """As the library's, with the further fields of [`PLTModelOutputWithPast`]."""
+    """The library's output with the additional fields of [`PLTModelOutputWithPast`]."""
 
     loop_states: tuple[torch.FloatTensor, ...] | None = None
     window_attentions: tuple[torch.FloatTensor, ...] | None = None
@@ -89,11 +89,11 @@ class PLTCausalLMOutputWithPast(BothCacheNames, CausalLMOutputWithPast):
 
 
 class StateTap(nn.Identity):
-    """Where the embeddings, and what the layers give in the last loop, are recorded."""
+    """Records the embeddings and the layer outputs of the last loop."""
 
 
 class IQuestPLTCoderDecoderLayer(GradientCheckpointingLayer):
-    """A Llama layer on the cells of a block. Loop 0's keys and values are positional: checkpointing tracks those."""
+    """A Llama layer on the cells of a block. Loop 0's keys and values are positional, as checkpointing requires."""
 
     def __init__(self, config: IQuestPLTCoderConfig, layer_idx: int):
         super().__init__()
@@ -112,8 +112,8 @@ class IQuestPLTCoderDecoderLayer(GradientCheckpointingLayer):
         cache: Cache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The cells that leave the layer (B, N, D), and loop 0's keys and values."""
-        is_cut = cells.num_outputs < cells.num_inputs  # the end of a prompt gets shorter from layer to layer
+        """Returns the cells that leave the layer (B, N, D), and loop 0's keys and values."""
+        is_cut = cells.num_outputs < cells.num_inputs  # at the end of a prompt, each layer has fewer cells
         residual_BND = hidden_BND[:, -cells.num_outputs :] if is_cut else hidden_BND
         hidden_BND, key0_BKSC, value0_BKSC = self.self_attn(
             self.input_layernorm(hidden_BND), residual_BND, key0_BKSC, value0_BKSC, cells, cache=cache, **kwargs
@@ -124,7 +124,7 @@ class IQuestPLTCoderDecoderLayer(GradientCheckpointingLayer):
 
 
 class IQuestPLTCoderPreTrainedModel(PLTCosts, PLTHubModel):
-    """Weight initialisation, and the library's switches."""
+    """The base class, with weight initialisation and the library's feature flags."""
 
     config_class = IQuestPLTCoderConfig
     config: IQuestPLTCoderConfig
@@ -147,7 +147,7 @@ class IQuestPLTCoderPreTrainedModel(PLTCosts, PLTHubModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, IQuestPLTCoderGate):  # g = 0.5: training starts from the plain mean of the branches
+        if isinstance(module, IQuestPLTCoderGate):  # g = 0.5: training starts with the mean of both branches
             init.zeros_(module.weight)
             init.zeros_(module.bias)
 
@@ -156,7 +156,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
     """The decoder without the language-model head."""
 
     def __init__(self, config: IQuestPLTCoderConfig):
-        config.validate()  # again: `from_pretrained(..., plt_num_loops=R)` sets fields after the config was made
+        config.validate()  # again, since `from_pretrained(..., plt_num_loops=R)` sets fields after creating the config
         super().__init__(config)
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
@@ -172,7 +172,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
 
     @property
     def _output_capturing_hooks_installed(self) -> bool:
-        """The library's mark that the layers have their hooks. On the layers, since two models may share them."""
+        """The library's flag that the layers have hooks. Stored on the layers, since two models may share them."""
         return vars(self.layers).get("_output_capturing_hooks_installed", False)
 
     @_output_capturing_hooks_installed.setter
@@ -198,28 +198,29 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
     ) -> PLTModelOutputWithPast:
         """
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, time)`): the new tokens; or `inputs_embeds`, one of the two.
-            attention_mask (`torch.Tensor` of shape `(batch, past + time)`, *optional*): 0 on padding, which may stand
-                anywhere: the loops' shift and windows pass over it. Or, without a cache, of shape
-                `(batch, 1, time, time)`, boolean or additive: which tokens each token's text consists of.
+            input_ids (`torch.LongTensor` of shape `(batch, time)`): the new tokens. Pass either these or
+                `inputs_embeds`.
+            attention_mask (`torch.Tensor` of shape `(batch, past + time)`, *optional*): 0 on padding, which may be
+                anywhere: the loops' shift and windows skip it. Without a cache, the mask may also have shape
+                `(batch, 1, time, time)`, boolean or additive: it then marks the tokens of each token's text.
             position_ids (`torch.LongTensor` of shape `(batch, time)`, *optional*): counted from a row's first real
-                token, as `generate()` does. Without a mask, any step other than +1 starts a new document: the loops'
-                shift, both branches of attention and the window start anew there, and no cache is made.
+                token, as in `generate()`. Without a mask, any step other than +1 starts a new document: the shift and
+                both attention branches restart there, and no cache is created.
             cache ([`~transformers.Cache`], *optional*): a [`PLTCache`] or `DynamicCache(config=config)`. The older
                 name `past_key_values` works too.
             num_loops (`int`, *optional*): loops to run, any `R >= 1`; by default `config.plt_num_loops`.
             loop_schedule (`str`): `"together"` runs all loops of a single new token in one pass over the weights,
-                `"sequence"` one after the other. The result is the same up to rounding. Several new tokens always go
-                in sequence, and so does a pass that records `output_hidden_states` or `output_attentions`.
+                `"sequence"` runs them one by one. The results are equal up to rounding. Several new tokens always run
+                in sequence, as do passes that record `output_hidden_states` or `output_attentions`.
             output_loop_states (`bool`): whether to return `loop_states`.
-            states_to_keep (`int`, *optional*): how many of the last positions the caller wants. Loops >= 1 then run
-                over the end of the chunk only, and `last_hidden_state` may have as few positions.
+            states_to_keep (`int`, *optional*): the number of last positions that the caller wants. Loops >= 1 may then
+                run over only the end of the chunk, and `last_hidden_state` may have only that many positions.
 
         Raises:
-            ValueError: for a cache, mask or number of loops the model cannot serve.
+            ValueError: for an unsupported cache, mask or number of loops.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         if self._is_checkpointing():
@@ -236,7 +237,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         )
 
     def _run(self, inputs: Inputs, layout: Layout) -> list[torch.Tensor]:
-        """Fills the grid. Returns `H^r` (B, ≤ T, D) of every loop."""
+        """Fills the grid and returns `H^r` (B, ≤ T, D) of every loop."""
         config, cache = self.config, inputs.cache
         positions = inputs.positions()
         layout.position_embeddings = self.rotary_emb(inputs.embeds, positions)
@@ -264,18 +265,18 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         return GridShape(config.num_hidden_layers, inputs.num_loops, config.loop_window, config.plt_cross_loop_shift)
 
     def _records(self, kwargs: dict) -> bool:
-        """Whether layer outputs are recorded, by argument or by configuration: then they must be those of one loop."""
+        """Returns whether layer outputs are recorded, by argument or configuration. A block must then be one loop."""
         names = [f"output_{name}" for name in self._can_record_outputs]
         return any(kwargs.get(name, getattr(self.config, name, False)) for name in names)
 
     def _is_checkpointing(self) -> bool:
-        # The layers' flags: of two models that share them, `train()` and the like set the other's decoder.
+        # Reads the flags of the layers, because two models may share them: `train()` sets only one model's own flags.
         layer = self.layers[0]
         return layer.gradient_checkpointing and layer.training and torch.is_grad_enabled()  # type: ignore[return-value]
 
 
 def _keep_carries(layer, grid: LoopGrid, layout: Layout) -> None:
-    """What the next pass needs of this one, kept in the cache's first layer."""
+    """Stores the states that the next pass needs in the cache's first layer."""
     if layout.previous is not None:
         layer.has_padding = True
     carries = grid.next_carries()
@@ -284,7 +285,7 @@ def _keep_carries(layer, grid: LoopGrid, layout: Layout) -> None:
 
 
 class IQuestPLTCoderForCausalLM(PLTGenerationMixin, IQuestPLTCoderPreTrainedModel):
-    """The Parallel Loop Transformer with its language-model head: what `AutoModelForCausalLM` loads."""
+    """The Parallel Loop Transformer with its language-model head. `AutoModelForCausalLM` loads this class."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -295,7 +296,7 @@ class IQuestPLTCoderForCausalLM(PLTGenerationMixin, IQuestPLTCoderPreTrainedMode
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self._family = Family()  # see `with_num_loops`
-        self.add_model_tags(["plt", "looped-transformer"])  # for the card of a model that is pushed to the Hub
+        self.add_model_tags(["plt", "looped-transformer"])  # for the model card on the Hub
         self.post_init()
 
     @accepts_both_cache_names
@@ -316,9 +317,9 @@ class IQuestPLTCoderForCausalLM(PLTGenerationMixin, IQuestPLTCoderPreTrainedMode
         **kwargs,
     ) -> PLTCausalLMOutputWithPast:
         """
-        Logits of the last loop, (batch, time, vocab_size), and the loss if `labels` (batch, time) are given; -100 is
-        ignored, the shift by one token is done here. `logits_to_keep` is the library's. `num_loops`, `loop_schedule`,
-        `output_loop_states` and the rest: see [`IQuestPLTCoderModel.forward`]. `generate()` passes them on:
+        Returns the logits of the last loop, (batch, time, vocab_size), and the loss if `labels` (batch, time) are
+        given. Labels of -100 are ignored. Labels are shifted by one token here. `logits_to_keep` is the library's. For
+        the other arguments see [`IQuestPLTCoderModel.forward`]. `generate()` accepts them too:
 
         ```python
         >>> model.generate(**inputs, num_loops=3)
@@ -326,7 +327,7 @@ class IQuestPLTCoderForCausalLM(PLTGenerationMixin, IQuestPLTCoderPreTrainedMode
         ```
         """
         if isinstance(logits_to_keep, int) and logits_to_keep < 0:
-            raise ValueError(f"`logits_to_keep` must be 0 (all) or the number of last positions, got {logits_to_keep}.")
+            raise ValueError(f"`logits_to_keep` must be >= 0 (0 keeps all positions), got {logits_to_keep}.")
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -334,7 +335,7 @@ class IQuestPLTCoderForCausalLM(PLTGenerationMixin, IQuestPLTCoderPreTrainedMode
             cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            num_loops=self.config.check_num_loops(num_loops),  # not the decoder's: see `with_num_loops`
+            num_loops=self.config.check_num_loops(num_loops),  # may differ from the decoder's, see `with_num_loops`
             loop_schedule=loop_schedule,
             output_loop_states=output_loop_states,
             states_to_keep=logits_to_keep if isinstance(logits_to_keep, int) and labels is None else None,
@@ -357,9 +358,9 @@ class IQuestPLTCoderForCausalLM(PLTGenerationMixin, IQuestPLTCoderPreTrainedMode
 
     def with_num_loops(self, num_loops: int) -> "IQuestPLTCoderForCausalLM":
         """
-        The same model with another number of loops by default, also where its decoder is called past the head, as
-        trainers do. All else is shared: weights, attention kernel, adapters, `train()`, resizing. One loop drafts for
-        several:
+        Returns the same model with another default number of loops, which also applies when its decoder is called
+        directly, as trainers do. Everything else is shared: weights, attention kernel, adapters, `train()`, resizing.
+        For example, one loop can draft for several:
 
         ```python
         >>> model.generate(**inputs, assistant_model=model.with_num_loops(1))
@@ -367,10 +368,10 @@ class IQuestPLTCoderForCausalLM(PLTGenerationMixin, IQuestPLTCoderPreTrainedMode
         """
         config = self.config.copy_with_num_loops(num_loops)
         twin = share_parts(self, config)
-        # An attribute is found before the submodule of that name, which is the original's decoder.
+        # This attribute takes precedence over the submodule of the same name, which is the original's decoder.
         vars(twin)["model"] = share_parts(self.model, config)
         twin.generation_config = copy.deepcopy(self.generation_config)
-        vars(twin.generation_config).pop("num_loops", None)  # stored for the model, and would come before the twin's
+        vars(twin.generation_config).pop("num_loops", None)  # the original's number, which would override the twin's
         twin._family = self._family
         self._family.update((self, twin))
         return twin
@@ -384,14 +385,14 @@ class IQuestPLTCoderForCausalLM(PLTGenerationMixin, IQuestPLTCoderPreTrainedMode
     def _replicate_for_data_parallel(self):
         if "model" in vars(self):
             raise ValueError(
-                "One process with several devices cannot copy a model made by `with_num_loops`: start one process for "
-                "each device, with `accelerate launch`, or load the model with `plt_num_loops`."
+                "Data parallelism in a single process cannot copy a model made by `with_num_loops`. Start one process "
+                "per device with `accelerate launch`, or load the model with `plt_num_loops`."
             )
         return super()._replicate_for_data_parallel()
 
 
-# By this list of class names Trainer tells whether the labels that it smooths still are to be shifted, and pipelines
-# whether a model can write text. The library's own lists of classes leave out names whose configuration they lack.
+# Trainer uses this list of class names to decide whether smoothed labels need a shift, and pipelines use it to decide
+# whether a model can generate text. The library's Auto classes skip names without a built-in configuration.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(IQuestPLTCoderConfig.model_type, IQuestPLTCoderForCausalLM.__name__)
 
 

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Pickles of objects whose code is remote code (`trust_remote_code=True`).
+Pickling of objects whose class is remote code (`trust_remote_code=True`).
 
-The library keeps such code in a folder of its own, and only a process that loads a model by its path looks there. So
-these pickles first make the process that reads them look there. On another machine that code is missing: load the model
-by its path there, or save it with `save_pretrained`.
+The library keeps remote code in a separate folder, which a process can import from only after it has loaded a model by
+path. These pickles therefore first make that folder importable. They do not work on another machine, where the folder
+is missing: load the model by path there, or save it with `save_pretrained`.
 """
 
 import operator
@@ -14,7 +14,7 @@ from transformers.dynamic_module_utils import init_hf_modules
 
 
 class PicklesRemoteCode:
-    """A base class: what derives from it unpickles in a process that has not loaded any remote code."""
+    """A base class for objects that can be unpickled in a process that has not loaded any remote code."""
 
     def __reduce_ex__(self, protocol):
         reduced = super().__reduce_ex__(protocol)
@@ -24,7 +24,7 @@ class PicklesRemoteCode:
 
 
 class _NewObject:
-    """`object.__new__`. As it is unpickled, the folder of remote code is made known, before the class is asked for."""
+    """`object.__new__`, but unpickling it makes the remote-code folder importable before the class is looked up."""
 
     def __call__(self, cls):
         return object.__new__(cls)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The model card of a converted checkpoint: what the Hub shows and searches by, and what its reader must know."""
+"""Writes the model card of a converted checkpoint: the Hub's metadata, and information for readers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,18 +23,18 @@ LICENSE_FIELDS = ("license", "license_name", "license_link")
 PLT = """
 # {title}
 
-A Parallel Loop Transformer (PLT, [arXiv 2510.24824](https://arxiv.org/abs/2510.24824)). For each token its layers run
-as often as it has loops, here {loops}. While it generates, all loops of a token take one pass over the weights, and
-they share one cache. `num_loops=` in `forward()` and `generate()` sets another number.
+A Parallel Loop Transformer (PLT, [arXiv 2510.24824](https://arxiv.org/abs/2510.24824)). Its layers run several times
+per token, here {loops} (the number of loops). During generation, all loops of a token run in one pass over the weights
+and share one cache. `num_loops=` in `forward()` and `generate()` sets another number.
 
-With the package `iquest-plt` installed, no code of this folder is run:
+With the package `iquest-plt` installed, no code from this folder runs:
 
 ```python
 import iquest_plt  # registers the model type with Transformers
 {load}
 ```
 
-Without it, Transformers 5.16.1 or later runs the code files that lie here:
+Without it, Transformers 5.16.1 or later runs the code files in this folder:
 
 ```python
 {load_remote}
@@ -44,8 +44,8 @@ Without it, Transformers 5.16.1 or later runs the code files that lie here:
 DENSE = """
 # {title}
 
-The dense model, a Llama, that a Parallel Loop Transformer ([arXiv 2510.24824](https://arxiv.org/abs/2510.24824)) is
-when it runs one loop.
+A dense Llama model, equal to a Parallel Loop Transformer ([arXiv 2510.24824](https://arxiv.org/abs/2510.24824)) that
+runs one loop.
 
 ```python
 {load}
@@ -54,7 +54,7 @@ when it runs one loop.
 
 LOAD = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
-path = "PATH"  # of this folder, or its id on the Hub
+path = "PATH"  # this folder, or its id on the Hub
 tokenizer = AutoTokenizer.from_pretrained(path{argument})
 model = AutoModelForCausalLM.from_pretrained(path{argument})
 inputs = tokenizer("def main():\\n", return_tensors="pt", return_token_type_ids=False)
@@ -67,23 +67,23 @@ REST = """
 |---|---|
 {table}
 
-## Where it comes from
+## Origin
 
 Converted from {origin} by iquest-plt {version}. Values were rounded only where the source had another dtype.{notes}
 `manifest.json` lists every file with its SHA-256, and every tensor with its dtype and shape.
 
 ## What has not been verified
 
-The conversion checks that the tensors are those that `config.json` asks for and that the files are complete; it does
-not run the model. That the model writes what its authors' own code makes it write was not checked for these weights,
-and nothing was measured.
+The conversion checks that the tensors match `config.json` and that the files are complete, but it does not run the
+model. Nobody has checked that these weights give the same output as with the authors' own code, and nothing was
+measured.
 
 ## Licence
 
 {license} {code}
 """
 
-NO_LICENSE = "The card of the source names no licence for the weights: ask whoever published them."
+NO_LICENSE = "The source's card names no licence for the weights. Ask their publisher."
 
 
 def model_card(
@@ -99,16 +99,16 @@ def model_card(
     notes: Sequence[str] = (),
 ) -> str:
     """
-    The README.md of a converted checkpoint: Markdown behind a block of YAML.
+    Returns the README.md of a converted checkpoint: a block of YAML, then Markdown.
 
     Args:
-        config: of the result, with its dtype; the content of its `config.json` will do. Of a PLT or of a Llama.
-        parameters: how many numbers the weights are.
-        source: id on the Hub, or the name of a folder.
+        config: the configuration of the result (a PLT or a Llama) with its dtype, or the content of its `config.json`.
+        parameters: the number of parameters.
+        source: an id on the Hub, or the name of a folder.
         revision: the commit, if `source` is an id on the Hub. None means that it is a folder.
-        base_model: id on the Hub of the model that these are the weights of; by default `source`, if it is one.
-        license, license_name, license_link: as the Hub reads them, see [`license_of`].
-        notes: further sentences on where the checkpoint comes from.
+        base_model: the Hub id of the model that the weights come from; `source` by default, if it is an id.
+        license, license_name, license_link: the Hub's licence fields, see [`license_of`].
+        notes: further sentences about the checkpoint's origin.
     """
     if isinstance(config, dict):
         config_class = IQuestPLTCoderConfig if config["model_type"] == IQuestPLTCoderConfig.model_type else LlamaConfig
@@ -135,17 +135,17 @@ def model_card(
         origin=f"[{source}](https://huggingface.co/{source}), commit `{revision}`," if revision else f"`{source}`",
         version=__version__,
         notes="".join(f" {note}" for note in notes),
-        license=f"Weights: {license_name or license}, as their source has it." if license else NO_LICENSE,
+        license=f"Weights: {license_name or license}, as stated by their source." if license else NO_LICENSE,
         code="Code: Apache-2.0." if is_plt else "",
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{text.rstrip()}\n").content
 
 
 def license_of(folder: Path) -> dict[str, str]:
-    """What the card in `folder` says of the licence: those of the Hub's LICENSE_FIELDS that it names."""
+    """Returns the LICENSE_FIELDS that the card in `folder` contains."""
     try:
         found = card_fields(inside(folder, "README.md"), LICENSE_FIELDS)
-    except (OSError, ValueError, yaml.YAMLError):  # no card, or none that can be read
+    except (OSError, ValueError, yaml.YAMLError):  # no card, or an unreadable one
         return {}
     return {field: text for field, text in found.items() if isinstance(text, str)}
 
@@ -170,6 +170,6 @@ def _shape(config: IQuestPLTCoderConfig | LlamaConfig, parameters: int) -> dict[
             "loops": f"{config.plt_num_loops}, with a window of {window} tokens",
             "cache per token": f"{model.kv_bytes_per_token():,} bytes"
             + (", for any number of loops" if model.config.plt_loop_attention != "own" else ""),
-            "cache per further loop and sequence": f"{further:,} bytes",
+            "cache per additional loop and sequence": f"{further:,} bytes",
         }
     return rows

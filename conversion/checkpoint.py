@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Reads checkpoints without loading them: which tensors the safetensors files of a folder hold, and where.
+Reads checkpoints without loading them: which tensors a folder's safetensors files hold, and where.
 
-Only headers are read here, and everything they claim is checked against the files before a tensor is touched. Nothing
-a checkpoint says can lead out of its folder.
+Only headers are read here. They are checked against the files before any tensor is read. A checkpoint cannot refer to
+files outside its folder.
 """
 
 import functools
@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# The names of the safetensors format, and what torch calls them.
+# Dtype names of the safetensors format, and the torch dtypes.
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -49,7 +49,7 @@ CHUNK_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as a file holds it: bytes `start` to `stop` of `path`."""
+    """A tensor in a file: bytes `start` to `stop` of `path`."""
 
     path: Path
     dtype: torch.dtype
@@ -62,7 +62,7 @@ class StoredTensor:
         return self.stop - self.start
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes, piece by piece. Raises ValueError if the file ends early."""
+        """Yields the bytes in pieces. Raises ValueError if the file ends early."""
         return read_chunks(self.path, self.start, self.stop)
 
 
@@ -86,17 +86,17 @@ class Checkpoint:
 
 
 def dtype_name(dtype: torch.dtype | str) -> str:
-    """What `config.json` and the manifest call a dtype."""
+    """Returns the name of a dtype in `config.json` and the manifest."""
     return str(dtype).removeprefix("torch.")
 
 
 def manifest_entry(tensor: StoredTensor | Any, file: str) -> dict:
-    """How the manifest describes a tensor that lies in `file`."""
+    """Returns the manifest's description of a tensor in `file`."""
     return {"file": file, "dtype": dtype_name(tensor.dtype), "shape": list(tensor.shape)}
 
 
 def sha256(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
-    """SHA-256 of a file; `progress` is called with the size of each piece."""
+    """Returns the SHA-256 of a file. Calls `progress` with the size of each piece."""
     digest = hashlib.sha256()
     for chunk in read_chunks(path):
         digest.update(chunk)
@@ -105,28 +105,28 @@ def sha256(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
 
 
 def read_chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-    """Bytes `start` to `stop` of a file in pieces of at most `CHUNK_BYTES`. Raises ValueError if it ends before."""
+    """Yields bytes `start` to `stop` of a file, at most `CHUNK_BYTES` at a time. Raises ValueError if it is shorter."""
     with open(path, "rb") as file:
         stop = os.fstat(file.fileno()).st_size if stop is None else stop
         file.seek(start)
         while start < stop:
             chunk = file.read(min(CHUNK_BYTES, stop - start))
             if not chunk:
-                raise ValueError(f"{path.name} became shorter while it was read.")
+                raise ValueError(f"{path.name} became shorter while it was being read.")
             start += len(chunk)
             yield chunk
 
 
 def read_json(path: Path) -> dict:
     """
-    A JSON object. Raises ValueError naming the file if it is anything else, names a key twice, is nested deeper than
-    `MAX_JSON_DEPTH`, or holds half of a surrogate pair, which no file can be written with.
+    Reads a JSON object. Raises a ValueError that names the file if it holds anything else, repeats a key, is nested
+    deeper than `MAX_JSON_DEPTH`, or holds half of a surrogate pair, which cannot be written to a file.
     """
 
     def unique(pairs):
         twice = first_repeated(key for key, _ in pairs)
         if twice is not None:
-            raise ValueError(f"{twice!r} stands there twice")
+            raise ValueError(f"{twice!r} appears twice")
         return dict(pairs)
 
     try:
@@ -139,15 +139,15 @@ def read_json(path: Path) -> dict:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path.name} must hold a JSON object.")
+        raise ValueError(f"{path.name} must contain a JSON object.")
     return content
 
 
 def _check_json(value, depth: int) -> None:
-    """Raises ValueError if a JSON value is nested deeper than `depth`, or a text in it is no Unicode text."""
+    """Raises ValueError if a JSON value is nested deeper than `depth`, or a string in it is not valid Unicode."""
     if isinstance(value, str):
         if not is_unicode(value):
-            raise ValueError(f"{ascii(value)[:80]} has half of a surrogate pair")
+            raise ValueError(f"{ascii(value)[:80]} contains half of a surrogate pair")
     elif isinstance(value, dict | list):
         if not depth:
             raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} levels deep")
@@ -156,7 +156,7 @@ def _check_json(value, depth: int) -> None:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8: it has no half of a surrogate pair, as bytes that are no UTF-8 become."""
+    """Returns whether a text can be written as UTF-8, so has no half of a surrogate pair (from undecodable bytes)."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -165,15 +165,15 @@ def is_unicode(text: str) -> bool:
 
 
 def first_repeated(names: Iterable[str]) -> str | None:
-    """The first of the names that was there before, or None."""
+    """Returns the first repeated name, or None."""
     seen = set()
     return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
 
 
 def inside(folder: Path, name: str) -> Path:
     """
-    The file `name` of `folder`. Raises ValueError if that is no plain name, if there is no such file, or if it is a
-    link that leads elsewhere. Links into the blobs of the Hub's cache are followed, if the folder lies in that.
+    Returns the path of the file `name` in `folder`. Raises ValueError if that is not a plain name, if the file does not
+    exist, or if it is a link out of the folder. If the folder is in the Hub's cache, links to its blobs are allowed.
     """
     if not isinstance(name, str) or name in ("", ".", "..") or name != os.path.basename(name) or "\0" in name:
         raise ValueError(f"{name!r} is not the name of a file in {folder}.")
@@ -184,21 +184,21 @@ def inside(folder: Path, name: str) -> Path:
     allowed = [place]
     if place.parent.name == "snapshots":
         repository = place.parents[1]
-        # The second: what repositories share.
+        # The second entry is for blobs shared by several repositories.
         allowed += [repository / "blobs", *(repository.parent / "blobs").glob("[0-9a-f][0-9a-f]")]
     if not any(target.parent == place for place in allowed):
-        raise ValueError(f"{name} is a link that leads out of {folder}: put the file itself there.")
+        raise ValueError(f"{name} is a link that leads out of {folder}. Replace it by the file itself.")
     return path
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """
-    The tensors of a safetensors file. Raises ValueError if the header is not one, or does not describe exactly the
-    bytes behind it: each of them once, in tensors of their dtype's and shape's size.
+    Returns the tensors of a safetensors file. Raises ValueError if the header is invalid. Its tensors must cover each
+    byte after the header exactly once, and their sizes must match dtype and shape.
     """
 
     def refuse(reason: str) -> NoReturn:
-        raise ValueError(f"{path.name} is damaged or no safetensors file: {reason[:300]}.") from None
+        raise ValueError(f"{path.name} is damaged or not a safetensors file: {reason[:300]}.") from None
 
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -209,22 +209,22 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         raw = file.read(length)
     try:
         header = json.loads(raw.decode(), object_pairs_hook=list) if raw.startswith(b"{") else None
-        # A plain dict would forget that a name stands there twice.
+        # A plain dict would hide repeated names.
         names = [name for name, _ in header]
         entries = {name: dict(entry) for name, entry in header if name != "__metadata__"}
     except (ValueError, TypeError, RecursionError):
-        refuse("its header is not readable")
+        refuse("its header could not be parsed")
     if first_repeated(names) is not None:
-        refuse("a tensor is named twice")
+        refuse("a tensor name appears twice")
     tensors = {name: _stored_tensor(path, name, entry, 8 + length, refuse) for name, entry in entries.items()}
     end = 8 + length
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
         if tensor.start != end:
-            refuse(f"{name} begins at byte {tensor.start}, the tensor before it ends at {end}")
+            refuse(f"{name} begins at byte {tensor.start}, but the tensor before it ends at {end}")
         end = tensor.stop
     if end != size:
-        refuse(f"its tensors end at byte {end}, the file at {size}")
-    try:  # a file that is copied must be one for the library as well
+        refuse(f"its tensors end at byte {end}, but the file ends at {size}")
+    try:  # the library must be able to read a copy of this file too
         with safe_open(path, framework="pt"):
             return tensors
     except (SafetensorError, OSError) as error:
@@ -234,11 +234,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 def _stored_tensor(path: Path, name: str, entry: dict, base: int, refuse) -> StoredTensor:
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        refuse(f"the dtype of {name} is {dtype!r}, expected one of {', '.join(DTYPES)}")
+        refuse(f"the dtype of {name} is {dtype!r}, but must be one of {', '.join(DTYPES)}")
     for numbers in (shape, offsets):
         are_numbers = isinstance(numbers, list) and len(numbers) <= MAX_DIMENSIONS
         if not are_numbers or not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
-            refuse(f"shape or offsets of {name} are not lists of numbers")
+            refuse(f"the shape or offsets of {name} are not lists of numbers")
     if len(offsets) != 2 or offsets[1] - offsets[0] != prod(shape) * DTYPES[dtype].itemsize:
         refuse(f"{name} of shape {shape} and dtype {dtype} does not fill the bytes {offsets}")
     return StoredTensor(path, DTYPES[dtype], tuple(shape), base + offsets[0], base + offsets[1])
@@ -246,23 +246,23 @@ def _stored_tensor(path: Path, name: str, entry: dict, base: int, refuse) -> Sto
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
     """
-    The checkpoint in `folder`: `model.safetensors.index.json` and its files, or `model.safetensors`, or whatever
-    safetensors files are there. Raises ValueError if files are missing or damaged, if one tensor is in two files, or if
-    index and headers disagree.
+    Opens the checkpoint in `folder`: `model.safetensors.index.json` and its files, else `model.safetensors`, else all
+    safetensors files. Raises ValueError if files are missing or damaged, if a tensor is in two files, or if index and
+    headers disagree.
     """
     folder = Path(folder)
     if not is_unicode(str(folder.resolve())):
-        raise ValueError(f"The name of the folder {str(folder)!a} is no UTF-8, as safetensors needs it: rename it.")
+        raise ValueError(f"The name of the folder {str(folder)!a} is not UTF-8, which safetensors needs. Rename it.")
     index = folder / INDEX
     weight_map = None
     if index.exists() and (folder / SINGLE).exists():
-        raise ValueError(f"{folder} has {SINGLE} and {INDEX}: remove the one that does not belong there.")
+        raise ValueError(f"{folder} has both {SINGLE} and {INDEX}. Remove the one that does not belong there.")
     if index.exists():
         weight_map = read_json(inside(folder, INDEX)).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError(f"{INDEX} has no `weight_map`.")
         if not all(isinstance(file, str) for file in weight_map.values()):
-            raise ValueError(f"{INDEX} must give the name of a file for each tensor.")
+            raise ValueError(f"{INDEX} must map each tensor to a file name.")
         files = list(dict.fromkeys(weight_map.values()))
     elif (folder / SINGLE).exists():
         files = [SINGLE]
@@ -272,19 +272,19 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         pickles = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
         raise ValueError(
             f"{folder} has no safetensors files."
-            + (" Those with pickled weights run code when they are read: save them as safetensors first." * pickles)
+            + (" Reading pickled weights runs code, so save them as safetensors first." * pickles)
         )
     paths = {file: inside(folder, file) for file in files}
     tensors = {}
     for file, path in paths.items():
         for name, tensor in read_header(path).items():
             if name in tensors:
-                raise ValueError(f"{name} is in {tensors[name].path.name} and in {file}.")
+                raise ValueError(f"{name} is in both {tensors[name].path.name} and {file}.")
             if weight_map is not None and weight_map.get(name) != file:
-                raise ValueError(f"{name} is in {file}, {INDEX} says: {weight_map.get(name, 'nowhere')}.")
+                raise ValueError(f"{name} is in {file}, but {INDEX} says: {weight_map.get(name, 'nowhere')}.")
             tensors[name] = tensor
     if weight_map is not None and (absent := sorted(weight_map.keys() - tensors.keys())):
-        raise ValueError(f"{weight_map[absent[0]]} does not hold {absent[0]}, as {INDEX} says.")
+        raise ValueError(f"{INDEX} says that {absent[0]} is in {weight_map[absent[0]]}, but it is not.")
     if not tensors:
-        raise ValueError(f"{folder} has safetensors files without a tensor.")
+        raise ValueError(f"The safetensors files in {folder} contain no tensors.")
     return Checkpoint(folder, tensors, files)

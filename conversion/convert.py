@@ -3,8 +3,8 @@
 """
 Converts checkpoints: the vendor's layout or a dense Llama to a PLT folder that loads anywhere, and a PLT to a Llama.
 
-Weights are never loaded. A file whose tensors keep name and dtype is copied byte for byte, others are written anew
-piece by piece, and the result appears only when it is complete.
+Weights are never loaded as a whole. A file whose tensors keep their names and dtypes is copied byte for byte. Other
+files are rewritten in pieces. The result appears only when it is complete.
 """
 
 import re
@@ -39,21 +39,21 @@ from .writer import PARTIAL, CastTensor, Folder, NewTensor, Tensor, name_files, 
 
 
 FLOATS = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-DENSE = ("llama", "mistral", "iquestcoder")  # all compute what LlamaForCausalLM does, with the restrictions below
-# What checkpoints of a type rely on that omit a key, where the library's class has another default or there is none.
+DENSE = ("llama", "mistral", "iquestcoder")  # equivalent to LlamaForCausalLM, with the restrictions below
+# Defaults for keys that checkpoints of a type may omit, where the library's class has other defaults or is missing.
 DEFAULTS = {"iquestcoder": {"rope_theta": 500000.0, "rms_norm_eps": 1e-5}}
-# Other names of the gate's three tensors in training exports.
+# Other names for the gate's three tensors in training exports.
 GATE_NAMES = (
     (re.compile(r"^(model\.layers\.\d+)\.self_attn\.loop_gate_proj\."), r"\1.self_attn.plt_gate."),
     (re.compile(r"^model\.gate_projections\.(\d+)\."), r"model.layers.\1.self_attn.plt_gate."),
 )
 DROPPED = ".rotary_emb.inv_freq"  # computed from the configuration; old checkpoints store it
-SPARE_BYTES = 50_000_000  # for everything beside the weights
+SPARE_BYTES = 50_000_000  # for everything except the weights
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be written: the configuration, and the tensors of each file in order."""
+    """The planned output: the configuration, and the tensors of each file in order."""
 
     config: PreTrainedConfig
     groups: list[dict[str, Tensor]]
@@ -80,21 +80,22 @@ def convert(
     Writes the folder `target` from `source` and returns its manifest.
 
     Args:
-        source: a folder, a `.gguf` file, or the id of a repository on the Hub (with `revision`). A PLT in the vendor's
-            layout or in this package's, or a dense model (Llama, IQuestCoder, or Mistral without a sliding window).
+        source: a folder, a `.gguf` file, or the id of a repository on the Hub (with `revision`). A PLT in the
+            vendor's or this package's layout, or a dense model (Llama, IQuestCoder, or Mistral without a sliding
+            window).
         target: a folder that does not exist yet. It appears when it is complete.
-        to: `"plt"`, or `"dense"`: the Llama that a PLT is with one loop, which needs no code of this package.
-        plt: for a dense source, fields of [`IQuestPLTCoderConfig`] that begin with `plt_`. One loop always computes
-            what the dense model does.
-        init: for a dense source, how further loops start (`upcycling.py`): `"keep"`, so that they compute nearly what
-            the dense model does, or `"zero"`, with gates at zero.
-        dtype: `"bfloat16"`, `"float16"`, `"float32"` or `"float64"`; by default the weights' own.
-        max_shard_size: bytes of tensors in one file; by default the files stay as they are.
-        hard_link: whether files that need no change are hard-linked to the source, not copied. Whoever then changes
-            one in place changes both.
-        progress: called with the bytes of weights done and those there are.
+        to: `"plt"`, or `"dense"`: the Llama that equals the PLT with one loop and needs no code of this package.
+        plt: for a dense source, fields of [`IQuestPLTCoderConfig`] that begin with `plt_`. One loop always
+            equals the dense model.
+        init: for a dense source, how loops >= 1 start (see `upcycling.py`): with `"keep"` they compute nearly what the
+            dense model does; with `"zero"` their gates are zero.
+        dtype: `"bfloat16"`, `"float16"`, `"float32"` or `"float64"`; by default the weights keep theirs.
+        max_shard_size: the maximum bytes of tensors per file; by default the files keep their contents.
+        hard_link: whether to hard-link unchanged files to the source instead of copying them. Changing one in place
+            then changes both.
+        progress: called with the bytes of weights done so far and in total.
 
-    Raises ValueError, with the reason, for anything that cannot be converted exactly. Then nothing is written.
+    Raises ValueError, with the reason, for anything that cannot be converted exactly. Nothing is written in that case.
     """
     if to not in ("plt", "dense"):
         raise ValueError(f'`to` must be "plt" or "dense", got {to!r}.')
@@ -128,9 +129,9 @@ def _convert_folder(
 ) -> dict:
     """`convert` from a folder on this machine. `source` and `commit` are for its card and manifest."""
     if PARTIAL in folder.resolve().name:
-        raise ValueError(f"{source} is a conversion that was not finished: run that again.")
+        raise ValueError(f"{source} is an unfinished conversion. Run that conversion again.")
     if target.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{target} lies in the source: choose a folder elsewhere.")
+        raise ValueError(f"{target} is inside the source. Choose a folder elsewhere.")
     fields = read_json(inside(folder, "config.json"))
     checkpoint = open_checkpoint(folder)
     plan = make_plan(fields, checkpoint, to, plt, init)
@@ -150,7 +151,7 @@ def _convert_folder(
     links = {name for name, original in originals.items() if original is not None} if hard_link else set()
     needed = sum(tensor.nbytes for name in files.keys() - links for tensor in files[name].values())
     with new_folder(target, needed + SPARE_BYTES, advance) as out:
-        _write_rest(out, plan, folder, is_plt_source(fields), source, commit)  # first: it may be refused
+        _write_rest(out, plan, folder, is_plt_source(fields), source, commit)  # first, because it may fail
         for name, group in files.items():
             original = originals[name]
             if original is None:
@@ -162,61 +163,61 @@ def _convert_folder(
         write_index(out, files)
         manifest = _manifest(out, files, source, commit)
         out.write_json(layout.MANIFEST, manifest)
-        # The source may have changed since its headers were read, or its parts may not fit each other.
+        # The source may have changed since its headers were read, or its parts may not fit together.
         if problems := check_parts(out.path):
             raise ValueError(problems[0])
     return manifest
 
 
 def make_plan(fields: dict, checkpoint: Checkpoint, to: str, plt: dict, init: str) -> Plan:
-    """The files of the checkpoint with the tensors that the result has. Raises ValueError if they do not fit it."""
+    """Plans the files and tensors of the result. Raises ValueError if the source does not fit it."""
     if fields.get("quantization_config"):
-        raise ValueError("Quantised weights cannot be converted: take the checkpoint they were made from.")
+        raise ValueError("Quantised weights cannot be converted. Use the checkpoint that they were made from.")
     model_type = fields.get("model_type")
     groups: list[dict[str, Tensor]] = [{**_renamed(checkpoint.of_file(file))} for file in checkpoint.files]
     if is_plt_source(fields):
         if plt:
-            raise ValueError(f"{', '.join(plt)}: only for a dense source; this one is a PLT with fields of its own.")
+            raise ValueError(f"{', '.join(plt)}: only for a dense source. This source is a PLT and has its own fields.")
         config = layout.config_from(IQuestPLTCoderConfig, fields)
         layout.check_rotary(config, config)
         _check(config, groups)
         return Plan(config, groups) if to == "plt" else _without_gates(config, groups)
     if to == "dense":
-        raise ValueError(f"{model_type!r} is no PLT: there is nothing to make dense.")
+        raise ValueError(f"{model_type!r} is not a PLT, so it cannot be made dense.")
     if model_type not in DENSE:
         raise ValueError(
-            f"The model type {model_type!r} cannot be converted: a PLT is a Llama, and so are "
+            f"The model type {model_type!r} cannot be converted. A PLT needs a Llama architecture: "
             f"{', '.join(DENSE)}. {_WHY.get(str(model_type), '')}".rstrip()
         )
     return _with_gates(_dense_config(model_type, fields), groups, plt, init)
 
 
 _WHY = {
-    "qwen2": "Qwen2 has biases on queries, keys and values and none on the output, which a Llama has not.",
-    "iquestloopcoder": "It loops without the shift between the loops, and so is another function.",
+    "qwen2": "Unlike Llama, Qwen2 has biases on queries, keys and values but not on the output.",
+    "iquestloopcoder": "It loops without the shift between loops, so it computes another function.",
 }
 
 
 def _dense_config(model_type: str, fields: dict) -> LlamaConfig:
     config_class = LlamaConfig
-    if model_type in CONFIG_MAPPING:  # its `get` finds only what was loaded before
+    if model_type in CONFIG_MAPPING:  # not `get`, which finds only classes that are already loaded
         config_class = CONFIG_MAPPING[model_type]
     config = layout.config_from(config_class, DEFAULTS.get(model_type, {}) | fields)
     uses_window = model_type == "mistral" or fields.get("use_sliding_window")
     if uses_window and fields.get("sliding_window", getattr(config, "sliding_window", None)) is not None:
-        raise ValueError("Its attention sees a sliding window only, loop 0 of a PLT sees everything before it.")
+        raise ValueError("The source uses sliding-window attention, but loop 0 of a PLT sees all earlier tokens.")
     if fields.get("clip_qkv") is not None:
-        raise ValueError("It clips queries, keys and values (`clip_qkv`), which a Llama does not.")
+        raise ValueError("The source clips queries, keys and values (`clip_qkv`), but a Llama does not.")
     dense = layout.config_from(LlamaConfig, layout.shared_fields(config, LlamaConfig))
     layout.check_rotary(dense, config)
     return dense
 
 
 def _with_gates(dense: LlamaConfig, groups: list[dict[str, Tensor]], plt: dict, init: str) -> Plan:
-    """The dense model with gates, in a file of their own."""
+    """Adds gates to the dense model, in a separate file."""
     known = {name for name in IQuestPLTCoderConfig().to_dict() if name.startswith("plt_")}
     if plt.keys() - known:
-        raise ValueError(f"{', '.join(plt.keys() - known)}: no such field, there are {', '.join(sorted(known))}.")
+        raise ValueError(f"Unknown fields: {', '.join(plt.keys() - known)}. Use {', '.join(sorted(known))}.")
     expected = _check(dense, groups)
     plt = starting_fields(init, {name: tensor for group in groups for name, tensor in group.items()}, plt)
     config = layout.config_from(IQuestPLTCoderConfig, layout.shared_fields(dense, IQuestPLTCoderConfig) | plt)
@@ -239,51 +240,51 @@ def _without_gates(config: IQuestPLTCoderConfig, groups: list[dict[str, Tensor]]
 
 
 def _renamed(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The tensors by their released names."""
+    """Returns the tensors under their released names."""
     renamed = {}
     for name, tensor in tensors.items():
         new = name
         for pattern, replacement in GATE_NAMES:
             new = pattern.sub(replacement, new)
         if new in renamed:
-            raise ValueError(f"{name} is there twice, under two names.")
+            raise ValueError(f"{name} appears twice, under two names.")
         if not name.endswith(DROPPED):
             renamed[new] = tensor
     return renamed
 
 
 def _check(config: PreTrainedConfig, groups: list[dict[str, Tensor]]) -> dict[str, tuple[int, ...]]:
-    """The tensors that `config` asks for. Raises ValueError unless these are what is there."""
+    """Returns the tensors that `config` needs. Raises ValueError if any tensor is missing, unexpected or misshapen."""
     found = {name: tensor.shape for group in groups for name, tensor in group.items()}
     if len(found) < sum(map(len, groups)):
         twice = first_repeated(name for group in groups for name in group)
-        raise ValueError(f"{twice} is there twice, under two names.")
+        raise ValueError(f"{twice} appears twice, under two names.")
     expected = layout.expected_shapes(config, found.keys())
     problems = layout.check_shapes(found, expected)
     if problems:
-        more = f" ({len(problems) - 1} more of this kind.)" if len(problems) > 1 else ""
+        more = f" ({len(problems) - 1} more such problems.)" if len(problems) > 1 else ""
         raise ValueError(problems[0] + more)
     return expected
 
 
 def _stored_dtype(checkpoint: Checkpoint, fields: dict, dtype: str | None) -> torch.dtype:
-    """The dtype of the weights. Raises ValueError if they have several, or another than `config.json` says."""
+    """Returns the dtype of the weights. Raises ValueError if there are several, or if `config.json` has another."""
     found = {tensor.dtype: name for name, tensor in checkpoint.tensors.items() if not name.endswith(DROPPED)}
     for other, name in found.items():
         if other not in FLOATS.values():
-            raise ValueError(f"{name} is stored as {other}: quantised weights cannot be converted.")
+            raise ValueError(f"{name} is stored as {other}, but quantised weights cannot be converted.")
     if dtype is None and len(found) > 1:
         names = ", ".join(f"{name} as {dtype_name(kind)}" for kind, name in found.items())
-        raise ValueError(f"The weights have several dtypes ({names}): choose one with --dtype.")
+        raise ValueError(f"The weights have several dtypes ({names}). Choose one with --dtype.")
     stored = next(iter(found))
     said = fields.get("dtype", fields.get("torch_dtype"))
     if dtype is None and said is not None and FLOATS.get(dtype_name(said)) != stored:
-        raise ValueError(f"config.json says {said}, the weights are {dtype_name(stored)}: choose with --dtype.")
+        raise ValueError(f"config.json says {said}, but the weights are {dtype_name(stored)}. Choose with --dtype.")
     return stored
 
 
 def _rewrite(plan: Plan, dtype: torch.dtype, max_shard_size: int | None) -> Plan:
-    """The plan with every tensor in `dtype`, in files of at most `max_shard_size` bytes."""
+    """Returns the plan with every tensor in `dtype`, in files of at most `max_shard_size` bytes."""
 
     def cast(tensor: Tensor) -> Tensor:
         if tensor.dtype == dtype:
@@ -299,7 +300,7 @@ def _rewrite(plan: Plan, dtype: torch.dtype, max_shard_size: int | None) -> Plan
 
 
 def _unchanged(group: dict[str, Tensor], checkpoint: Checkpoint) -> Path | None:
-    """The file of the source that holds exactly these tensors under these names, if there is one."""
+    """Returns the source file that holds exactly these tensors under these names, or None."""
     first = next(iter(group.values()))
     if not isinstance(first, StoredTensor) or checkpoint.of_file(first.path.name) != group:
         return None
@@ -307,12 +308,12 @@ def _unchanged(group: dict[str, Tensor], checkpoint: Checkpoint) -> Path | None:
 
 
 def _name(source: str, commit: str | None) -> str:
-    """The id on the Hub, or a folder's name without the path to it."""
+    """Returns the id on the Hub, or the name of the folder without its path."""
     return source if commit else Path(source).resolve().name
 
 
 def _write_rest(out: Folder, plan: Plan, folder: Path, from_plt: bool, source: str, commit: str | None) -> None:
-    """Everything beside weights and manifest."""
+    """Writes everything except weights and manifest."""
     is_plt = isinstance(plan.config, IQuestPLTCoderConfig)
     config = layout.config_json(plan.config, next(iter(plan.tensors.values())).dtype)
     out.write_json("config.json", config)
@@ -321,11 +322,11 @@ def _write_rest(out: Folder, plan: Plan, folder: Path, from_plt: bool, source: s
         for name in layout.CODE_FILES:
             out.copy(layout.ROOT / name, name)
     for name in sorted(path.name for path in folder.glob("LICENSE*") if path.is_file()):
-        if not is_unicode(name):  # the manifest could not name it
-            raise ValueError(f"The name of the file {name!a} is no UTF-8: rename it.")
+        if not is_unicode(name):  # the manifest could not contain it
+            raise ValueError(f"The file name {name!a} is not UTF-8. Rename the file.")
         out.copy(inside(folder, name))
     parameters = sum(torch.Size(tensor.shape).numel() for tensor in plan.tensors.values())
-    notes = ["Its loops were added to a dense model: those after the first are not trained yet."]
+    notes = ["Loops were added to a dense model. Loops after the first are untrained."]
     card = model_card(
         config,
         parameters,
@@ -338,7 +339,7 @@ def _write_rest(out: Folder, plan: Plan, folder: Path, from_plt: bool, source: s
 
 
 def _manifest(out: Folder, files: dict[str, dict[str, Tensor]], source: str, commit: str | None) -> dict:
-    """What was written, and from what."""
+    """Returns the manifest: the written files and tensors, and their source."""
     tensors = {name: manifest_entry(tensor, file) for file, group in files.items() for name, tensor in group.items()}
     return {
         "format": 1,
@@ -350,7 +351,7 @@ def _manifest(out: Folder, files: dict[str, dict[str, Tensor]], source: str, com
 
 
 def is_plt_source(fields: dict) -> bool:
-    """Whether a `config.json` is that of a PLT, whatever it says its classes are."""
+    """Returns whether a `config.json` describes a PLT, whatever classes it names."""
     return fields.get("model_type") == IQuestPLTCoderConfig.model_type or any(
         name.startswith("plt_") for name in fields
     )

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a model folder of this package holds beside its weights: configuration, code, and what its tensors must be."""
+"""The contents of a model folder besides its weights: configuration, code, and the expected tensors."""
 
 import contextlib
 import copy
@@ -20,10 +20,10 @@ from .checkpoint import INDEX, dtype_name, inside, read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGURATION = ROOT / "configuration_plt.py"
-# All that remote code needs: this file and, as the library reads it, what that imports.
+# The files that remote code needs: this file and everything that it imports, as determined by the library.
 CODE_FILES = sorted({Path(path).name for path in (CONFIGURATION, *get_relative_import_files(CONFIGURATION))})
 MANIFEST = "manifest.json"
-# Which fields of a source are read, beside those of the configuration class.
+# Fields of a source that are read in addition to those of the configuration class.
 OLD_FIELDS = {"dtype", "torch_dtype", "rope_theta", "rope_scaling", "original_max_position_embeddings"}
 UNUSED_FIELDS = {"architectures", "id2label", "label2id", "num_labels", "transformers_version", "layer_types"}
 GATE = ".self_attn.plt_gate."
@@ -31,11 +31,11 @@ GATE = ".self_attn.plt_gate."
 
 @contextlib.contextmanager
 def refusals(what: str) -> Iterator[None]:
-    """Whatever goes wrong inside is an error of the file that is read: a ValueError that begins with `what`."""
+    """Turns any error in the block into a ValueError that begins with `what`, the file being read."""
     try:
         yield
     except BaseException as error:
-        # A panic of the tokenizers library is none of the usual exceptions.
+        # A panic of the tokenizers library does not derive from Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -44,24 +44,24 @@ def refusals(what: str) -> Iterator[None]:
 
 def config_from(config_class: type[PreTrainedConfig], fields: dict) -> PreTrainedConfig:
     """
-    The configuration of a `config.json`, of the fields that decide what a model computes. Raises ValueError if they
-    describe none.
+    Builds a configuration from the fields of a `config.json` that affect what a model computes. Raises ValueError if
+    they are invalid.
     """
     if not _is_finite(fields):
-        raise ValueError("config.json holds numbers that are infinite or none.")
+        raise ValueError("config.json contains infinite or NaN numbers.")
     layers = fields.get("num_hidden_layers")
-    if isinstance(layers, int) and layers > MAX_LAYERS:  # the library makes lists of that length
+    if isinstance(layers, int) and layers > MAX_LAYERS:  # the library builds lists of that length
         raise ValueError(f"config.json: `num_hidden_layers` is {layers}, more than {MAX_LAYERS}.")
     known = (config_class().to_dict().keys() | OLD_FIELDS) - UNUSED_FIELDS
     fields = {name: value for name, value in fields.items() if name in known}
-    if fields.get("pad_token_id") == -1:  # how some say that there is none
+    if fields.get("pad_token_id") == -1:  # some configurations write -1 for "none"
         fields["pad_token_id"] = None
     with refusals("config.json"):
         return config_class.from_dict(fields)
 
 
 def _is_finite(value) -> bool:
-    """Whether no number in a JSON value is infinite or NaN."""
+    """Returns whether all numbers in a JSON value are finite."""
     if isinstance(value, dict):
         return all(map(_is_finite, value.values()))
     if isinstance(value, list):
@@ -70,20 +70,20 @@ def _is_finite(value) -> bool:
 
 
 def check_rotary(config: PreTrainedConfig, source: PreTrainedConfig) -> None:
-    """Raises ValueError unless the rotary embeddings are those of `source`, and numbers."""
+    """Raises ValueError if the rotary embeddings are not finite or differ from those of `source`."""
     if config.head_dim > MAX_HEAD_DIM:
         raise ValueError(f"config.json: `head_dim` is {config.head_dim}, more than {MAX_HEAD_DIM}.")
     with refusals("config.json"):
         found, expected = (LlamaRotaryEmbedding(config=copy.deepcopy(one)) for one in (config, source))
     if not (found.inv_freq.isfinite().all() and math.isfinite(found.attention_scaling)):
-        raise ValueError("config.json: its rotary embeddings are infinite or not numbers, see `rope_parameters`.")
+        raise ValueError("config.json: its rotary embeddings are infinite or NaN. Check `rope_parameters`.")
     is_same = torch.equal(found.inv_freq, expected.inv_freq) and found.attention_scaling == expected.attention_scaling
     if not is_same or found.rope_type != expected.rope_type:
-        raise ValueError("The rotary embeddings of the source cannot be expressed, see its `rope_scaling`.")
+        raise ValueError("The rotary embeddings of the source are not supported. Check its `rope_scaling`.")
 
 
 def read_config(folder: Path) -> IQuestPLTCoderConfig | LlamaConfig:
-    """The configuration in a folder. Raises ValueError if it is not that of a PLT or a Llama."""
+    """Reads the configuration in a folder. Raises ValueError if it is not that of a PLT or a Llama."""
     fields = read_json(inside(folder, "config.json"))
     classes = {config_class.model_type: config_class for config_class in (IQuestPLTCoderConfig, LlamaConfig)}
     if fields.get("model_type") not in classes:
@@ -92,32 +92,34 @@ def read_config(folder: Path) -> IQuestPLTCoderConfig | LlamaConfig:
 
 
 def read_plt_config(folder: Path) -> IQuestPLTCoderConfig:
-    """The configuration in a folder. Raises ValueError if it is not that of a PLT."""
+    """Reads the configuration in a folder. Raises ValueError if it is not that of a PLT."""
     config = read_config(folder)
     if not isinstance(config, IQuestPLTCoderConfig):
-        raise ValueError(f"{folder} holds a {config.model_type}, no PLT: `iquest-plt convert` makes one of it.")
+        raise ValueError(
+            f"{folder} holds a {config.model_type}, not a PLT. Use `iquest-plt convert` to make a PLT from it."
+        )
     return config
 
 
 def check_json(folder: Path) -> None:
-    """Raises ValueError, which names the file, if JSON that the library reads to load a model is not within limits."""
+    """Raises ValueError if a JSON file that the library reads to load a model is invalid or exceeds the limits."""
     for name in ("generation_config.json", "adapter_config.json", INDEX):
         if (folder / name).exists():
             read_json(folder / name)
 
 
 def shared_fields(config: PreTrainedConfig, other: type[PreTrainedConfig]) -> dict:
-    """The fields of `config` that the class `other` has as well, without those that say what kind of model it is."""
+    """Returns the fields that `config` and the class `other` share, except those that state the kind of model."""
     names = other().to_dict().keys() - {"architectures", "model_type", "transformers_version", "layer_types"}
     fields = {name: value for name, value in config.to_dict().items() if name in names}
     original = getattr(config, "original_max_position_embeddings", None)
-    if original is not None:  # where older configurations of long contexts have it
+    if original is not None:  # older long-context configurations store it at the top level
         fields["rope_parameters"] = {**fields["rope_parameters"], "original_max_position_embeddings": original}
     return fields
 
 
 def config_json(config: PreTrainedConfig, dtype: torch.dtype) -> dict:
-    """The fields of `config.json` for weights of `dtype`; of a PLT with the names of its code."""
+    """Returns the fields of `config.json` for weights of `dtype`. A PLT also gets its `auto_map`."""
     is_plt = isinstance(config, IQuestPLTCoderConfig)
     fields = json.loads(config.to_json_string())
     fields["architectures"] = ["IQuestPLTCoderForCausalLM" if is_plt else "LlamaForCausalLM"]
@@ -127,16 +129,17 @@ def config_json(config: PreTrainedConfig, dtype: torch.dtype) -> dict:
 
 def expected_shapes(config: PreTrainedConfig, names: Set[str]) -> dict[str, tuple[int, ...]]:
     """
-    Name and shape of every tensor of the model. `names` are those that are there: they decide whether an output layer
-    tied to the embedding is stored. Raises ValueError if the configuration has another number of layers than they.
+    Returns the name and shape of every tensor of the model. `names` are the tensors found in the files. They decide
+    whether an output layer tied to the embedding is stored. Raises ValueError if `config` has another number of layers.
     """
     layers = {name.split(".")[2] for name in names if name.startswith("model.layers.")}
     if layers != {str(layer) for layer in range(len(layers))} or len(layers) != config.num_hidden_layers:
         raise ValueError(
-            f"config.json has {config.num_hidden_layers} layers (`num_hidden_layers`), the weights have {len(layers)}."
+            f"config.json has {config.num_hidden_layers} layers (`num_hidden_layers`), but the weights have "
+            f"{len(layers)}."
         )
     with refusals("config.json"), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))  # which writes to it
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))  # a copy, because this modifies it
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings and "lm_head.weight" not in names:
         del shapes["lm_head.weight"]
@@ -144,11 +147,11 @@ def expected_shapes(config: PreTrainedConfig, names: Set[str]) -> dict[str, tupl
 
 
 def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> list[str]:
-    """What does not agree, a sentence each."""
+    """Returns one sentence for each mismatch."""
     problems = [f"{name} is missing." for name in expected if name not in found]
     problems += [f"{name} does not belong to this model." for name in found if name not in expected]
     for name, shape in found.items():
         if shape != expected.get(name, shape):
             hint = " (see `plt_gate_use_hidden_states`)" if GATE in name else ""
-            problems.append(f"{name} has shape {list(shape)}, config.json asks for {list(expected[name])}{hint}.")
+            problems.append(f"{name} has shape {list(shape)}, but config.json needs {list(expected[name])}{hint}.")
     return problems

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Runs what a checkpoint brings along, a chat template or a tokenizer, within limits on time and memory."""
+"""Runs a checkpoint's chat template or tokenizer within limits on time and memory."""
 
 import contextlib
 import json
@@ -19,23 +19,23 @@ except ImportError:  # Windows, which has no `fork` either
     resource = None  # type: ignore[assignment]
 
 
-MAX_BYTES = 50_000_000  # of a result
-SECONDS_MORE = 5  # that a child lives at most if this process is killed
+MAX_BYTES = 50_000_000  # the largest result
+SECONDS_MORE = 5  # how long a child may outlive its time limit if this process is killed
 
 
 def run_limited(call: Callable[[], Any], seconds: float, memory: int = 1 << 30) -> Any:
     """
-    `call()`, computed in a forked process that may take so many seconds, and so many bytes of memory more than this one
-    has. The result must be what JSON can hold. Signal handlers and timers of this process stay as they are.
+    Returns the result of `call()`, computed in a forked process that may use `seconds` of time and `memory` bytes more
+    than this process. The result must be JSON-serializable. Signal handlers and timers of this process do not change.
 
-    Raises TimeoutError or MemoryError beyond the limits, and ValueError, which names the type of any other error, for
-    whatever `call()` raises. macOS does not enforce the limit on memory; where there is no `fork`, there are no limits.
+    Raises TimeoutError or MemoryError if the limits are exceeded. Any other error in `call()` becomes a ValueError that
+    names its type. macOS does not enforce the memory limit. Without `fork` there are no limits.
     """
     if not hasattr(os, "fork"):
         return call()
     read, write = os.pipe()
     with warnings.catch_warnings():
-        # That a lock of another thread stays locked: then the child is killed when its time is over.
+        # The warning says that another thread's lock may stay locked. The child is then killed at its time limit.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if not child:
@@ -48,7 +48,7 @@ def run_limited(call: Callable[[], Any], seconds: float, memory: int = 1 << 30) 
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    if not answer:  # the library that ran out of memory ended the process
+    if not answer:  # a library that ran out of memory ended the process
         raise MemoryError(f"it takes more than {memory / 1e6:,.0f} MB of memory, or crashes")
     kind, value = json.loads(answer)
     if kind == "result":
@@ -59,7 +59,7 @@ def run_limited(call: Callable[[], Any], seconds: float, memory: int = 1 << 30) 
 
 
 def _listen(descriptor: int, seconds: float) -> bytes:
-    """What the child writes until it ends."""
+    """Returns everything that the child writes until it ends."""
     answer, end = bytearray(), time.monotonic() + seconds
     while select.select([descriptor], [], [], max(0.0, end - time.monotonic()))[0]:
         chunk = os.read(descriptor, 1 << 16)
@@ -67,17 +67,17 @@ def _listen(descriptor: int, seconds: float) -> bytes:
         if not chunk:
             return bytes(answer)
         if len(answer) > MAX_BYTES:
-            raise MemoryError(f"it makes a text of more than {MAX_BYTES / 1e6:,.0f} MB")
+            raise MemoryError(f"its result is larger than {MAX_BYTES / 1e6:,.0f} MB")
     raise TimeoutError(f"it takes longer than {seconds:g} seconds")
 
 
 def _run(call: Callable[[], Any], descriptor: int, seconds: float, memory: int) -> None:
-    """The child's part. Never returns: what is above it on the stack belongs to the parent."""
+    """Runs `call` in the child and writes its result. Never returns, because the callers belong to the parent."""
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
         nothing = os.open(os.devnull, os.O_RDWR)
-        for stream in range(3):  # a library that runs out of memory says so on standard error
+        for stream in range(3):  # hides what a library prints when it runs out of memory
             os.dup2(nothing, stream)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads do not survive a fork
         _limit(resource.RLIMIT_CPU, int(seconds) + SECONDS_MORE)
@@ -85,7 +85,7 @@ def _run(call: Callable[[], Any], descriptor: int, seconds: float, memory: int) 
         _limit(resource.RLIMIT_AS, _address_space() + memory)
         try:
             answer = ["result", call()]
-        except BaseException as error:  # also a panic of the tokenizers library, and SystemExit
+        except BaseException as error:  # includes panics of the tokenizers library, and SystemExit
             answer = [type(error).__name__, " ".join(str(error).split())[:400]]
         with open(descriptor, "wb") as pipe:
             pipe.write(json.dumps(answer).encode())
@@ -96,12 +96,12 @@ def _run(call: Callable[[], Any], descriptor: int, seconds: float, memory: int) 
 def _limit(kind: int, value: int) -> None:
     hard = resource.getrlimit(kind)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    with contextlib.suppress(ValueError, OSError):  # macOS has no limit on the address space
+    with contextlib.suppress(ValueError, OSError):  # macOS cannot limit the address space
         resource.setrlimit(kind, (value, hard))
 
 
 def _address_space() -> int:
-    """Bytes of address space that this process has."""
+    """Returns the size of this process's address space in bytes."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[0]) * resource.getpagesize()

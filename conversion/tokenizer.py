@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The tokenizer of a converted folder, its chat template, and where generation stops."""
+"""The tokenizer of a converted folder, its chat template, and its stop tokens."""
 
 import json
 import os
@@ -22,11 +22,11 @@ from .writer import Folder
 COPIED = ("tokenizer.model", "special_tokens_map.json", "added_tokens.json")
 DROPPED = ("auto_map", "tokenizer_class", "is_local", "local_files_only", "name_or_path")
 TEMPLATE = "chat_template.jinja"
-OTHERS = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.tiktoken")  # of tokenizers that are not converted
-# Sizes of the released vocabulary, in its config.json and in its configuration class. Which ids end a turn the former
-# does not say: see `generation_config.json` in the root.
+OTHERS = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.tiktoken")  # other tokenizers, which cannot be converted
+# Sizes of the released vocabulary, in its config.json and in its configuration class. The released config.json does not
+# list all ids that end a turn; `generation_config.json` in the root does.
 RELEASED_SIZES = (76800, 75904)
-# A template and a tokenizer are programs of somebody else's: what they may take.
+# Limits for templates and tokenizers, which are untrusted programs.
 TEMPLATE_SECONDS, TEMPLATE_BYTES = 10, 1 << 30
 LOAD_SECONDS, CONVERSION_SECONDS, TOKENIZER_BYTES = 60, 1200, 4 << 30
 PROBE = "".join(map(chr, range(32, 127))) + "\taaaaaaaa 1234\n    é ß 中文 🙂 ▁"
@@ -34,12 +34,12 @@ PROBE = "".join(map(chr, range(32, 127))) + "\taaaaaaaa 1234\n    é ß 中文 �
 
 def write_tokenizer(out: Folder, source: Path, config: PreTrainedConfig, is_plt_source: bool) -> dict:
     """
-    Writes the tokenizer of the folder `source` to `out`, if it has one: `tokenizer.json`, made from the SentencePiece
-    model `tokenizer.model` if need be, without references to code of the source; and the source's chat template, or,
-    if `is_plt_source` says that the source is a PLT, with a ChatML vocabulary and no template, that of this package.
+    Writes the tokenizer and chat template of the folder `source` to `out`, if it has any. `tokenizer.json` is copied,
+    or made from the SentencePiece model `tokenizer.model`. References to the source's code are removed. A PLT source
+    (`is_plt_source`) with a ChatML vocabulary but no template gets this package's template.
 
-    Returns the fields of `generation_config.json`: the source's own, the recommended sampling for the released
-    vocabulary, and in any case all tokens that end a turn as stop tokens. Raises ValueError for a tokenizer that cannot
+    Returns the fields of `generation_config.json`: the source's own, or the recommended sampling for the released
+    vocabulary. The stop tokens always include all tokens that end a turn. Raises ValueError for a tokenizer that cannot
     be converted exactly.
     """
     is_plt = isinstance(config, IQuestPLTCoderConfig)
@@ -61,14 +61,14 @@ def write_tokenizer(out: Folder, source: Path, config: PreTrainedConfig, is_plt_
         vocabulary = Tokenizer.from_str(text).get_vocab()
     elif found := [name for name in OTHERS if (source / name).exists()]:
         raise ValueError(
-            f"The source has {found[0]}, and neither tokenizer.json nor tokenizer.model: load its tokenizer with "
-            "Transformers and `save_pretrained` it to the source first."
+            f"The source has {found[0]}, but neither tokenizer.json nor tokenizer.model. First load its tokenizer with "
+            "Transformers and `save_pretrained` it to the source."
         )
     else:
         vocabulary = {}
     template = fields.pop("chat_template", None)
     if template is not None and not isinstance(template, str):
-        raise ValueError("tokenizer_config.json has several chat templates: leave one, as a text, or none.")
+        raise ValueError("tokenizer_config.json has several chat templates. Keep one, as a string, or none.")
     if vocabulary:
         for name in COPIED:
             if (source / name).exists():
@@ -91,12 +91,12 @@ def write_tokenizer(out: Folder, source: Path, config: PreTrainedConfig, is_plt_
 
 
 def as_list(token_ids: int | list[int] | None) -> list:
-    """Token ids as configurations have them: one, several, or None."""
+    """Returns a list of the token ids in a configuration field, which holds one, several or None."""
     return token_ids if isinstance(token_ids, list) else [token_ids]
 
 
 def _content(token: str | dict | None) -> str | None:
-    """The text of a special token, as tokenizer_config.json has it."""
+    """Returns the text of a special token in tokenizer_config.json."""
     return token.get("content") if isinstance(token, dict) else token
 
 
@@ -125,35 +125,35 @@ def load_tokenizer(
     folder: str | Path, tokenizer_class: type[PreTrainedTokenizerFast] = IQuestPLTCoderTokenizer
 ) -> PreTrainedTokenizerFast | None:
     """
-    The tokenizer in `folder`, or None if there is no `tokenizer.json`. Runs no code of the folder. Raises ValueError if
-    it cannot be read.
+    Loads the tokenizer in `folder`, or returns None without `tokenizer.json`. Runs no code from the folder. Raises
+    ValueError if the tokenizer is invalid.
     """
     if not (Path(folder) / "tokenizer.json").exists():
         return None
     for name in ("tokenizer_config.json", *(name for name in COPIED if name.endswith(".json"))):
         if (Path(folder) / name).exists():
-            read_json(Path(folder) / name)  # for an error that names the file
+            read_json(Path(folder) / name)  # so that an error names the file
     with layout.refusals("tokenizer.json"):
         return _tried(lambda: tokenizer_class.from_pretrained(folder))
 
 
 def check_template(tokenizer: PreTrainedTokenizerFast) -> None:
     """
-    Raises ValueError if the chat template exceeds the limits for a short message. An error that the template itself
-    raises is passed over: it may ask for other roles.
+    Raises ValueError if the chat template exceeds the limits for a short message. Ignores errors that the template
+    itself raises, because it may need other roles.
     """
     try:
         render(tokenizer, [{"role": "user", "content": "Hello"}], add_generation_prompt=True)
     except (TimeoutError, MemoryError) as error:
-        raise ValueError(f"The chat template cannot be used, {error}: put another chat_template.jinja there.") from None
+        raise ValueError(f"The chat template cannot be used: {error}. Replace chat_template.jinja.") from None
     except ValueError:
         pass
 
 
 def render(tokenizer: PreTrainedTokenizerFast, messages: list[dict], seconds: float | None = None, **options) -> str:
     """
-    The messages by the tokenizer's chat template, within limits. Raises TimeoutError or MemoryError beyond them, and
-    ValueError if the template raises anything.
+    Renders messages with the tokenizer's chat template, within limits. Raises TimeoutError or MemoryError if it exceeds
+    them, and ValueError if the template raises an error.
     """
 
     def call() -> str:
@@ -164,8 +164,8 @@ def render(tokenizer: PreTrainedTokenizerFast, messages: list[dict], seconds: fl
 
 def _tried(load: Callable[[], PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
     """
-    The tokenizer, after loading it and encoding a text by it in a process with limits. Replacements that double a text
-    again and again, and expressions that backtrack, show there.
+    Loads the tokenizer, after first loading it and encoding a text in a process with limits. This exposes replacements
+    that double a text repeatedly, and regular expressions that backtrack.
     """
 
     def attempt() -> None:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that a model folder is whole: that all its parts agree with each other and with its manifest."""
+"""Checks that a model folder is complete, and that its parts agree with each other and with the manifest."""
 
 import hashlib
 from collections.abc import Callable
@@ -37,22 +37,22 @@ def verify(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict:
     """
-    Checks a folder as [`convert`] or `save_pretrained` writes it: safetensors headers, file sizes, index and manifest
-    against each other; names and shapes of all tensors against `config.json`; every number for NaN and infinity;
-    token ids and chat template. No Python file of the folder is executed.
+    Checks a folder written by [`convert`] or `save_pretrained`: that safetensors headers, file sizes, index and
+    manifest agree; that names and shapes of all tensors fit `config.json`; that no number is NaN or infinite; and the
+    token ids and chat template. Runs no Python file of the folder.
 
     Args:
-        logits: a safetensors file with `input_ids` (1, time), `positions` (n,) of some of them, and for one or more
-            numbers of loops R `logits_r{R}` (1, n, vocab_size): the model is run on the CPU in float32, and must give
-            these to 1e-3 of the largest.
-        progress: called with the bytes of weights read and those there are.
+        logits: a safetensors file with `input_ids` (1, time), `positions` (n,) of some of them, and `logits_r{R}`
+            (1, n, vocab_size) for one or more numbers of loops R. The model runs on the CPU in float32, and must match
+            these logits to 1e-3 of the largest.
+        progress: called with the bytes of weights read so far and in total.
 
-    Returns `{"folder", "problems": [...], "notes": [...], "tensors", "parameters", "bytes"}`. The folder is whole if
-    there are no problems; notes say what there was nothing to check against. Raises ValueError if there is no folder.
+    Returns `{"folder", "problems": [...], "notes": [...], "tensors", "parameters", "bytes"}`. The folder is complete if
+    there are no problems. Notes list what could not be checked. Raises ValueError if the folder does not exist.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder.")
+        raise ValueError(f"{folder} is not a folder.")
     problems, notes = [], []
     report = {"folder": str(folder), "problems": problems, "notes": notes, "tensors": 0, "parameters": 0, "bytes": 0}
 
@@ -77,8 +77,8 @@ def verify(
 
 def check_parts(folder: Path) -> list[str]:
     """
-    The problems of a folder that show without reading its weights or its manifest: headers, index, names, shapes and
-    dtypes of tensors, token ids, chat template.
+    Returns the problems that can be found without reading weights or manifest: in headers, index, names, shapes and
+    dtypes of tensors, token ids and chat template.
     """
     problems = []
     checkpoint = _attempt(problems, open_checkpoint, folder)
@@ -99,7 +99,7 @@ def _check_parts(folder: Path, checkpoint: Checkpoint | None, notes: list[str]) 
 
 
 def _attempt(problems: list[str], check: Callable, *args):
-    """`check(*args)`, or None and its error among the problems. Whatever is raised, what was read is to blame."""
+    """Returns `check(*args)`. If that raises any error, adds it to the problems and returns None."""
     try:
         return check(*args)
     except Exception as error:
@@ -109,12 +109,12 @@ def _attempt(problems: list[str], check: Callable, *args):
 
 def _manifest(folder: Path, notes: list[str]) -> dict | None:
     if not (folder / layout.MANIFEST).exists():
-        notes.append(f"There is no {layout.MANIFEST}, so nothing says which files these should be.")
+        notes.append(f"There is no {layout.MANIFEST}, so the list of files could not be checked.")
         return None
     manifest = read_json(inside(folder, layout.MANIFEST))
     files, tensors = manifest.get("files"), manifest.get("tensors")
     if not isinstance(files, dict) or not isinstance(tensors, dict):
-        raise ValueError(f"{layout.MANIFEST} has no `files` or no `tensors`.")
+        raise ValueError(f"{layout.MANIFEST} lacks `files` or `tensors`.")
     return manifest
 
 
@@ -124,7 +124,7 @@ def _check_tensors(config: PreTrainedConfig, checkpoint: Checkpoint) -> list[str
     dtypes = {dtype_name(tensor.dtype) for tensor in checkpoint.tensors.values()}
     said = dtype_name(config.dtype)
     if config.dtype is not None and dtypes != {said}:
-        problems.append(f"config.json says {said}, the weights are {', '.join(sorted(dtypes))}.")
+        problems.append(f"config.json says {said}, but the weights are {', '.join(sorted(dtypes))}.")
     return problems
 
 
@@ -133,13 +133,13 @@ def _check_index(folder: Path, total: int) -> list[str]:
         return []
     metadata = read_json(inside(folder, INDEX)).get("metadata")
     said = metadata.get("total_size", total) if isinstance(metadata, dict) else total
-    return [] if said == total else [f"{INDEX} says {said} bytes in all, the tensors have {total}."]
+    return [] if said == total else [f"{INDEX} says {said} bytes in total, but the tensors have {total}."]
 
 
 def _scan(
     checkpoint: Checkpoint, wants_hashes: bool, problems: list[str], progress: Callable[[int, int], None]
 ) -> dict[str, str]:
-    """Reads all weights once, for numbers that are none and, if wanted, for the SHA-256 of every file."""
+    """Reads all weights once to find NaN and infinity and, with `wants_hashes`, to return the SHA-256 of every file."""
     total, done, hashes = sum(tensor.nbytes for tensor in checkpoint.tensors.values()), 0, {}
     for file in checkpoint.files:
         tensors = sorted(checkpoint.of_file(file).items(), key=lambda item: item[1].start)
@@ -181,12 +181,12 @@ def _check_manifest(
         try:
             path = inside(place, plain)
         except ValueError as error:
-            problems.append(f"{layout.MANIFEST} lists a file that is not there: {error}")
+            problems.append(f"{layout.MANIFEST} lists a file that cannot be used: {error}")
             continue
         if path.stat().st_size != entry.get("size"):
-            problems.append(f"{name} has {path.stat().st_size} bytes, {layout.MANIFEST} says {entry.get('size')}.")
+            problems.append(f"{name} has {path.stat().st_size} bytes, but {layout.MANIFEST} says {entry.get('size')}.")
         elif (hashes.get(name) or sha256(path)) != entry.get("sha256"):
-            problems.append(f"{name} is not the file that {layout.MANIFEST} lists: its SHA-256 is another.")
+            problems.append(f"{name} differs from the file that {layout.MANIFEST} lists: its SHA-256 is different.")
     if checkpoint is not None:
         found = {name: manifest_entry(tensor, tensor.path.name) for name, tensor in checkpoint.tensors.items()}
         differing = sorted(
@@ -196,7 +196,7 @@ def _check_manifest(
         )
         if differing:
             names = ", ".join(differing[:3]) + ", ..." * (len(differing) > 3)
-            problems.append(f"{layout.MANIFEST} lists other tensors than there are: {names}")
+            problems.append(f"{layout.MANIFEST} does not match the tensors in the files: {names}")
     return problems
 
 
@@ -208,7 +208,7 @@ def _check_tokenizer(folder: Path, config: PreTrainedConfig, notes: list[str]) -
         return []
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= config.vocab_size:
-        problems.append(f"The tokenizer's ids go to {largest}, the embedding has {config.vocab_size} rows.")
+        problems.append(f"The tokenizer's ids go up to {largest}, but the embedding has {config.vocab_size} rows.")
     if (folder / "generation_config.json").exists():
         fields = read_json(inside(folder, "generation_config.json"))
         with layout.refusals("generation_config.json"):
@@ -223,7 +223,7 @@ def _check_tokenizer(folder: Path, config: PreTrainedConfig, notes: list[str]) -
             for token_id in as_list(value):
                 is_id = isinstance(token_id, int) and 0 <= token_id < config.vocab_size
                 if token_id is not None and not is_id:
-                    problems.append(f"{name} {token_id} is outside of the vocabulary ({config.vocab_size}).")
+                    problems.append(f"{name} {token_id} is outside the vocabulary ({config.vocab_size}).")
     if tokenizer.chat_template is None:
         notes.append("There is no chat template.")
         return problems
@@ -234,7 +234,7 @@ def _check_tokenizer(folder: Path, config: PreTrainedConfig, notes: list[str]) -
         return [*problems, f"The chat template does not render: {kind}{error}"]
     end = tokenizer.get_vocab().get("<|im_end|>")
     if stops and end is not None and "<|im_end|>" in text and str(end) not in stops:
-        problems.append(f"A chat turn ends with <|im_end|> ({end}), where generation_config.json does not stop.")
+        problems.append(f"A chat turn ends with <|im_end|> ({end}), but generation_config.json does not stop there.")
     return problems
 
 
@@ -243,10 +243,10 @@ def _check_logits(folder: Path, path: Path) -> list[str]:
     try:
         golden = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        raise ValueError(f"{path} could not be read: {error}") from None
     loops = {name: int(name[8:]) for name in golden if name.startswith("logits_r") and name[8:].isdecimal()}
     if not loops or not {"input_ids", "positions"} <= golden.keys():
-        raise ValueError(f"{path.name} must hold `input_ids`, `positions` and `logits_r1` or of another loop count.")
+        raise ValueError(f"{path.name} must contain `input_ids`, `positions` and `logits_r1` (or another loop count).")
     layout.read_plt_config(folder)
     model = IQuestPLTCoderForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     problems = []
@@ -256,6 +256,6 @@ def _check_logits(folder: Path, path: Path) -> list[str]:
             difference = float((found - golden[name]).abs().max() / golden[name].abs().max())
         if not difference <= LOGITS_TOLERANCE:
             problems.append(
-                f"{name} differs by {difference:.1e} of the largest logit, {LOGITS_TOLERANCE:.0e} is allowed."
+                f"{name} differs by {difference:.1e} of the largest logit. The limit is {LOGITS_TOLERANCE:.0e}."
             )
     return problems

@@ -1,8 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""
-Writes checkpoints: a folder that is there complete or not at all, and safetensors files as a stream.
-"""
+"""Writes checkpoints: a folder that appears only when complete, with safetensors files written as a stream."""
 
 import contextlib
 import errno
@@ -28,7 +26,7 @@ Progress = Callable[[int], None]  # called with the number of bytes just read or
 
 @dataclass(frozen=True)
 class NewTensor:
-    """A tensor with the same `value` everywhere."""
+    """A tensor filled with `value`."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -44,7 +42,7 @@ class NewTensor:
 
 @dataclass(frozen=True)
 class CastTensor:
-    """`tensor` in another dtype. Reading it raises ValueError if a finite number is too large for that."""
+    """A tensor cast to another dtype. Reading it raises ValueError if a finite number is too large for that dtype."""
 
     tensor: StoredTensor
     dtype: torch.dtype
@@ -62,7 +60,7 @@ class CastTensor:
             values = torch.frombuffer(bytearray(chunk), dtype=self.tensor.dtype)
             cast = values.to(self.dtype)
             if bool((cast.isinf() & values.isfinite()).any()):
-                raise ValueError(f"{self.tensor.path.name} holds numbers that are too large for {self.dtype}.")
+                raise ValueError(f"{self.tensor.path.name} contains numbers that are too large for {self.dtype}.")
             yield _bytes(cast)
 
 
@@ -70,14 +68,14 @@ Tensor = StoredTensor | NewTensor | CastTensor
 
 
 class Folder:
-    """A folder in the making; see [`new_folder`]. Keeps size and SHA-256 of every file it writes."""
+    """A folder being written, see [`new_folder`]. Records the size and SHA-256 of every file it writes."""
 
     def __init__(self, path: Path, progress: Progress):
         self.path, self.progress = path, progress
         self.files: dict[str, dict] = {}
 
     def write(self, name: str, chunks: Iterable[bytes]) -> None:
-        """A file of the bytes of `chunks`, on disk when this returns."""
+        """Writes `chunks` to a file, which is on disk when this returns."""
         digest, size = hashlib.sha256(), 0
         path = self.path / name
         path.parent.mkdir(exist_ok=True)
@@ -101,7 +99,7 @@ class Folder:
         self.write(name or source.name, read_chunks(source))
 
     def link(self, source: Path, name: str) -> None:
-        """A hard link to `source`, or a copy where that cannot be. It is read all the same, for its SHA-256."""
+        """Makes a hard link to `source`, or a copy if that is impossible. Reads the file for its SHA-256 either way."""
         try:
             os.link(source.resolve(), self.path / name)
         except OSError:
@@ -110,7 +108,7 @@ class Folder:
         self.files[name] = {"size": source.stat().st_size, "sha256": sha256(source, self.progress)}
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """A safetensors file. Takes no more memory than the header and a piece of a tensor, or a new tensor."""
+        """Writes a safetensors file. Needs memory only for the header and a piece of a tensor, or one new tensor."""
         header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
         offset = 0
         for key, tensor in tensors.items():
@@ -135,26 +133,26 @@ class Folder:
 @contextlib.contextmanager
 def new_folder(path: Path, size: int, progress: Progress = lambda _: None) -> Iterator[Folder]:
     """
-    A [`Folder`] that appears as `path` when the block ends, complete and on disk, and not at all if it does not: what
-    is written goes to a hidden folder beside it, which is renamed at the end. What an earlier run that was killed left
-    there is removed. SIGTERM and SIGHUP remove it as well, before they end the process; where the caller handles or
-    ignores them, that stays so.
+    Yields a [`Folder`] that appears as `path`, complete and on disk, only if the block succeeds. Files are written to a
+    hidden folder next to it, which is renamed at the end. Leftovers of an earlier, killed run are removed. SIGTERM and
+    SIGHUP remove the hidden folder before they end the process, unless the caller handles or ignores them.
 
-    Raises ValueError if `path` is taken, if `size` bytes do not fit beside it, or if another process is writing it.
+    Raises ValueError if `path` exists, if there is not enough space for `size` bytes, or if another process is writing
+    to it.
     """
     path = path.absolute()
     if not path.parent.is_dir():
-        raise ValueError(f"{path.parent} does not exist: make it first.")
+        raise ValueError(f"{path.parent} does not exist. Create it first.")
     _check_free(path)
     partial = path.parent / f".{path.name}{PARTIAL}"
     with _termination_as_exception(), _locked(partial):
-        _check_free(path)  # again: nobody else takes it now
+        _check_free(path)  # again, now under the lock
         for leftover in partial.iterdir():
             shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
         try:
             free = shutil.disk_usage(partial).free
             if free < size:
-                raise ValueError(f"{path.parent} has {free / 1e9:.2f} GB free, {size / 1e9:.2f} GB are needed.")
+                raise ValueError(f"{path.parent} has {free / 1e9:.2f} GB free, but {size / 1e9:.2f} GB are needed.")
             yield Folder(partial, progress)
             for folder in [*(entry for entry in partial.iterdir() if entry.is_dir()), partial]:
                 _sync(folder)
@@ -170,18 +168,18 @@ def new_folder(path: Path, size: int, progress: Progress = lambda _: None) -> It
 
 def _check_free(path: Path) -> None:
     if path.is_symlink() or (path.exists() and not path.is_dir()) or (path.is_dir() and any(path.iterdir())):
-        raise ValueError(f"{path} exists already: choose another folder, or remove it.")
+        raise ValueError(f"{path} already exists. Choose another folder, or remove it.")
 
 
 class _TerminationError(BaseException):
-    """The process is to end."""
+    """Raised when a signal asks the process to end."""
 
 
 @contextlib.contextmanager
 def _termination_as_exception() -> Iterator[None]:
     """
-    Ends the block by an exception where SIGTERM or SIGHUP would end the process, and then ends it by that signal. Only
-    on the main thread, the one that can handle signals.
+    Turns a fatal SIGTERM or SIGHUP into an exception in the block, and then ends the process by that signal. Has no
+    effect outside the main thread, which alone can handle signals.
     """
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     is_main = threading.current_thread() is threading.main_thread()
@@ -191,7 +189,7 @@ def _termination_as_exception() -> Iterator[None]:
     def stop(number, _):
         nonlocal received
         received = number
-        for other in ours:  # a second one must not end the cleaning up
+        for other in ours:  # a second signal must not interrupt the cleanup
             signal.signal(other, signal.SIG_IGN)
         raise _TerminationError
 
@@ -210,25 +208,25 @@ def _termination_as_exception() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """`folder`, made if need be, for this process alone. A process that dies lets go of it."""
+    """Creates `folder` if needed, and locks it for this process. The lock is released if the process dies."""
     try:
         import fcntl
     except ImportError:
-        raise ValueError("Converting needs Linux or macOS: it locks folders and syncs them.") from None
+        raise ValueError("Conversion needs Linux or macOS, because it locks and syncs folders.") from None
     try:
         folder.mkdir(exist_ok=True)
-        descriptor = os.open(
-            folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-        )  # whatever a link leads to is not ours
+        # Does not follow a link, whose target may belong to someone else.
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
-        raise ValueError(f"{folder} cannot be used to write in: {error.strerror}.") from error
+        raise ValueError(f"Cannot write to {folder}: {error.strerror}.") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(descriptor), os.stat(folder)):  # its owner has just finished
+            if not os.path.samestat(os.fstat(descriptor), os.stat(folder)):  # another process has just finished it
                 raise FileNotFoundError
         except (BlockingIOError, FileNotFoundError):
-            raise ValueError(f"Another process is writing {folder.parent / folder.name[1 : -len(PARTIAL)]}.") from None
+            target = folder.parent / folder.name[1 : -len(PARTIAL)]
+            raise ValueError(f"Another process is writing to {target}.") from None
         yield
     finally:
         os.close(descriptor)
@@ -247,7 +245,7 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 
 def split(tensors: dict[str, Tensor], max_bytes: int) -> list[dict[str, Tensor]]:
-    """Groups of at most `max_bytes`, in the given order; a larger tensor has one of its own."""
+    """Splits tensors into groups of at most `max_bytes`, in order. A larger tensor gets its own group."""
     groups, size = [{}], 0
     for name, tensor in tensors.items():
         if groups[-1] and size + tensor.nbytes > max_bytes:
@@ -259,14 +257,14 @@ def split(tensors: dict[str, Tensor], max_bytes: int) -> list[dict[str, Tensor]]
 
 
 def name_files(groups: list[dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    """A file for each group, named as Transformers does."""
+    """Returns a file for each group, named as in Transformers."""
     if len(groups) == 1:
         return {SINGLE: groups[0]}
     return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
 
 
 def write_index(folder: Folder, files: dict[str, dict[str, Tensor]]) -> None:
-    """The index of `files`, if they are several."""
+    """Writes the index of `files` if there are several."""
     if list(files) == [SINGLE]:
         return
     total = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the bodies of OpenAI's API must be like, for Transformers' server. Needs nothing but Python."""
+"""Checks the request bodies of OpenAI's API for Transformers' server. Needs only the standard library."""
 
 import json
 import math
@@ -14,7 +14,7 @@ class Problem(NamedTuple):
 
 
 def find_problem(path: str, body: Any) -> Problem | None:
-    """The first field of a request that cannot be used; None if all can. A field that is null counts as left out."""
+    """Returns the first invalid field of a request, or None. A field that is null counts as missing."""
     if not isinstance(body, dict):
         return Problem(None, "The body must be a JSON object.")
     body = without_nulls(body)
@@ -31,7 +31,7 @@ def find_problem(path: str, body: Any) -> Problem | None:
 
 
 def without_nulls(body: dict) -> dict:
-    """The body without fields that are null, at its top and in its messages."""
+    """Returns the body without fields that are null, at the top level and in its messages."""
     found = {name: value for name, value in body.items() if value is not None}
     for name in ("messages", "input"):
         if isinstance(found.get(name), list):
@@ -44,12 +44,12 @@ def _without_nulls(item: Any) -> Any:
 
 
 def _check_prompt(name: str, prompt: Any) -> Problem | None:
-    return None if isinstance(prompt, str) and prompt else Problem(name, f"{name} must be a text that is not empty.")
+    return None if isinstance(prompt, str) and prompt else Problem(name, f"{name} must be a non-empty string.")
 
 
 def _check_messages(name: str, messages: Any) -> Problem | None:
     if not isinstance(messages, list) or not messages:
-        return Problem(name, f"{name} must be a list of messages, one at least.")
+        return Problem(name, f"{name} must be a list of at least one message.")
     for index, message in enumerate(messages):
         at = f"{name}[{index}]"
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
@@ -58,7 +58,7 @@ def _check_messages(name: str, messages: Any) -> Problem | None:
         for number, call in enumerate(_list(message.get("tool_calls", []))):
             if problem is None and not _is_call(call):
                 field = f"{at}.tool_calls[{number}]"
-                problem = Problem(field, f"{field} must have a function with a name and arguments, a JSON object.")
+                problem = Problem(field, f"{field} must have a function with a name and a JSON object of arguments.")
         if problem is not None:
             return problem
     return None
@@ -68,21 +68,24 @@ def _check_content(at: str, content: Any) -> Problem | None:
     if isinstance(content, str):
         return None
     if not isinstance(content, list):
-        return Problem(at, f"{at} must be a text, or a list of parts.")
+        return Problem(at, f"{at} must be a string or a list of parts.")
     for index, part in enumerate(content):
         if not isinstance(part, dict) or part.get("type") not in ("text", "input_text", "output_text"):
-            return Problem(f"{at}[{index}]", f"{at}[{index}] must have the type text: the model reads nothing else.")
+            return Problem(f"{at}[{index}]", f"{at}[{index}] must have the type text. The model reads only text.")
         if not isinstance(part.get("text"), str):
-            return Problem(f"{at}[{index}].text", f"{at}[{index}].text must be a text.")
+            return Problem(f"{at}[{index}].text", f"{at}[{index}].text must be a string.")
     return None
 
 
 def _check_input(name: str, given: Any) -> Problem | None:
-    """Of `/v1/responses`: a text, parts of one message, or messages and calls; the server checks what calls hold."""
+    """
+    Checks the input of `/v1/responses`: a string, parts of one message, or messages and calls. The server checks the
+    contents of calls.
+    """
     if isinstance(given, str):
         return _check_prompt(name, given)
     if not isinstance(given, list) or not given or not all(isinstance(item, dict) for item in given):
-        return Problem(name, f"{name} must be a text, or a list of objects, one at least.")
+        return Problem(name, f"{name} must be a string or a list of at least one object.")
     if "role" not in given[0] and given[0].get("type") in ("text", "input_text", "output_text"):
         return _check_content(name, given)
     for index, item in enumerate(given):
@@ -92,7 +95,7 @@ def _check_input(name: str, given: Any) -> Problem | None:
             if problem is not None:
                 return Problem(at, problem.message.replace(f"{name}[0]", at))
         elif kind in CALLS and not all(isinstance(item.get(field), str) for field in CALLS[kind]):
-            return Problem(at, f"{at} must have the texts {', '.join(CALLS[kind])}.")
+            return Problem(at, f"{at} must have the string fields {', '.join(CALLS[kind])}.")
         elif kind not in ("reasoning", *CALLS):
             return Problem(at, f"{at} must have a role, or the type reasoning, {' or '.join(CALLS)}.")
     return None
@@ -113,12 +116,12 @@ def _is_json_object(text: Any) -> bool:
 
 
 def _list(value: Any) -> list:
-    """The value, or itself in a list, so that what is no list fails as an entry does."""
+    """Returns a list unchanged, and any other value in a list, so that it is checked like an entry."""
     return value if isinstance(value, list) else [value]
 
 
 def _number(low: float, high: float = math.inf) -> Callable[[Any], bool]:
-    """Whether a value is a finite number from `low` to `high`."""
+    """Returns a check for finite numbers from `low` to `high`."""
     return lambda value: (
         isinstance(value, int | float)
         and not isinstance(value, bool)
@@ -157,20 +160,20 @@ REQUIRED = {
 }
 _COUNT = (_is_count, "an integer of at least 1")
 FIELDS = {
-    "model": (lambda value: isinstance(value, str), "a text"),
+    "model": (lambda value: isinstance(value, str), "a string"),
     "max_tokens": _COUNT,
     "max_completion_tokens": _COUNT,
     "max_output_tokens": _COUNT,
     "temperature": (_number(0, 100), "a number between 0 and 100"),
     "top_p": (_number(0, 1), "a number between 0 and 1"),
-    "frequency_penalty": (_number(-0.999, 2), "a number above -1 and at most 2"),  # the server penalises by 1 + this
+    "frequency_penalty": (_number(-0.999, 2), "a number above -1 and at most 2"),  # the server's factor is 1 + this
     "seed": (_is_seed, "an integer of at least 0"),
-    "stop": (_is_stop, "a text, or a list of texts, none of them empty"),
+    "stop": (_is_stop, "a non-empty string or a list of them"),
     "stream": (lambda value: isinstance(value, bool), "true or false"),
-    "logit_bias": (_is_bias, "an object of token ids and numbers between -100 and 100"),
+    "logit_bias": (_is_bias, "an object that maps token ids to numbers between -100 and 100"),
     "tools": (_is_tools, "a list of objects"),
     "chat_template_kwargs": (lambda value: isinstance(value, dict), "an object"),
-    "generation_config": (_is_json_object, "the text of a JSON object"),
-    "instructions": (lambda value: isinstance(value, str), "a text"),
-    "suffix": (lambda value: isinstance(value, str), "a text"),
+    "generation_config": (_is_json_object, "a string that contains a JSON object"),
+    "instructions": (lambda value: isinstance(value, str), "a string"),
+    "suffix": (lambda value: isinstance(value, str), "a string"),
 }

@@ -6,9 +6,9 @@ The `transformers` command for PLT models:
     python -m iquest_plt.serving.transformers_cli serve PATH --port 8000 --max-length 2048
     python -m iquest_plt.serving.transformers_cli chat PATH http://localhost:8000/v1
 
-The command itself looks a model's class up among the library's own, and so finds no model that is defined elsewhere.
-Its server is given an end for every request, and checks what it is sent (`transformers_server.py`). `--max-length`,
-tokens of prompt and reply together, is an option of this command.
+The original command looks up model classes only in the library, so it does not find models defined elsewhere. This
+command also bounds every reply and checks requests (`transformers_server.py`), and adds the option `--max-length`: the
+maximum tokens of prompt plus reply.
 """
 
 import sys
@@ -17,8 +17,8 @@ from pathlib import Path
 
 def check_model(path: str) -> None:
     """
-    Tries tokenizer and chat template within limits before a server, which has none, loads them. Says on standard error
-    that the model cannot chat, if that is so. Raises ValueError for what cannot be used.
+    Tests the tokenizer and chat template within limits before the server loads them without limits. Reports on standard
+    error if the model cannot chat. Raises ValueError if the tokenizer or template is unusable.
     """
     from ..conversion.download import FILES, fetch
     from ..conversion.layout import check_json
@@ -29,7 +29,7 @@ def check_model(path: str) -> None:
     small = [pattern for pattern in FILES if "safetensors" not in pattern]
     try:
         folder, _ = fetch(name, revision or None, files=small, check_hashes=False)
-    except ValueError:  # the server says what is wrong
+    except ValueError:  # the server reports this error
         return
     check_json(folder)
     tokenizer = load_tokenizer(folder)
@@ -38,8 +38,8 @@ def check_model(path: str) -> None:
     if tokenizer.chat_template is None:
         shown = printable(path)
         print(
-            f"note: {shown} has no chat template, so chats are answered with an error and only /v1/completions works; "
-            f"`iquest-plt convert {shown} NEW` adds one",
+            f"note: {shown} has no chat template, so chat requests fail and only /v1/completions works. "
+            f"`iquest-plt convert {shown} NEW` adds one.",
             file=sys.stderr,
         )
     else:
@@ -47,20 +47,20 @@ def check_model(path: str) -> None:
 
 
 def take_max_length(arguments: list[str]) -> int | None:
-    """The number after `--max-length`, which is taken out of the arguments; None if it is not there."""
+    """Removes `--max-length N` from the arguments and returns N, or None if it is missing."""
     arguments[:] = [part for word in arguments for part in _split(word)]
     if "--max-length" not in arguments:
         return None
     at = arguments.index("--max-length")
     text = "".join(arguments[at + 1 : at + 2])
     if not text.isdecimal() or int(text) < 2:
-        sys.exit(f"error: --max-length must be a number of tokens, 2 at least, not {text!r}.")
+        sys.exit(f"error: --max-length must be a number of tokens of at least 2, got {text!r}.")
     del arguments[at : at + 2]
     return int(text)
 
 
 def _split(word: str) -> list[str]:
-    """`--max-length=N` as two words, all others as they are."""
+    """Splits `--max-length=N` into two words, and leaves other words unchanged."""
     return word.split("=", 1) if word.startswith("--max-length=") else [word]
 
 
@@ -83,7 +83,7 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"error: {printable(' '.join(str(error).split()))}")
     except ImportError as error:
-        sys.exit(f"{error}. What serving needs comes with: pip install 'iquest-plt[serving]'")
+        sys.exit(f"{error}. To install the requirements for serving, run: pip install 'iquest-plt[serving]'")
     sys.argv[0] = "transformers"
     transformers_main()
 

@@ -1,15 +1,15 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What Transformers' server lacks: requests that end, and bodies that are checked.
+Adds to Transformers' server what it lacks: bounded replies and checks of request bodies.
 
-* Prompt and reply together have no more tokens than the model takes, or than asked for. A prompt that is longer is
-  answered with 400; a reply ends with `finish_reason` "length".
-* A reply ends at the next token when its client has hung up, or when the server is told to stop.
-* A field that cannot be used is answered with 400 and its name, and so is a chat where there is no chat template.
+* Prompt plus reply cannot exceed the model's maximum or the requested number of tokens. A longer prompt gets a 400. A
+  reply that reaches the limit ends with `finish_reason` "length".
+* A reply ends at the next token if its client hangs up or the server is told to stop.
+* An invalid field gets a 400 that names the field. A chat request without a chat template gets a 400 too.
 
-It takes the place of two classes: `GenerateManager` of Transformers' server, and `uvicorn.Server`, which is given the
-finished app and hears of signals.
+It replaces two classes: `GenerateManager` of Transformers' server, and `uvicorn.Server`, which receives the finished
+app and handles signals.
 """
 
 import asyncio
@@ -27,13 +27,13 @@ from transformers.cli.serving import utils
 from .request_checks import find_problem, without_nulls
 
 
-SECONDS_TO_STOP = 10  # for replies that are being made, after a signal
+SECONDS_TO_STOP = 10  # for unfinished replies after a signal
 _stopping = threading.Event()
 _hung_up: ContextVar[threading.Event | None] = ContextVar("hung_up", default=None)
 
 
 def install(max_length: int | None = None) -> None:
-    """Before the server is made: bounds what it will generate, by `max_length` tokens or the model's own length."""
+    """Bounds replies by `max_length` tokens or the model's maximum. Call this before the server is created."""
 
     class Manager(BoundedGenerateManager):
         max_tokens = max_length
@@ -43,7 +43,7 @@ def install(max_length: int | None = None) -> None:
 
 
 class Stop(StoppingCriteria):
-    """Ends a reply that nobody waits for any more."""
+    """Ends a reply that nobody is waiting for."""
 
     def __init__(self, hung_up: threading.Event | None):
         self.hung_up = hung_up
@@ -54,7 +54,7 @@ class Stop(StoppingCriteria):
 
 
 class BoundedGenerateManager(utils.GenerateManager):
-    """Transformers' `model.generate()` in a thread, with an end."""
+    """Transformers' `model.generate()` in a thread, with bounded replies."""
 
     max_tokens: int | None = None
 
@@ -68,14 +68,14 @@ class BoundedGenerateManager(utils.GenerateManager):
 
     def _bounded(self, model, inputs, gen_config) -> dict:
         """
-        The arguments of `generate()` that end it; `gen_config`, which is this request's own, gets the bound. Raises
-        ValueError if the prompt leaves no room for a reply.
+        Returns the arguments of `generate()` with a stopping criterion, and sets the limit in this request's
+        `gen_config`. Raises ValueError if the prompt leaves no room for a reply.
         """
         limit = min(model.config.max_position_embeddings, self.max_tokens or model.config.max_position_embeddings)
         prompt = inputs["input_ids"].shape[-1]
         if not 0 < prompt < limit:
             raise ValueError(
-                f"The prompt has {prompt} tokens. It must have at least one, and with its reply no more than {limit}."
+                f"The prompt has {prompt} tokens. It must have at least one, and prompt plus reply at most {limit}."
             )
         if gen_config.max_new_tokens is not None:
             gen_config.max_new_tokens = min(gen_config.max_new_tokens, limit - prompt)
@@ -85,7 +85,7 @@ class BoundedGenerateManager(utils.GenerateManager):
 
 
 class Server(uvicorn.Server):
-    """Runs the app behind `Guard`, and ends replies when it is told to stop."""
+    """Runs the app behind `Guard`, and ends replies when the server is told to stop."""
 
     def __init__(self, config: uvicorn.Config):
         _stopping.clear()
@@ -101,20 +101,20 @@ class Server(uvicorn.Server):
 
 
 async def _refuse(request, error: ValueError) -> JSONResponse:
-    """What the template or `generate()` refuses."""
-    if isinstance(error, ValidationError):  # of an answer, not of a request
+    """Answers with a 400 if the template or `generate()` raises ValueError."""
+    if isinstance(error, ValidationError):  # concerns a response, not a request
         raise error
     return refusal(str(error))
 
 
 def refusal(message: str, field: str | None = None) -> JSONResponse:
-    """As OpenAI's API words it."""
+    """Returns an error response in the format of OpenAI's API."""
     error = {"message": message, "type": "invalid_request_error", "param": field, "code": None}
     return JSONResponse({"error": error}, status_code=400)
 
 
 class Guard:
-    """An ASGI app that checks the bodies of another one's requests, and notices clients that hang up."""
+    """An ASGI app that checks the request bodies of another app, and notices clients that hang up."""
 
     def __init__(self, app):
         self.app = app
@@ -144,7 +144,7 @@ class Guard:
         await self._run(raw, scope, receive, send)
 
     async def _run(self, raw: bytes, scope, receive, send) -> None:
-        """The app, which is given the body at once, and the end of the connection when that comes."""
+        """Runs the app with the complete body, and tells it when the client disconnects."""
         messages, hung_up = asyncio.Queue(), threading.Event()
         messages.put_nowait({"type": "http.request", "body": raw, "more_body": False})
 

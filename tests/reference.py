@@ -1,21 +1,21 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The Parallel Loop Transformer in float64 NumPy: the oracle of the test suite, and the definition to read first.
+"""The Parallel Loop Transformer in float64 NumPy: the test suite's oracle, and the best definition to read first.
 
-One sequence, no cache, no padding, no tail cut: every loop runs over all T tokens, one loop after another.
+It handles one sequence, without cache, padding or shortened tails: every loop runs over all T tokens, in order.
 
-    x_i^0 = E_i                                                     loop 0 takes the plain embedding
+    x_i^0 = E_i                                                     loop 0 reads the plain embedding
     x_i^r = emb_scale * E_i + hidden_scale * H^{r-1}_{i-1}          r >= 1, with H_{-1} = 0
     attention in loop 0:     causal(q, K0, V0)
     attention in loop r:     g * causal(q, K0, V0) + (1 - g) * window(q, K^r, V^r)
     H^r = RMSNorm_final(x^r),   logits = lm_head(H^{R-1})
 
-Two controls take pieces out: plt_cross_loop_shift = False reads H^{r-1}_i, and plt_loop_attention "shared" is g = 1,
-"own" is g = 0 with a window of all earlier tokens.
+Two controls remove parts: plt_cross_loop_shift = False reads H^{r-1}_i instead. plt_loop_attention = "shared" means
+g = 1, and "own" means g = 0 with a window of all earlier tokens.
 
 Everything else (RMSNorm, RoPE, grouped-query attention, SwiGLU, residuals) is Llama, and R = 1 is exactly Llama.
-Sources: arXiv 2510.24824 (PLT), arXiv 2606.18023 (LoopCoder-v2); where they differ from the inference code that serves
-the released checkpoint, that code decides. Shapes: T tokens, R loops, D hidden, N query heads, K key/value heads,
+Sources: arXiv 2510.24824 (PLT), arXiv 2606.18023 (LoopCoder-v2). Where the papers differ from the released checkpoint's
+inference code, this follows the code. Shapes: T tokens, R loops, D hidden, N query heads, K key/value heads,
 d head_dim, V vocabulary; i is a query position, j a key position.
 """
 
@@ -25,16 +25,16 @@ from typing import Any
 import numpy as np
 
 
-# Mistakes that still give plausible text. `Reference(..., wrong=name)` makes one of them, so that a test can show that
-# its inputs would expose it. All but scale_loop0 and gate_loop0 need R >= 2, and some need more, as their lines say.
-# RMSNorm weights should differ from 1: a second norm with unit weight changes next to nothing.
+# Mistakes that still give plausible text. `Reference(..., wrong=name)` makes one of them, so that a test can prove that
+# its inputs would expose it. All except scale_loop0 and gate_loop0 need R >= 2; some need more, as noted. RMSNorm
+# weights should differ from 1, because a second norm with unit weights changes almost nothing.
 WRONG: dict[str, str] = {
     "no_shift": "loop r reads H^{r-1} of its own token i instead of token i-1",
     "shift_wraps": "the shift is a roll: the first token reads H^{r-1} of the last one instead of zero",
     "shift_by_loop": "loop r reads H^{r-1}_{i-r} instead of H^{r-1}_{i-1} (needs R >= 3)",
     "shift_embedding": "the embedding is shifted along with the carry: E_{i-1} in loops >= 1",
     "rope_shifted": "loop r rotates queries and keys to position i-r instead of i",
-    "zero_carry": "the state of the loop before is dropped: x^r = emb_scale * E",
+    "zero_carry": "the previous loop's state is dropped: x^r = emb_scale * E",
     "carry_not_normed": "the fed-back state skips the final norm (needs plt_normalize_per_loop)",
     "carry_always_normed": "the fed-back state is normed although plt_normalize_per_loop is False (needs False)",
     "scale_loop0": "emb_scale is applied to the embedding of loop 0 too (needs emb_scale != 1)",
@@ -48,7 +48,7 @@ WRONG: dict[str, str] = {
     "global_last_keys": "the global branch reads the keys and values of loop r-1 instead of loop 0 (needs R >= 3)",
     "global_without_self": "the global branch misses position i, as if loop 0 wrote its cache too late",
     "global_only": "no local branch and no gate",
-    "gate_loop0": "loop 0 mixes in its own window as well (needs w + 1 < T)",
+    "gate_loop0": "loop 0 also mixes in its own window (needs w + 1 < T)",
     "gate_swapped": "the gate weights the local branch instead of the global one",
     "gate_half": "the gate is left at its initial value 0.5",
     "gate_no_bias": "the gate bias is ignored",
@@ -72,7 +72,7 @@ def rotate(x, positions, theta):
 
 
 def attend(q, k, v, mask):
-    """Softmax attention. q is [N, T, d]; k and v are [K, T, d], one for N/K query heads; mask[i, j]: i sees j."""
+    """Softmax attention. q is [N, T, d]; k and v are [K, T, d], one per N/K query heads; mask[i, j]: i sees j."""
     k, v = (np.repeat(a, q.shape[0] // a.shape[0], axis=0) for a in (k, v))
     scores = np.where(mask, q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1]), -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -81,11 +81,13 @@ def attend(q, k, v, mask):
 
 class Reference:
     """
+    The reference model.
+
     Args:
-        config: any object with the fields of `IQuestPLTCoderConfig`; only default RoPE and SiLU are covered.
-        state_dict: name -> NumPy array or torch tensor, under the names of `IQuestPLTCoderForCausalLM.state_dict()`.
-            Biases are used wherever they are present; gate weights are not needed while one loop runs.
-        wrong: a key of `WRONG`, to compute that mistake instead of the model.
+        config: any object with the fields of `IQuestPLTCoderConfig`. Only default RoPE and SiLU are supported.
+        state_dict: NumPy arrays or torch tensors under the names of `IQuestPLTCoderForCausalLM.state_dict()`.
+            Biases are used if present. One loop does not need the gate weights.
+        wrong: a key of `WRONG`, to compute that mistake instead of the correct model.
     """
 
     def __init__(self, config: Any, state_dict: Mapping[str, Any], *, wrong: str | None = None):
@@ -93,7 +95,7 @@ class Reference:
             raise ValueError(f"unknown wrong variant {wrong!r}; known: {', '.join(WRONG)}")
         rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
         if rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise ValueError(f"the reference knows default RoPE only, not {rope}")
+            raise ValueError(f"the reference supports only default RoPE, got {rope}")
         self.theta = float(rope.get("rope_theta") or config.rope_theta)
         self.config, self.wrong = config, wrong
         self.weights = {
@@ -121,12 +123,13 @@ class Reference:
         Args:
             token_ids: one sequence of T tokens.
             num_loops: R, by default `config.plt_num_loops`.
-            initial_carry: [R-1, D], what loops 1 … R-1 read at the first token. The model has zero there; another
-                value emulates a shift that leaks from padding or from the document before (`loop_states[:-1, -1]`).
+            initial_carry: [R-1, D], the states that loops 1 … R-1 read at the first token. The model uses zeros;
+                other values emulate a shift that leaks from padding or the previous document
+                (`loop_states[:-1, -1]`).
 
         Returns:
-            logits [T, V] of the last loop, and loop_states [R, T, D]: H^r, which is what loop r feeds to loop r+1.
-            The last one is always normed, the others only under `plt_normalize_per_loop`.
+            logits [T, V] of the last loop, and loop_states [R, T, D]: the states H^r that loop r feeds to loop r+1.
+            The last one is always normed, the others only with `plt_normalize_per_loop`.
         """
         config, wrong = self.config, self.wrong
         R = config.plt_num_loops if num_loops is None else num_loops
@@ -170,7 +173,7 @@ class Reference:
         return logits, np.stack(loop_states)
 
     def attention(self, layer, r, x, keys_values):
-        """W_o a for one layer of loop r. x is the residual [T, D]; appends this loop's keys and values."""
+        """Returns W_o a for one layer of loop r. x is the residual [T, D]. Appends this loop's keys and values."""
         config, wrong = self.config, self.wrong
         name = f"model.layers.{layer}.self_attn"
         T, N, K, d = len(x), config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -179,7 +182,7 @@ class Reference:
         distance = positions[:, None] - positions[None, :]  # i - j
         causal = distance >= 0
         w = w_left + {"window_short": -1, "window_long": 1, "window_unlimited": T}.get(wrong, 0)
-        window = causal & (distance <= max(w, 0))  # w + 1 keys, position i itself among them
+        window = causal & (distance <= max(w, 0))  # w + 1 keys, including position i
         if config.plt_loop_attention == "own":
             window = causal
 
@@ -200,7 +203,7 @@ class Reference:
             k_shared, v_shared = keys_values[source][layer]
             visible = causal
             if wrong == "global_without_self":
-                visible = (distance > 0) | ((distance == 0) & (positions[:, None] == 0))  # token 0 has only itself
+                visible = (distance > 0) | ((distance == 0) & (positions[:, None] == 0))  # token 0 sees only itself
             a_global = attend(q, k_shared, v_shared, visible)
 
             k_own, v_own = keys_values[0 if wrong == "local_shared_keys" else r][layer]
@@ -219,7 +222,7 @@ class Reference:
         return self.linear(f"{name}.o_proj", a.swapaxes(0, 1).reshape(T, -1))
 
     def gate(self, layer, x, y, q):
-        """Weight of the global branch per query head and token, [N, T, 1]; all loops >= 1 share its parameters."""
+        """Returns the weight of the global branch, [N, T, 1]. All loops >= 1 share its parameters."""
         name = f"model.layers.{layer}.self_attn.plt_gate"
         weight = self.weights[f"{name}.weight"]
         bias = 0.0 if self.wrong == "gate_no_bias" else self.weights.get(f"{name}.bias", 0.0)
@@ -232,7 +235,7 @@ class Reference:
         return sigmoid(scores).T[:, :, None]
 
     def mlp(self, layer, x):
-        """SwiGLU of the normed residual."""
+        """Returns the SwiGLU of the normed residual."""
         name = f"model.layers.{layer}.mlp"
         y = self.norm(f"model.layers.{layer}.post_attention_layernorm", x)
         gate = self.linear(f"{name}.gate_proj", y)

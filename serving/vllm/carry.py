@@ -1,14 +1,14 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-The carry: `H^r` of every token, r < R - 1, which the next token of the same text takes as input of loop r + 1.
+The carry: `H^r` of every token, r < R - 1. The next token of the same text uses it as input of loop r + 1.
 
-It is kept where vLLM keeps keys and values, in layers that only store. Such a layer has the cache specification of a
-window branch, so vLLM gives its tokens slots, shares them among requests with the same beginning, and takes them back,
-as it does with the window's keys. So cached prefixes, preemption, chunks of a prompt and rejected drafts need no code
-here: the state before position p is in the slot of position p - 1, which the window still holds.
+Carries are stored like keys and values, in cache layers that only store. Such a layer has the cache specification of a
+window branch, so vLLM allocates, shares and frees its slots in the same way as for the window's keys. Cached prefixes,
+preemption, chunked prompts and rejected drafts therefore need no code here: the state before position p is in the slot
+of position p - 1, which the window still holds.
 
-One layer's slot holds the keys and values of one token: a state takes a few such cells.
+A layer's slot has room for the keys and values of one token, so a state needs several layers (cells).
 """
 
 import functools
@@ -33,12 +33,12 @@ from .schedule import Part, in_parts, single_tokens, tail_lengths
 
 @dataclass
 class CarryMetadata:
-    """Where the tokens of a batch have their slots in one layer."""
+    """The cache slots of a batch's tokens in one layer."""
 
     block_table: torch.Tensor  # (requests, blocks)
     slot_mapping: torch.Tensor  # (tokens,), -1 for padding
     query_start_loc: torch.Tensor  # (requests + 1,)
-    single: int  # requests at the front with one new token
+    single: int  # the number of requests at the front with one new token
     parts: tuple["CarryMetadata", ...] = ()
     tails: tuple[tuple["CarryMetadata", torch.Tensor], ...] = ()
 
@@ -57,12 +57,12 @@ class CarryMetadataBuilder(AttentionMetadataBuilder[CarryMetadata]):
 
 @functools.cache
 def stores_only(backend: type[AttentionBackend], lengths: tuple[int, ...]) -> type[AttentionBackend]:
-    """The same backend, with the metadata of a layer that only stores."""
+    """Returns the same backend with the metadata of a layer that only stores."""
     return in_parts(subclass_attention_backend("Carry", backend, CarryMetadataBuilder), lengths)
 
 
 class CarryCell(AttentionLayerBase):
-    """A cache layer like that of the branch `window`; its slots hold anything of (kv_heads, 2 * head_dim)."""
+    """A cache layer like that of the branch `window`. Its slots hold values of shape (kv_heads, 2 * head_dim)."""
 
     def __init__(self, layer_name: str, window: Attention, vllm_config: VllmConfig):
         self.layer_name = layer_name
@@ -83,13 +83,13 @@ class CarryCell(AttentionLayerBase):
         """Stores values (tokens, kv_heads, 2 * head_dim) in the slots of the part's tokens."""
         slots = part.context.attn_metadata[self.layer_name].slot_mapping
         size = self.kv_cache.shape[2]
-        known = slots.clamp(min=0)  # padding goes to block 0, which belongs to nobody, and leaves it as it was
+        known = slots.clamp(min=0)  # padding goes to block 0, which is unused, and does not change it
         blocks, offsets = known // size, known % size
         kept = self.kv_cache[blocks, :, offsets]
         self.kv_cache[blocks, :, offsets] = torch.where((slots >= 0)[:, None, None], values[: len(slots)], kept)
 
     def read_before(self, positions: torch.Tensor, part: Part) -> torch.Tensor:
-        """What the token before `positions` (requests,), one of each of the part's requests, has in its slot."""
+        """Reads the slot of the token before `positions` (requests,), with one position per request of the part."""
         block_table = part.context.attn_metadata[self.layer_name].block_table
         size = self.kv_cache.shape[2]
         before = (positions - 1).clamp(min=0)
@@ -98,7 +98,7 @@ class CarryCell(AttentionLayerBase):
 
 
 class Carry:
-    """The states of all loops but the last; on each rank of tensor parallelism the whole of them."""
+    """The states of all loops but the last. Each tensor-parallel rank stores them in full."""
 
     def __init__(self, windows: list[Attention], prefix: str, vllm_config: VllmConfig):
         """`windows` are the window branches of all layers and loops >= 1; `prefix` names the model's layers."""
@@ -107,7 +107,7 @@ class Carry:
         self.slot_shape = (window.num_kv_heads, window.head_size + window.head_size_v)
         self.num_cells = math.ceil(self.hidden_size / math.prod(self.slot_shape))
         further_loops = config.plt_num_loops - 1
-        # With fewer window layers than 1.5 times the others, vLLM would pad the others, and every token's keys with it.
+        # With fewer window layers than 1.5 times the other layers, vLLM would pad the others and every token's keys.
         enough = math.ceil(1.5 * config.num_hidden_layers) - len(windows)
         first = 2 * config.num_hidden_layers + len(windows)  # after the layers for all loops' queries
         cells = [
@@ -118,7 +118,7 @@ class Carry:
         self.layer_name = cells[0].layer_name
 
     def write(self, loop: int, states: torch.Tensor, part: Part) -> None:
-        """Keeps `H^loop` of the part's tokens, (tokens, hidden_size)."""
+        """Stores `H^loop` of the part's tokens, (tokens, hidden_size)."""
         if not part.context.attn_metadata:
             return
         room = self.num_cells * math.prod(self.slot_shape) - self.hidden_size
@@ -127,13 +127,13 @@ class Carry:
             cell.write(value, part)
 
     def read_before(self, loop: int, positions: torch.Tensor, part: Part) -> torch.Tensor:
-        """`H^loop` before the tokens at `positions`, one a request, (requests, hidden_size); zero before the first."""
+        """Returns `H^loop` before `positions`, one per request, (requests, hidden_size); zero at the text's start."""
         cells = [cell.read_before(positions, part).flatten(1) for cell in self.cells[loop]]
         states = torch.cat(cells, dim=1)[:, : self.hidden_size]
         return torch.where((positions > 0)[:, None], states, 0.0)
 
     def shift(self, loop: int, states: torch.Tensor, positions: torch.Tensor, part: Part) -> torch.Tensor:
-        """`H^loop` of the token before each of the part's, (tokens, hidden_size); `states` are those of the tokens."""
+        """Returns `H^loop` of the token before each of the part's. `states` (tokens, hidden_size) are their own."""
         before = torch.cat([torch.zeros_like(states[:1]), states[:-1]])
         if part.context.attn_metadata:
             first = part.context.attn_metadata[self.layer_name].query_start_loc[:-1].to(torch.int64)

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-PLT for vLLM: its Llama, whose layers run R times per token (`modeling_plt.py` of this package says what is computed).
+PLT for vLLM: vLLM's Llama, with layers that run R times per token (`modeling_plt.py` defines what they compute).
 
-Rows are the new tokens of all requests, one after the other. The first pass through the layers takes all loops of the
-rows that may run them together, and loop 0 of the rest; then the other loops of the rest follow, one after the other.
+Rows are the new tokens of all requests, concatenated. The first pass through the layers runs all loops of the rows that
+may run them together, and loop 0 of the other rows. The other rows' later loops follow, one by one.
 """
 
 import math
@@ -35,8 +35,8 @@ from .schedule import Part, in_parts, split, tail_lengths
 @dataclass(frozen=True)
 class Segment:
     """
-    Rows that go through the layers at once: those of a part, once for each of `loops`, loop after loop. `inputs` is
-    what the first layer takes, (rows, hidden_size).
+    Rows that go through the layers together: the rows of a part, repeated for each of `loops`. `inputs` (rows,
+    hidden_size) is the input of the first layer.
     """
 
     part: Part
@@ -46,7 +46,7 @@ class Segment:
 
 
 class HiddenGate(ColumnParallelLinear):
-    """The gate that reads the residual stream: one logit per query head. Its weights are named as in the checkpoint."""
+    """The gate that reads the residual stream: one logit per query head, with the checkpoint's weight names."""
 
     def __init__(self, config, prefix: str):
         super().__init__(config.hidden_size, config.num_attention_heads, return_bias=False, prefix=prefix)
@@ -55,7 +55,7 @@ class HiddenGate(ColumnParallelLinear):
     def forward(self, residual: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
         if not current_platform.is_cpu():
             return super().forward(self.gate_norm(residual))
-        normed = torch.empty_like(residual)  # on a CPU the layer is eight calls, which a short step feels
+        normed = torch.empty_like(residual)  # on a CPU, the norm layer makes eight calls, which is slow in a short step
         rms_norm(normed, residual, self.gate_norm.weight, self.gate_norm.variance_epsilon)
         return super().forward(normed)
 
@@ -76,17 +76,17 @@ class QueryGate(nn.Module):
 
 
 def joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    """`torch.cat`, which would copy a single tensor."""
+    """Like `torch.cat`, but does not copy a single tensor."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def loops_per_call(num_loops: int, group_size: int, backend: str) -> int:
     """
-    How many loops' queries go to attention in one call, a divisor of their number; `group_size` query heads share a
-    key/value head.
+    Returns the number of loops whose queries go to attention in one call, a divisor of `num_loops`. `group_size` query
+    heads share a key/value head.
     """
-    # The CPU's kernel takes eight such heads at a time, and is slower with more than call after call. Others than these
-    # refuse to share a cache (FlexAttention) or plan in buffers made for the model's own heads (FlashInfer).
+    # The CPU kernel handles eight such heads at a time; with more it is slower than separate calls. Backends not listed
+    # cannot share a cache (FlexAttention) or plan in buffers sized for the model's own heads (FlashInfer).
     limit = {"CPU_ATTN": 8, "FLASH_ATTN": math.inf, "TRITON_ATTN": math.inf}.get(backend, 0)
     return max(
         loops
@@ -96,7 +96,7 @@ def loops_per_call(num_loops: int, group_size: int, backend: str) -> int:
 
 
 class IQuestPLTCoderAttention(LlamaAttention):
-    """Llama's attention; in loops >= 1 it reads loop 0's keys, and is mixed with a window of the loop's own."""
+    """Llama's attention. In loops >= 1 it reads loop 0's keys and is mixed with a window of the loop's own keys."""
 
     def __init__(self, *, config, cache_config, prefix: str, **kwargs):
         super().__init__(config=config, cache_config=cache_config, prefix=prefix, **kwargs)
@@ -130,7 +130,7 @@ class IQuestPLTCoderAttention(LlamaAttention):
     def forward(
         self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor, segments: list[Segment]
     ) -> torch.Tensor:
-        """`residual` is what `hidden_states` was before its norm."""
+        """`residual` is `hidden_states` before its norm."""
         query, key, value = self.qkv_proj(hidden_states)[0].split([self.q_size, self.kv_size, self.kv_size], dim=-1)
         query, key = self.rotary_emb(positions, query, key)
         sizes = [len(segment.inputs) for segment in segments]
@@ -143,19 +143,19 @@ class IQuestPLTCoderAttention(LlamaAttention):
         return self.o_proj(joined(outputs))[0]
 
     def _attend(self, loops: range, query, key, value, residual) -> torch.Tensor:
-        """The attention of one segment, (rows, heads * head_dim)."""
+        """Returns the attention of one segment, (rows, heads * head_dim)."""
         if loops == range(1):
             return self.attn(query, key, value)
         if len(loops) > 1:
             return self._attend_together(query, key, value, residual)
-        shared = self.attn(query, None, None)  # to loop 0's keys, which an earlier pass has written
+        shared = self.attn(query, None, None)  # loop 0's keys were written by an earlier pass
         own = self.windows[loops[0] - 1](query, key, value)
         return self._mix(shared.view(-1, self.num_heads, self.head_dim), own, query, residual).flatten(1)
 
     def _attend_together(self, query, key, value, residual) -> torch.Tensor:
         """
-        All loops at once. To the attention to loop 0's keys, the loops of a token are further heads: so the keys of a
-        text are read once for `loops_per_call` loops.
+        Computes all loops at once. For loop 0's keys, the loops of a token become additional heads, so the keys are
+        read once for `loops_per_call` loops.
         """
         (first_key, *keys), (first_value, *values) = key.chunk(self.num_loops), value.chunk(self.num_loops)
         tokens, kv_heads = len(first_key), (-1, self.num_kv_heads, self.head_dim)
@@ -171,7 +171,7 @@ class IQuestPLTCoderAttention(LlamaAttention):
         return torch.cat([shared[:1], mixed]).flatten(2).flatten(0, 1)
 
     def _mix(self, shared, own, query, residual) -> torch.Tensor:
-        """`g · shared + (1 - g) · own`, in the shape of `shared`, which ends in (..., heads, head_dim)."""
+        """Returns `g · shared + (1 - g) · own` in the shape of `shared`, (..., heads, head_dim)."""
         gate = torch.sigmoid(self.plt_gate(residual, query)).view(*shared.shape[:-1], 1)
         return torch.lerp(own.view(shared.shape), shared, gate)
 
@@ -191,10 +191,10 @@ class IQuestPLTCoderDecoderLayer(LlamaDecoderLayer):
         return self.mlp(hidden_states), residual
 
 
-@ignore_torch_compile  # nothing in a graph would keep loop 0's writes before the other loops' reads
+@ignore_torch_compile  # in a graph, nothing would keep loop 0's writes before the other loops' reads
 class IQuestPLTCoderModel(LlamaModel):
     hf_to_vllm_mapper = LlamaModel.hf_to_vllm_mapper | WeightsMapper(
-        orig_to_new_substr={".loop_gate_proj.": ".plt_gate."}  # as training exports name the gate
+        orig_to_new_substr={".loop_gate_proj.": ".plt_gate."}  # the gate's name in training exports
     )
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", layer_type=IQuestPLTCoderDecoderLayer):
@@ -205,7 +205,7 @@ class IQuestPLTCoderModel(LlamaModel):
             self.carry = Carry(windows, maybe_prefix(prefix, "layers"), vllm_config)
 
     def forward(self, input_ids, positions, intermediate_tensors=None, inputs_embeds=None):
-        """`H^{R-1}` of every row, (rows, hidden_size); NaN for those of which no logits are asked (`schedule.TAIL`)."""
+        """Returns `H^{R-1}` of every row, (rows, hidden_size); NaN for rows without logits (`schedule.TAIL`)."""
         embeds = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
         num_loops = self.config.plt_num_loops
         together, rest = split(self.carry.layer_name if num_loops > 1 else None, len(embeds))
@@ -234,15 +234,15 @@ class IQuestPLTCoderModel(LlamaModel):
         return torch.cat([*done, state])
 
     def _loop_input(self, embeds: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-        """`x^r_i = emb_scale · E_i + hidden_scale · H^{r-1}_{i-1}`; `before` is `H^{r-1}`, already shifted."""
+        """Returns `x^r_i = emb_scale · E_i + hidden_scale · H^{r-1}_{i-1}`. `before` is the shifted `H^{r-1}`."""
         emb_scale, hidden_scale = self.config.plt_emb_scale, self.config.plt_hidden_scale
         embeds = embeds if emb_scale is None else emb_scale * embeds
         return embeds + (before if hidden_scale is None else hidden_scale * before)
 
     def _run_layers(self, segments: list[Segment]) -> list[torch.Tensor]:
-        """`H^r` of each segment's last loop. All but the last loop's are handed on to the next token."""
+        """Returns `H^r` of each segment's last loop. Stores the states of all loops but the model's last."""
         positions = torch.cat([segment.positions for segment in segments])
-        hidden_states = torch.cat([segment.inputs for segment in segments])  # a copy, which the norms may overwrite
+        hidden_states = torch.cat([segment.inputs for segment in segments])  # a copy that the norms may overwrite
         residual = None
         for layer in self.layers:
             hidden_states, residual = layer(positions, hidden_states, residual, segments)
@@ -270,7 +270,7 @@ class IQuestPLTCoderForCausalLM(LlamaForCausalLM):
         return IQuestPLTCoderModel(vllm_config=vllm_config, prefix=prefix)
 
     def load_weights(self, weights):
-        """vLLM reads every safetensors file of the folder; one may hold something else, such as values for tests."""
+        """Loads only model weights. vLLM reads all safetensors files of the folder, even test values."""
         return super().load_weights(
             (name, tensor) for name, tensor in weights if name.startswith(("model.", "lm_head."))
         )

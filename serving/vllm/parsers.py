@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-`tokenization/tool_calls.py` for vLLM's OpenAI server: `--reasoning-parser loopcoder --tool-call-parser loopcoder
---enable-auto-tool-choice`.
+Reply parsers for vLLM's OpenAI server, based on `tokenization/tool_calls.py`: `--reasoning-parser loopcoder
+--tool-call-parser loopcoder --enable-auto-tool-choice`.
 
-vLLM gives a reply to the reasoning parser, and from where the thoughts end to the tool parser. Both read it as a
-stream: what could still become a tag is held back, and comes with `finish_streaming` if it did not.
+vLLM passes a reply to the reasoning parser, and everything after the thoughts to the tool parser. Both read it as a
+stream. They hold back text that could still become a tag. If it does not, `finish_streaming` returns it.
 """
 
 import bisect
@@ -28,7 +28,7 @@ from ...tokenization.tool_calls import ASSISTANT_START, END_THINK, THINK, ToolCa
 
 
 def _message(deltas: list[dict]) -> DeltaMessage | None:
-    """What the client gets of it, calls whole."""
+    """Converts deltas to vLLM's message, with complete calls."""
     message = DeltaMessage()
     message.reasoning = "".join(delta.get("reasoning_content", "") for delta in deltas) or None
     message.content = "".join(delta.get("content", "") for delta in deltas) or None
@@ -50,8 +50,8 @@ def _arguments(call: dict) -> str:
 
 
 class LoopCoderToolParser(ToolParser):
-    engine_based_streaming = True  # vLLM's word for a parser that has `finish_streaming`
-    structural_tag_model = "hermes"  # the same form of calls, for `tool_choice="required"`
+    engine_based_streaming = True  # tells vLLM that the parser has `finish_streaming`
+    structural_tag_model = "hermes"  # the same call format, for `tool_choice="required"`
 
     def __init__(self, tokenizer, tools=None):
         super().__init__(tokenizer, tools)
@@ -85,7 +85,7 @@ class LoopCoderToolParser(ToolParser):
 
 
 class _Thoughts(ToolCallStream):
-    """The beginning of a reply: reads the thoughts, and leaves what follows them as it is."""
+    """Reads the thoughts at the start of a reply, and leaves the rest unparsed."""
 
     is_over = False  # the thoughts are closed, or there are none
 
@@ -95,7 +95,7 @@ class _Thoughts(ToolCallStream):
 
     @property
     def rest(self) -> str:
-        """What has come of the text that follows."""
+        """The text received so far after the thoughts."""
         return "".join([self._rest.decode(), *self._end, self._cut]).lstrip() if self.is_over else ""
 
 
@@ -112,7 +112,7 @@ class LoopCoderReasoningParser(ReasoningParser):
         self._stream = _Thoughts(self.model_tokenizer.decode(prompt_token_ids))
 
     def is_reasoning_end(self, input_ids: Sequence[int]) -> bool:
-        """Of a reply, or of a prompt with as much as there is of its reply."""
+        """Returns whether the thoughts have ended in a reply, or in a prompt with the beginning of its reply."""
         text = self.model_tokenizer.decode(input_ids)
         stream = _Thoughts(text)
         if ASSISTANT_START not in text:
@@ -145,7 +145,7 @@ class LoopCoderReasoningParser(ReasoningParser):
         return bool(self._stream.rest)
 
     def finish_streaming(self) -> DeltaMessage | None:
-        """The text that has come after the thoughts, for the tool parser; or the end of a reply that has none."""
+        """Returns the text after the thoughts for the tool parser, or the end of a reply without such text."""
         if self._stream.rest:
             return DeltaMessage(content=self._stream.rest)
         message = _message(self._stream.finish())

@@ -1,17 +1,17 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Which tokens of a batch may run their loops together, and what attention must know of them alone.
+Decides which tokens of a batch may run their loops together, and builds attention metadata for each kind.
 
-A request with one new token waits for nothing that this step computes: all its loops go through the layers at once.
-The tokens of a prompt, or of a draft to be verified, wait for each other: their loops run in sequence. A batch may have
-both. vLLM's attention describes batches by metadata; of a batch with both kinds, each kind gets metadata of its own.
+A request with one new token does not depend on anything else in this step, so all its loops go through the layers
+together. The tokens of a prompt, or of a draft to verify, depend on each other, so their loops run in sequence. A batch
+may contain both kinds. vLLM's attention describes a batch by metadata, and here each kind gets separate metadata.
 
-Of a prompt only the last token's logits are asked for, and they rest on the end of loops >= 1 only: a token's state in
-a layer rests on the window before it in the layer below, and on one token before it in the loop before. So does all
-that the cache keeps for the text that follows, which is the last window's keys and the last token's states. If asked
-to (`TAIL`), loops >= 1 run over such an end of every piece of a prompt. What they leave out is not in the cache, so no
-other request may share it.
+Only the logits of a prompt's last token are needed, and for loops >= 1 these depend only on the end of the prompt: a
+token's state in a layer depends on the window before it in the layer below, and on one token before it in the previous
+loop. The same holds for what the cache keeps for later tokens, the last window's keys and the last token's states. On
+request (`TAIL`), loops >= 1 run over only the end of every prompt chunk. The omitted part is then missing from the
+cache, so other requests must not share it.
 """
 
 import functools
@@ -33,7 +33,7 @@ TAIL = "plt_prompt_tail"  # in vLLM's `additional_config`
 
 
 def tail_lengths(vllm_config: VllmConfig) -> tuple[int, ...]:
-    """How many of a request's last new tokens loops 1, 2, … run over; empty where all are wanted."""
+    """Returns how many of a request's last new tokens loops 1, 2, … run over; empty if they run over all."""
     config, lengths, needed = vllm_config.model_config.hf_config, [], 1
     if not (vllm_config.additional_config or {}).get(TAIL):
         return ()
@@ -46,8 +46,8 @@ def tail_lengths(vllm_config: VllmConfig) -> tuple[int, ...]:
 @dataclass(frozen=True)
 class Part:
     """
-    Some rows of the batch, and the context in which attention sees nothing but them. `tails` are the ends of its
-    requests, for loops 1, 2, …, with rows counted in this part; empty if each loop runs over all of it.
+    Some rows of the batch, and a context in which attention sees only these rows. `tails` are the ends of its requests
+    for loops 1, 2, …, with rows counted within this part. Empty if every loop runs over all rows.
     """
 
     rows: slice | torch.Tensor
@@ -60,12 +60,12 @@ class Part:
 
 def single_tokens(batch: CommonAttentionMetadata, vllm_config: VllmConfig) -> int:
     """
-    How many requests at the front of the batch may run their loops together: they have one new token, no more, and the
-    state of the token before it is in the cache. Looks at host memory only.
+    Returns how many requests at the front of the batch may run their loops together: those with a single new token
+    whose previous token's state is in the cache. Reads only host memory.
 
-    Requests share the blocks of a beginning from when these are scheduled, not when they are computed. So of two with
-    the same beginning that come at once, the second may need what the first computes in this very step: if its token is
-    the first of a block, and the token before is among the new ones of another request.
+    Requests can share the blocks of a prefix as soon as these are scheduled, before they are computed. If two requests
+    with the same prefix arrive together, the second may need what the first computes in this step. This happens if its
+    token is the first of a block, and the token before it is among the new tokens of another request.
     """
     cache = vllm_config.cache_config
     counts = batch.query_start_loc_cpu.diff()
@@ -81,7 +81,7 @@ def single_tokens(batch: CommonAttentionMetadata, vllm_config: VllmConfig) -> in
 
 
 def shorten(batch: CommonAttentionMetadata, length: int) -> tuple[CommonAttentionMetadata, torch.Tensor]:
-    """The last `length` new tokens of each request, or as many as it has, and which of the batch's rows these are."""
+    """Shortens each request to at most its last `length` new tokens. Also returns their row numbers in the batch."""
     starts = batch.query_start_loc_cpu.long()
     counts = starts.diff().clamp(max=length)
     ends = counts.cumsum(0)
@@ -102,19 +102,19 @@ def shorten(batch: CommonAttentionMetadata, length: int) -> tuple[CommonAttentio
 @functools.cache
 def in_parts(backend: type[AttentionBackend], lengths: tuple[int, ...]) -> type[AttentionBackend]:
     """
-    The same backend, whose metadata has `parts` besides: that of the two kinds of requests, if there are both. And
-    `tails`: of the kind that runs its loops in sequence, for each of `lengths`, that of the requests' last tokens and
-    which rows these are, if a request has more.
+    Returns the same backend with two more fields in its metadata. `parts` is the metadata of each kind of request if
+    the batch has both. `tails` is for requests that run their loops in sequence: for each of `lengths`, the metadata
+    and rows of the requests' last tokens, if any request has more tokens.
     """
     stock = backend.get_builder_cls()
 
     class Builder(stock):  # type: ignore[valid-type, misc]
-        supports_update_block_table = False  # it would leave the parts as they were
+        supports_update_block_table = False  # it would not update the parts
         reorder_batch_threshold = 1  # requests with one new token come first
 
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
-            # Builders of their own, since some keep what they built in buffers.
+            # Separate builders, since some reuse buffers for their results.
             self._builders = functools.cache(lambda count: [stock(*args, **kwargs) for _ in range(count)])
 
         def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
@@ -141,12 +141,12 @@ def in_parts(backend: type[AttentionBackend], lengths: tuple[int, ...]) -> type[
 
 def split(layer_name: str | None, num_rows: int) -> tuple[Part | None, Part | None]:
     """
-    The part of the batch of `num_rows` rows whose loops run together, and the part whose loops run in sequence; None
-    where there is no such row. `layer_name` names a layer with `CarryMetadata`; None if there is one loop.
+    Splits a batch of `num_rows` rows into the part with loops run together and the part with loops run in sequence.
+    An empty part is None. `layer_name` is a layer with `CarryMetadata`, or None for one loop.
     """
     context = get_forward_context()
     whole = Part(slice(0, num_rows), context)
-    if layer_name is None or not context.attn_metadata:  # one loop, or a trial run to measure memory
+    if layer_name is None or not context.attn_metadata:  # one loop, or vLLM's memory profiling run
         return None, whole
     metadata = context.attn_metadata[layer_name]
     requests = len(metadata.block_table)
@@ -167,7 +167,7 @@ def split(layer_name: str | None, num_rows: int) -> tuple[Part | None, Part | No
 
 
 def _narrow(context: ForwardContext, rows: slice | torch.Tensor, choose: Callable) -> ForwardContext:
-    """The context of some rows; `choose` takes their metadata from a layer's."""
+    """Returns the context of some rows. `choose` selects their metadata from a layer's."""
     return replace(
         context,
         attn_metadata={name: choose(of_layer) for name, of_layer in context.attn_metadata.items()},

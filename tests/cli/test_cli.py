@@ -75,7 +75,7 @@ def test_exit_codes_of_the_installed_command(tmp_path):
     assert refused.returncode == 1 and not refused.stdout
     assert "Traceback" not in refused.stderr
     (line,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
-    assert "exists already" in line
+    assert "already exists" in line
     assert result("convert", source).returncode == 2
     assert result("transmogrify").returncode == 2
 

@@ -137,7 +137,7 @@ def test_a_card_full_of_aliases_does_not_hang_a_conversion(source, tmp_path):
 def test_a_card_that_is_refused_says_what_to_do(card, tmp_path):
     others = {"a long text": "x" * 1_000_000, "many parts": "a: [" + "a," * 480_000}
     (tmp_path / "README.md").write_text(CARDS.get(card) or f"---\nlicense: mit\n{others[card]}\n---\n")
-    with pytest.raises(ValueError, match=r"README\.md' has more than .*: load the model from a folder"):
+    with pytest.raises(ValueError, match=r"README\.md' has more than .*\. Load the model from a folder"):
         run_limited(lambda: card_fields(tmp_path / "README.md", CARD_FIELDS), 5, 1 << 28)
 
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Conversion: every layout that is around comes out as the same model, and what is damaged is refused."""
+"""Conversion: every known layout converts to the same model, and damaged checkpoints are rejected."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def loaded(folder, **kwargs):
 
 
 def refused(source, target, match, **kwargs):
-    """Converting is refused for that reason, the source is what it was, and nothing is left behind."""
+    """Asserts that conversion fails for that reason, leaves the source unchanged, and leaves nothing behind."""
     before = contents(source)
     with pytest.raises(ValueError, match=match):
         convert(str(source), target, **kwargs)
@@ -85,7 +85,7 @@ def test_loads_as_remote_code_without_the_package(tmp_path):
     assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(model))
 
 
-def test_missing_plt_keys_have_the_defaults_of_the_vendors_class(tmp_path):
+def test_missing_plt_keys_get_the_defaults_of_the_vendors_class(tmp_path):
     model = tiny_model(
         plt_window_size=[64, 0], plt_emb_scale=None, plt_hidden_scale=None, plt_gate_use_hidden_states=False
     )
@@ -96,7 +96,7 @@ def test_missing_plt_keys_have_the_defaults_of_the_vendors_class(tmp_path):
     assert distance(logits(loaded(tmp_path / "target")), oracle(model, IDS)) < TOLERANCE
 
 
-def test_files_that_need_no_change_are_copied_byte_for_byte(tmp_path):
+def test_unchanged_files_are_copied_byte_for_byte(tmp_path):
     source = write_vendor(tmp_path / "source", tiny_model(), shards=3)
     convert(str(source), tmp_path / "target")
     convert(str(source), tmp_path / "linked", hard_link=True)
@@ -109,7 +109,7 @@ def test_files_that_need_no_change_are_copied_byte_for_byte(tmp_path):
         assert manifests[0]["files"][name] == manifests[1]["files"][name]
 
 
-def test_a_folder_of_this_package_converts_as_well(tmp_path):
+def test_a_folder_of_this_package_also_converts(tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path / "source", max_shard_size="20KB")
     convert(str(tmp_path / "source"), tmp_path / "target")
@@ -131,7 +131,7 @@ def test_dtype_and_shard_size_rewrite(dtype, tmp_path):
         assert torch.equal(result.state_dict()[name], tensor.to(result.dtype)), name
 
 
-def test_numbers_that_do_not_fit_a_dtype_are_refused(tmp_path):
+def test_numbers_that_do_not_fit_a_dtype_are_rejected(tmp_path):
     model = tiny_model()
     model.lm_head.weight.data[3, 3] = 1e6
     source = write_vendor(tmp_path / "source", model)
@@ -151,7 +151,7 @@ def test_tied_embeddings_and_stored_rotary_frequencies(tmp_path):
 
 
 def test_generation_stops_at_all_released_stop_tokens(tmp_path):
-    """The released vocabulary: config.json names one of them only."""
+    """The released config.json names only one of the stop tokens."""
     model = tiny_model(vocab_size=76800, hidden_size=8, num_hidden_layers=1, eos_token_id=2, bos_token_id=1)
     convert(str(write_vendor(tmp_path / "source", model)), tmp_path / "target")
     generation = GenerationConfig.from_pretrained(tmp_path / "target")
@@ -164,9 +164,9 @@ def test_generation_stops_at_all_released_stop_tokens(tmp_path):
 
 @pytest.mark.parametrize("model_type", ["llama", "iquestcoder", "mistral"])
 @pytest.mark.parametrize("overrides", [{}, {"attention_bias": True, "mlp_bias": True}, {"tie_word_embeddings": True}])
-def test_from_dense_at_one_loop_computes_what_the_dense_model_does(model_type, overrides, tmp_path):
+def test_one_loop_equals_the_dense_model(model_type, overrides, tmp_path):
     if model_type != "llama" and overrides.get("attention_bias"):
-        pytest.skip("a Mistral has no biases")
+        pytest.skip("Mistral has no biases")
     model = llama_of(tiny_model(**overrides))
     model.save_pretrained(tmp_path / "source", max_shard_size="20KB")
     path = tmp_path / "source" / "config.json"
@@ -190,8 +190,8 @@ def test_from_dense_at_one_loop_computes_what_the_dense_model_does(model_type, o
 
 
 @pytest.mark.parametrize("rope", ROPES)
-def test_rotary_embeddings_of_every_type_stay_what_they_are(rope, tmp_path):
-    """Also where `original_max_position_embeddings` stands beside the rest, as in older configurations."""
+def test_rotary_embeddings_of_every_type_are_kept(rope, tmp_path):
+    """Includes older configurations, with `original_max_position_embeddings` at the top level."""
     model = llama_of(tiny_model())
     model.save_pretrained(tmp_path / "source")
     path = tmp_path / "source" / "config.json"
@@ -211,8 +211,8 @@ def test_rotary_embeddings_of_every_type_stay_what_they_are(rope, tmp_path):
         assert torch.equal(dense(ids).logits, expected)
 
 
-def test_what_lies_beside_the_weights_is_kept(tmp_path):
-    """The licence, the source's chat template, and its settings of generation."""
+def test_other_files_are_kept(tmp_path):
+    """Keeps the licence, the source's chat template, and its generation settings."""
     source = write_vendor(tmp_path / "source", tiny_model(vocab_size=8192))
     shutil.copy(SMALL / "tokenizer.json", source)
     small = json.loads((SMALL / "tokenizer_config.json").read_text())
@@ -228,7 +228,7 @@ def test_what_lies_beside_the_weights_is_kept(tmp_path):
     assert (tmp_path / "target" / "chat_template.jinja").read_text() == template
     generation = json.loads((tmp_path / "target" / "generation_config.json").read_text())
     assert (generation["temperature"], generation["do_sample"]) == (0.3, True)
-    assert {9, 2} <= set(generation["eos_token_id"])  # and </s>, <|im_end|>, <|endoftext|> of the vocabulary
+    assert {9, 2} <= set(generation["eos_token_id"])  # plus </s>, <|im_end|>, <|endoftext|> of the vocabulary
     assert "license_name: well" in (tmp_path / "target" / "README.md").read_text()
 
 
@@ -246,8 +246,8 @@ def test_to_dense_runs_without_the_package(tmp_path):
     assert torch.equal(logits(again, num_loops=1), logits(model, num_loops=1))
 
 
-def test_a_dense_model_keeps_its_own_ids_and_gets_no_chat_of_another(tmp_path):
-    """Also where its vocabulary is as large as the released one, or has the same tokens."""
+def test_a_dense_model_keeps_its_own_ids_and_chat_template(tmp_path):
+    """Even if its vocabulary has the size or the tokens of the released one."""
     model = llama_of(tiny_model(vocab_size=76_800, hidden_size=8, num_hidden_layers=1))
     model.generation_config.bos_token_id, model.generation_config.eos_token_id = 5, [6, 7]
     model.save_pretrained(tmp_path / "source")
@@ -271,7 +271,7 @@ def test_a_dense_model_keeps_its_own_ids_and_gets_no_chat_of_another(tmp_path):
         ("tokenizer.model", "no model", "tokenizer.model"),
     ],
 )
-def test_a_tokenizer_that_cannot_be_kept_is_refused_before_the_weights_are_written(name, content, match, tmp_path):
+def test_a_tokenizer_that_cannot_be_kept_is_rejected_before_the_weights_are_written(name, content, match, tmp_path):
     source = write_vendor(tmp_path / "source", tiny_model())
     (source / name).write_text(content)
     written = []
@@ -290,20 +290,20 @@ def test_a_tokenizer_that_cannot_be_kept_is_refused_before_the_weights_are_writt
         ({"quantization_config": {"quant_method": "gptq"}}, "Quantised"),
     ],
 )
-def test_models_that_are_no_llama_are_refused(fields, match, tmp_path):
+def test_models_that_are_not_a_llama_are_rejected(fields, match, tmp_path):
     llama_of(tiny_model()).save_pretrained(tmp_path / "source")
     path = tmp_path / "source" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     refused(tmp_path / "source", tmp_path / "target", match)
 
 
-def test_fields_that_are_none_are_refused(tmp_path):
+def test_unknown_fields_are_rejected(tmp_path):
     llama_of(tiny_model()).save_pretrained(tmp_path / "source")
-    refused(tmp_path / "source", tmp_path / "target", "plt_loops: no such field", plt={"plt_loops": 2})
+    refused(tmp_path / "source", tmp_path / "target", "Unknown fields: plt_loops", plt={"plt_loops": 2})
     refused(tmp_path / "source", tmp_path / "target", "plt_num_loops", plt={"plt_num_loops": 0})
 
 
-def test_biases_that_the_configuration_does_not_mention_are_refused(tmp_path):
+def test_biases_that_the_configuration_does_not_mention_are_rejected(tmp_path):
     llama_of(tiny_model()).save_pretrained(tmp_path / "source")
     tensors = load_file(tmp_path / "source" / "model.safetensors")
     tensors["model.layers.1.self_attn.q_proj.bias"] = torch.zeros(32)
@@ -315,7 +315,7 @@ def test_biases_that_the_configuration_does_not_mention_are_refused(tmp_path):
 
 
 def edit_header(path: Path, change) -> None:
-    """Rewrites the header of a safetensors file with `change(header)`, the tensors staying where they are."""
+    """Rewrites the header of a safetensors file with `change(header)`. The tensors do not change."""
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
@@ -388,11 +388,11 @@ DAMAGE = {
         lambda folder: edit_header(
             first_shard(folder), lambda header: header["model.embed_tokens.weight"].update(shape=[32, 97])
         ),
-        r"shape \[32, 97\], config.json asks for \[97, 32\]",
+        r"shape \[32, 97\], but config.json needs \[97, 32\]",
     ),
     "tensor of another name": (
         lambda folder: change_tensors(folder, lambda t: t.update(extra=t.pop("model.embed_tokens.weight"))),
-        "is in model-00001-of-00003.safetensors, model.safetensors.index.json says: nowhere",
+        "is in model-00001-of-00003.safetensors, but model.safetensors.index.json says: nowhere",
     ),
     "tensor in another dtype": (
         lambda folder: change_tensors(
@@ -411,7 +411,7 @@ DAMAGE = {
     "index leads out of the folder": (lambda folder: remap(folder, "../outside.safetensors"), "not the name of a file"),
     "index names an absolute path": (lambda folder: remap(folder, "/etc/hostname"), "not the name of a file"),
     "index names the folder": (lambda folder: remap(folder, ".."), "not the name of a file"),
-    "index names a number": (lambda folder: remap(folder, 3), "name of a file"),
+    "index names a number": (lambda folder: remap(folder, 3), "to a file name"),
     "index gives the wrong file": (lambda folder: remap(folder, first_shard(folder).name), "says"),
     "index without a map": (lambda folder: edit_json(index_of(folder), weight_map=[]), "weight_map"),
     "index that is no JSON": (lambda folder: index_of(folder).write_text("{"), "not valid JSON"),
@@ -426,7 +426,10 @@ DAMAGE = {
         lambda folder: edit_json(folder / "config.json", num_hidden_layers=10**9),
         "num_hidden_layers",
     ),
-    "config of another size": (lambda folder: edit_json(folder / "config.json", vocab_size=10**15), "asks for"),
+    "config of another size": (
+        lambda folder: edit_json(folder / "config.json", vocab_size=10**15),
+        "config.json needs",
+    ),
     "config of a wrong type": (lambda folder: edit_json(folder / "config.json", hidden_size="large"), "config.json"),
     "config of another gate": (
         lambda folder: edit_json(folder / "config.json", plt_gate_use_hidden_states=False),
@@ -435,7 +438,7 @@ DAMAGE = {
     "config of another dtype": (lambda folder: edit_json(folder / "config.json", dtype="float16"), "the weights are"),
     "one file and an index": (
         lambda folder: save_file({"model.norm.weight": torch.ones(32)}, folder / "model.safetensors"),
-        "remove the one",
+        "Remove the one",
     ),
     "hundreds of thousands of keys": (
         lambda folder: (folder / "config.json").write_text(
@@ -455,7 +458,7 @@ DAMAGE = {
     ),
     "config with what is no number": (
         lambda folder: edit_json(folder / "config.json", rms_norm_eps=float("nan")),
-        "infinite or none",
+        "infinite or NaN",
     ),
     "rotary factor of zero": (
         lambda folder: edit_json(folder / "config.json", rope_scaling={"type": "linear", "factor": 0}),
@@ -477,18 +480,18 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_checkpoints_are_refused(damage, tmp_path):
+def test_damaged_checkpoints_are_rejected(damage, tmp_path):
     source = write_vendor(tmp_path / "source", tiny_model(), shards=3)
     spoil, match = DAMAGE[damage]
     spoil(source)
     refused(source, tmp_path / "target", match)
 
 
-def test_a_tensor_in_two_files_or_under_two_names_is_refused(tmp_path):
+def test_a_tensor_in_two_files_or_under_two_names_is_rejected(tmp_path):
     source = write_vendor(tmp_path / "source", tiny_model())
     shutil.copy(source / "model.safetensors", source / "more.safetensors")
     (source / "model.safetensors").rename(source / "weights.safetensors")
-    refused(source, tmp_path / "target", r"is in more.safetensors and in weights.safetensors")
+    refused(source, tmp_path / "target", r"is in both more.safetensors and weights.safetensors")
     (source / "more.safetensors").unlink()
     name = "model.layers.0.self_attn.plt_gate.bias"
     change_tensors(source, lambda t: t.update({name.replace("plt_gate", "loop_gate_proj"): t[name] + 1}))
@@ -510,15 +513,15 @@ def test_links_of_the_hubs_cache_are_followed(tmp_path):
 # -- the target --------------------------------------------------------------------------------------------------------
 
 
-def test_a_taken_target_is_refused_and_left_alone(tmp_path):
+def test_a_taken_target_is_rejected_and_left_alone(tmp_path):
     source = write_vendor(tmp_path / "source", tiny_model())
     (tmp_path / "target").mkdir()
-    convert(str(source), tmp_path / "target")  # an empty folder is free
+    convert(str(source), tmp_path / "target")  # an empty folder may be used
     before = contents(tmp_path / "target")
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="already exists"):
         convert(str(source), tmp_path / "target")
     assert contents(tmp_path / "target") == before
-    with pytest.raises(ValueError, match="lies in the source"):
+    with pytest.raises(ValueError, match="is inside the source"):
         convert(str(source), source / "target")
     with pytest.raises(ValueError, match="does not exist"):
         convert(str(source), tmp_path / "no" / "target")
@@ -530,7 +533,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     refused(source, tmp_path / "target", "are needed")
     monkeypatch.undo()
-    # A real refusal by the kernel in the middle of a file: no more than 20,000 bytes.
+    # A real error from the kernel in the middle of a file, which may have at most 20,000 bytes.
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
@@ -544,23 +547,23 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_nothing_behind_a_link_is_removed(tmp_path):
-    """The hidden folder that is written to is ours to empty, what a link of its name leads to is not."""
+    """A conversion may empty its hidden folder, but not the target of a link with that name."""
     source = write_vendor(tmp_path / "source", tiny_model())
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "file").write_text("kept")
     (tmp_path / ".target.iquest-plt-partial").symlink_to(victim)
-    with pytest.raises(ValueError, match="cannot be used"):
+    with pytest.raises(ValueError, match="Cannot write to"):
         convert(str(source), tmp_path / "target")
     assert (victim / "file").read_text() == "kept" and not (tmp_path / "target").exists()
     unfinished = source.rename(tmp_path / ".other.iquest-plt-partial")
     before = contents(unfinished)
-    with pytest.raises(ValueError, match="not finished"):
+    with pytest.raises(ValueError, match="unfinished conversion"):
         convert(str(unfinished), tmp_path / "other")
     assert contents(unfinished) == before
 
 
-def test_a_source_that_changes_meanwhile_is_refused(tmp_path):
+def test_a_source_that_changes_during_conversion_is_rejected(tmp_path):
     source = write_vendor(tmp_path / "source", tiny_model(), shards=2)
     second = sorted(source.glob("*.safetensors"))[1]
 
@@ -573,7 +576,7 @@ def test_a_source_that_changes_meanwhile_is_refused(tmp_path):
     assert not (tmp_path / "target").exists()
 
 
-def test_room_is_not_needed_for_what_is_linked(tmp_path, monkeypatch):
+def test_linked_files_need_no_space(tmp_path, monkeypatch):
     source = write_vendor(tmp_path / "source", tiny_model(vocab_size=20_000, hidden_size=512))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=60_000_000))
@@ -621,7 +624,7 @@ for i in range(times):
         assert not report["problems"], report
         finished += 1
         target.rename(target.with_name(f"finished-{i}"))
-convert(source, target, dtype="bfloat16")  # what the last one left is in nobody's way
+convert(source, target, dtype="bfloat16")  # the leftovers of the last run do not matter
 assert not verify(target)["problems"]
 print(finished)
 """
@@ -639,7 +642,7 @@ def test_a_killed_conversion_leaves_all_or_nothing(times, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
-    """500 MB, whose largest tensor has 31 MB."""
+    """Converts 500 MB with a largest tensor of 31 MB."""
     sizes = {"vocab_size": 30_000, "hidden_size": 256, "intermediate_size": 30_000, "num_hidden_layers": 4}
     write_vendor(tmp_path / "source", tiny_model(**sizes, initializer_range=0.02), shards=2)
     assert sum(path.stat().st_size for path in (tmp_path / "source").iterdir()) > 400e6

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever is changed in a checkpoint: it is refused with a ValueError, or what comes out is exactly what it holds."""
+"""A randomly changed checkpoint either fails with a ValueError or converts to exactly what it contains."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def source(tmp_path_factory):
 
 
 def convert_changed(source: Path, file: str, content: bytes) -> None:
-    """Converts the checkpoint with `file` replaced, and checks what comes out, if anything does."""
+    """Converts the checkpoint with `file` replaced, and checks the result if there is one."""
     with tempfile.TemporaryDirectory() as place:
         changed, target = Path(place) / "source", Path(place) / "target"
         shutil.copytree(source, changed)
@@ -41,7 +41,7 @@ def convert_changed(source: Path, file: str, content: bytes) -> None:
             assert [path.name for path in Path(place).iterdir()] == ["source"]
             return
         problems = verify(target)["problems"]
-        assert all("NaN" in problem for problem in problems), problems  # a changed number may be none
+        assert all("NaN" in problem for problem in problems), problems  # a changed number may be NaN
         held = {}
         for shard in changed.glob("*.safetensors"):
             held |= load_file(shard)
@@ -104,7 +104,7 @@ def change_field(source, data):
 
 
 def change_entry(source, data):
-    """A header that is valid JSON, with one entry changed."""
+    """Returns a header that is valid JSON, with one entry changed."""
     content = (source / FILES[2]).read_bytes()
     end = header_length(content)
     header = json.loads(content[8:end])

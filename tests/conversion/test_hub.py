@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The Hub: models go there and come back, downloads go on where they broke, and every failure is one clear sentence."""
+"""The Hub: uploads and downloads, resumed downloads, and a clear message for every failure."""
 
 import errno
 import json
@@ -45,7 +45,7 @@ def hub():
 
 @pytest.fixture
 def client(hub, monkeypatch, tmp_path):
-    """Makes the client of this process talk to the stand-in, with an empty cache. Its settings are read at import."""
+    """Makes this process's client use the test server, with an empty cache. The client reads its settings at import."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
@@ -53,7 +53,7 @@ def client(hub, monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(download, "SECONDS_BETWEEN", 0)
-    huggingface_hub.close_session()  # connections of an earlier test
+    huggingface_hub.close_session()  # closes connections of earlier tests
     yield HfApi(token="hf_of_the_tests")
     huggingface_hub.close_session()
 
@@ -63,7 +63,7 @@ def random_bytes(size: int) -> bytes:
 
 
 def refusal(source, revision=None) -> str:
-    """The one sentence with which `fetch` refuses."""
+    """Returns the error message of `fetch`."""
     with pytest.raises(ValueError) as refused:
         download.fetch(source, revision)
     (line,) = str(refused.value).splitlines()
@@ -73,7 +73,7 @@ def refusal(source, revision=None) -> str:
 # -- upload and download ---------------------------------------------------------------------------------------------
 
 
-def test_what_is_uploaded_comes_back(hub, client, tmp_path):
+def test_uploads_can_be_downloaded(hub, client, tmp_path):
     contents = {
         "config.json": b"{}",
         "model.safetensors": random_bytes(300_000),
@@ -132,12 +132,12 @@ def test_revisions(hub, client):
         assert (folder / "model.safetensors").read_bytes() == contents[commit]
 
 
-def test_folders_are_taken_as_they_are(hub, client, tmp_path, monkeypatch):
+def test_folders_are_used_unchanged(hub, client, tmp_path, monkeypatch):
     assert download.fetch(str(tmp_path)) == download.fetch(tmp_path) == (tmp_path, None)
     (tmp_path / "someone" / "tiny").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert download.fetch(NAME) == (Path(NAME), None)
-    assert "leave out `revision`" in refusal(tmp_path, "main")
+    assert "Leave out `revision`" in refusal(tmp_path, "main")
     (tmp_path / "model.safetensors").touch()
     assert "is a file" in refusal(tmp_path / "model.safetensors")
     assert hub.requests == []
@@ -146,18 +146,18 @@ def test_folders_are_taken_as_they_are(hub, client, tmp_path, monkeypatch):
 # -- connections that break ------------------------------------------------------------------------------------------
 
 
-def test_a_download_goes_on_where_the_connection_ended(hub, client):
+def test_a_download_resumes_where_the_connection_ended(hub, client):
     content = random_bytes(24 * MIB)
     hub.commit(NAME, CONFIG | {"model.safetensors": content})
     hub.faults["model.safetensors"] = [Fault("close", 11 * MIB), Fault("close", 10 * MIB)]
     folder, _ = download.fetch(NAME)
     assert (folder / "model.safetensors").read_bytes() == content
-    # The client writes 10 MiB at a time, and asks for what it has not written.
+    # The client writes 10 MiB at a time, and requests again what it has not written.
     assert hub.downloads("model.safetensors") == [None, f"bytes={10 * MIB}-", f"bytes={20 * MIB}-"]
 
 
 def test_a_reset_costs_one_file(hub, client):
-    """The client takes a reset for the end. Asked again, it has the files that were complete, and no part of others."""
+    """The client gives up after a reset. The next attempt keeps complete files, but no partial ones."""
     content = random_bytes(3 * MIB)
     hub.commit(NAME, CONFIG | {"a.safetensors": b"small", "model.safetensors": content})
     hub.faults["model.safetensors"] = [Fault("reset", 2 * MIB)] * 2
@@ -173,7 +173,7 @@ def test_a_reset_costs_one_file(hub, client):
     assert (folder / "model.safetensors").read_bytes() == content[::-1]
 
 
-def test_a_short_file_is_refused(hub, client, tmp_path):
+def test_a_short_file_is_rejected(hub, client, tmp_path):
     hub.commit(NAME, CONFIG | {"model.safetensors": b"0123456789"})
     hub.faults["model.safetensors"] = [Fault("short", 7)]
     assert "size 10 but has size 7" in refusal(NAME)
@@ -183,15 +183,15 @@ def test_a_short_file_is_refused(hub, client, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
-def test_wrong_bytes_are_refused_and_not_kept(hub, client, file):
+def test_wrong_bytes_are_rejected_and_not_kept(hub, client, file):
     hub.commit(NAME, CONFIG | {"model.safetensors": b"0123456789", "tokenizer.json": b"0123456789"})
     hub.faults[file] = [Fault("wrong", 7)]
-    assert refusal(NAME).startswith(f"{file} of {NAME} did not arrive")
+    assert refusal(NAME).startswith(f"{file} of {NAME} did not match the Hub's hashes")
     folder, _ = download.fetch(NAME)
     assert (folder / file).read_bytes() == b"0123456789"
 
 
-def test_without_a_network_the_cache_will_do(hub, client, monkeypatch):
+def test_without_a_network_the_cache_is_used(hub, client, monkeypatch):
     hub.commit(NAME, CONFIG | {"model.safetensors": b"first"})
     there = download.fetch(NAME)
     with monkeypatch.context() as offline:
@@ -214,19 +214,19 @@ def test_without_a_network_the_cache_will_do(hub, client, monkeypatch):
         ("someone/absent", None, "neither a folder someone/absent nor such a model"),
         (NAME, "v9", "no revision 'v9'"),
         (NAME, "0" * 40, "no revision '0000"),
-        ("someone/gated", None, "is gated: accept its conditions"),
+        ("someone/gated", None, "is gated. Accept its conditions"),
         ("someone/empty", None, "has no config.json"),
-        ("someone/ti--ny", None, "no folder someone/ti--ny, and it is no id on the Hub either"),
-        ("tiny", None, "no folder tiny, and it is no id"),
-        ("./some/folder", None, "no folder ./some/folder, and it is no id"),
-        ("/some/folder", None, "no folder /some/folder, and it is no id"),
-        ("~/folder", None, "no folder ~/folder, and it is no id"),
-        ("some/other/folder", None, "no folder some/other/folder, and it is no id"),
-        ("some/folder/", None, "no folder some/folder/, and it is no id"),
-        ("", None, "no name: give a folder"),
+        ("someone/ti--ny", None, "no folder someone/ti--ny, and it is not an id on the Hub either"),
+        ("tiny", None, "no folder tiny, and it is not an id"),
+        ("./some/folder", None, "no folder ./some/folder, and it is not an id"),
+        ("/some/folder", None, "no folder /some/folder, and it is not an id"),
+        ("~/folder", None, "no folder ~/folder, and it is not an id"),
+        ("some/other/folder", None, "no folder some/other/folder, and it is not an id"),
+        ("some/folder/", None, "no folder some/folder/, and it is not an id"),
+        ("", None, "The source is empty. Pass a folder"),
     ],
 )
-def test_refusals(hub, client, source, revision, words):
+def test_rejections(hub, client, source, revision, words):
     hub.commit(NAME, CONFIG)
     hub.commit("someone/gated", CONFIG)
     hub.repos["someone/gated"].gated = True
@@ -235,7 +235,7 @@ def test_refusals(hub, client, source, revision, words):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_said_to_be_one(hub, client, monkeypatch, number):
+def test_a_full_disk_is_reported(hub, client, monkeypatch, number):
     def full(*args, **kwargs):
         raise OSError(number, os.strerror(number))
 
@@ -251,7 +251,7 @@ def test_missing_files_raise_the_clients_own_error(hub, client):
 
 
 def test_files_shared_between_repositories_are_read(hub, client, tmp_path):
-    """Version 2 of the client keeps large files once for all repositories, behind one more link."""
+    """Version 2 of the client stores large files once for all repositories, behind another link."""
     hub.commit(NAME, CONFIG | {"model.safetensors": b"0123456789"})
     folder, _ = download.fetch(NAME)
     blob = folder / (folder / "model.safetensors").readlink()
@@ -317,7 +317,7 @@ LOAD = """if True:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model as a conversion leaves it: with tokenizer, chat template, card, and the code of all that has some."""
+    """A converted model with tokenizer, chat template, card and code."""
     path = tmp_path_factory.mktemp("pushed") / "tiny"
     tokenizer = bpe.train([(ROOT / "__init__.py").read_text()] * 4, vocab_size=300)
     tiny_model(vocab_size=300).save_pretrained(path)
@@ -336,7 +336,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pushed(folder, tmp_path_factory):
-    """The stand-in with the model, the environment of its clients, and what the pushed model computes."""
+    """The test server with the model, its clients' environment, and the pushed model's logits."""
     scratch = tmp_path_factory.mktemp("hub")
     with HubServer() as hub:
         environment = os.environ | {
@@ -373,8 +373,8 @@ def test_a_push_carries_code_card_and_template(pushed, folder):
     assert len([name for name in files if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]) > 1
 
 
-def test_the_card_of_a_push_says_what_the_folder_said(pushed):
-    """Licence and base model come from the card of what the model was loaded from; an id is itself the base."""
+def test_the_card_of_a_push_keeps_the_fields_of_the_folder(pushed):
+    """Licence and base model come from the source's card. If the source is a Hub id, that is the base model."""
     hub, _, _ = pushed
     data = ModelCard(hub.files(NAME)["README.md"].decode()).data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation")
@@ -431,11 +431,11 @@ def test_a_push_reads_the_card_of_its_source_within_limits(pushed, tmp_path):
         data = ModelCard(hub.files(f"someone/card-{name}")["README.md"].decode()).data
         assert (data.license, data.base_model) == ("mit", ["a/b", "c/d"])
     (refusal,) = said.pop("deep")
-    assert re.match(r"refused: The YAML of the model card '.*' has more than 50 levels, .*: load the model", refusal)
+    assert re.match(r"refused: The YAML of the model card '.*' has more than 50 levels, .*\. Load the model", refusal)
     assert "README.md" not in hub.files("someone/card-deep") and refusal.isprintable()
-    for name, messages in said.items():  # a push does not depend on these
+    for name, messages in said.items():  # a push succeeds without these
         (message,) = messages
-        assert "its licence is left open" in message and message.isprintable()
+        assert "no licence is filled in" in message and message.isprintable()
         assert ModelCard(hub.files(f"someone/card-{name[:4]}")["README.md"].decode()).data.license is None
 
 
@@ -516,7 +516,7 @@ def test_card_of_the_released_model(tmp_path):
         "| parameters | 7,615,749,680 |",
         "| dtype | bfloat16 |",
         "| cache per token | 57,344 bytes, for any number of loops |",
-        "| cache per further loop and sequence | 3,680,256 bytes |",  # 64 · 57,344 + 2 · 5,120
+        "| cache per additional loop and sequence | 3,680,256 bytes |",  # 64 · 57,344 + 2 · 5,120
         "| loops | 2, with a window of 64 tokens |",
         f"(https://huggingface.co/{source}), commit `{commit}`",
         "Weights: apache-2.0",

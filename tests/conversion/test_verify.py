@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Verification finds what is wrong with a folder, and names it."""
+"""Verification finds and reports the problems of a folder."""
 
 import json
 import os
@@ -51,14 +51,14 @@ def change_number(folder: Path, value: float) -> None:
     save_file(tensors, shard(folder), metadata={"format": "pt"})
 
 
-def test_a_whole_folder_has_no_problems(whole):
+def test_a_complete_folder_has_no_problems(whole):
     report = verify(whole)
     assert report["problems"] == []
     assert report["notes"] == ["There is no tokenizer.json."]
 
 
 DAMAGE = {
-    "another number": (lambda folder: change_number(folder, 1.0), "its SHA-256 is another"),
+    "another number": (lambda folder: change_number(folder, 1.0), "its SHA-256 is different"),
     "not a number": (lambda folder: change_number(folder, float("nan")), "holds NaN or infinity"),
     "infinity": (lambda folder: change_number(folder, float("-inf")), "holds NaN or infinity"),
     "other code": (lambda folder: (folder / "cache_plt.py").write_text("\n"), "cache_plt.py has 1 bytes"),
@@ -68,29 +68,29 @@ DAMAGE = {
     "shorter shard": (lambda folder: os.truncate(shard(folder), shard(folder).stat().st_size - 1), "damaged"),
     "index of another size": (
         lambda folder: edit(folder / "model.safetensors.index.json", metadata={"total_size": 3}),
-        "says 3 bytes in all",
+        "says 3 bytes in total",
     ),
-    "config of another size": (lambda folder: edit(folder / "config.json", hidden_size=64), "config.json asks for"),
+    "config of another size": (lambda folder: edit(folder / "config.json", hidden_size=64), "config.json needs"),
     "config of another dtype": (lambda folder: edit(folder / "config.json", dtype="float16"), "says float16"),
     "config of another model": (lambda folder: edit(folder / "config.json", model_type="gpt2"), "the model type"),
-    "manifest of other tensors": (lambda folder: edit(folder / "manifest.json", tensors={}), "other tensors"),
+    "manifest of other tensors": (lambda folder: edit(folder / "manifest.json", tensors={}), "not match the tensors"),
     "code that nobody listed": (lambda folder: (folder / "evil.py").write_text("1"), "does not list evil.py"),
     "weights that nobody listed": (lambda folder: (folder / "adapter_model.bin").write_text("1"), "does not list"),
     "adapter that nobody listed": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "does not list"),
     "one file beside the index": (
         lambda folder: save_file({"x": torch.zeros(1)}, folder / "model.safetensors"),
-        "remove the one",
+        "Remove the one",
     ),
     "manifest that leads out": (
         lambda folder: edit(folder / "manifest.json", files={"../config.json": {}}),
         "not there",
     ),
-    "manifest without files": (lambda folder: edit(folder / "manifest.json", files=3), "no `files`"),
+    "manifest without files": (lambda folder: edit(folder / "manifest.json", files=3), "lacks `files`"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_found_and_named(damage, folder):
+def test_damage_is_found_and_reported(damage, folder):
     spoil, match = DAMAGE[damage]
     spoil(folder)
     problems = verify(folder)["problems"]
@@ -123,11 +123,11 @@ def test_missing_and_extra_tensors(folder):
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(ValueError, match="no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         verify(tmp_path / "absent")
 
 
-def test_the_shipped_model_is_whole_and_gives_its_golden_logits(converted_small):
+def test_the_shipped_model_is_complete_and_gives_its_golden_logits(converted_small):
     report = verify(converted_small, logits=SMALL / "golden.safetensors")
     assert report["problems"] == report["notes"] == []
 
@@ -151,7 +151,7 @@ def edit_added_token(folder: Path) -> None:
 
 
 TOKENIZER_DAMAGE = {
-    "ids beyond the embedding": (edit_added_token, "ids go to"),
+    "ids beyond the embedding": (edit_added_token, "ids go up to"),
     "stop id beyond the vocabulary": (
         lambda folder: edit(folder / "generation_config.json", eos_token_id=[2, 10**6]),
         "outside of the vocabulary",

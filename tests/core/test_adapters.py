@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Several adapters in one batch: a token's loops lie along the sequence, so a batch has as many rows as in Llama."""
+"""Several adapters in one batch. Loops are placed along the sequence, so a batch has as many rows as in Llama."""
 
 import peft
 import pytest
@@ -41,7 +41,7 @@ def test_a_batch_of_several_adapters(way, num_loops):
 @pytest.mark.parametrize("num_loops", [1, 2, 3])
 @pytest.mark.parametrize("invocation", [[5], [5, 6, 7, 8]])
 def test_activated_adapters(invocation, num_loops):
-    """aLoRA: the adapter works from its invocation tokens on, at a place of its own in each row."""
+    """aLoRA: the adapter is active from its invocation tokens on. Their position differs between rows."""
     config = lora(alora_invocation_tokens=invocation, task_type="CAUSAL_LM")
     model = peft.get_peft_model(tiny_model(plt_num_loops=num_loops), config).eval()
     ids = tokens(2, 9)

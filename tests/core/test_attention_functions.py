@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Attention functions of users, registered with the library: they get what Llama's cache would give them."""
+"""User-defined attention functions, registered with the library. They get contiguous keys, as from Llama's cache."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from transformers.masking_utils import sdpa_mask
 
 
 def with_views(module, query, key, value, attention_mask, **kwargs):
-    """Takes dimensions together by `.view`, as many kernels do."""
+    """Merges dimensions with `.view`, as many kernels do."""
     key, value = (states.view(len(states), -1).view(states.shape) for states in (key, value))
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
@@ -28,14 +28,14 @@ def kernel():
 @pytest.mark.parametrize("num_loops", [1, 2, 3])
 @pytest.mark.parametrize("padding", [0, 3])
 def test_a_function_may_use_view(num_loops, padding, kernel):
-    """Longer than a window, with the cache, padded too: what the library's own function gives."""
+    """Past the window, with a cache, with and without padding, the result equals the library's own function."""
     model, ids = tiny_model(), tokens(2, 9)
     mask = torch.ones_like(ids)
     mask[0, :padding] = 0
     options = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False, "output_logits": True}
     options |= {"return_dict_in_generate": True, "pad_token_id": 0}
     expected = model.generate(ids, num_loops=num_loops, **options)
-    if num_loops == 1:  # the yardstick takes it
+    if num_loops == 1:  # Llama also supports this function
         llama = llama_of(model)
         llama.set_attn_implementation(kernel)
         assert torch.equal(llama.generate(ids, **options).sequences, expected.sequences)

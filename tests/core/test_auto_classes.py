@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every folder that this package writes loads by every Auto class, with the package and as remote code alike."""
+"""Every Auto class loads every folder that this package writes, both with the package and as remote code."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ from iquest_plt.conversion.layout import AUTO_MAP, CODE_FILES
 
 MODELS = ["AutoConfig", *HEADS, "AutoModelForCausalLM", "AutoModel"]
 SHIPPED = ["small", "family/r1", "family/r2", "family/r4"]
-# What each way to write a folder leaves: a model, a tokenizer, or both.
+# The contents of the folder that each writer produces: a model, a tokenizer, or both.
 WRITERS = {
     "model and tokenizer": [*MODELS, "AutoTokenizer"],
     "decoder": MODELS,
@@ -39,7 +39,7 @@ WRITERS = {
 
 
 def write_all(out: Path) -> None:
-    """A folder for each of WRITERS."""
+    """Writes one folder for each entry of WRITERS."""
     first = write_model(out / "model and tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(first)
     IQuestPLTCoderForCausalLM.from_pretrained(first).model.save_pretrained(out / "decoder")
@@ -50,7 +50,7 @@ def write_all(out: Path) -> None:
     own_class = IQuestPLTCoderTokenizer(tokenizer_object=tokenizer.backend_tokenizer)
     own_class.save_pretrained(out / "tokenizer of its own class")
 
-    older = shutil.copytree(first, out / "older")  # as this package wrote them once
+    older = shutil.copytree(first, out / "older")  # as earlier versions of this package wrote it
     fields = json.loads((older / "config.json").read_text())
     fields["auto_map"] = {name: AUTO_MAP[name] for name in ("AutoConfig", "AutoModelForCausalLM")}
     (older / "config.json").write_text(json.dumps(fields))
@@ -80,7 +80,7 @@ def scratch(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folders(scratch):
-    """What was written, and what is shipped."""
+    """The folders written above, and the shipped ones."""
     write_all(scratch)
     return {name: scratch / name for name in WRITERS} | {name: ROOT / "checkpoints" / name for name in SHIPPED}
 
@@ -93,7 +93,7 @@ def again(scratch):
 
 @pytest.fixture(scope="module")
 def remote(folders, again):
-    """What remote code makes of the folders; it leaves what it saved in `again`."""
+    """The results of loading the folders as remote code. What that saves is in `again`."""
     return load_as_remote_code(folders, again)
 
 
@@ -103,7 +103,7 @@ def assert_alike(folder, remote: dict | str, names: list[str]) -> None:
     assert list(package) == list(remote) == names
     for name in names:
         (module, expected), (remote_module, result) = package[name], remote[name]
-        if name != "AutoTokenizer":  # whose class may be the library's
+        if name != "AutoTokenizer":  # the tokenizer class may be the library's
             assert module.split(".")[0] == "iquest_plt" and remote_module.split(".")[0] == "transformers_modules"
         if isinstance(expected, torch.Tensor):
             assert expected.isfinite().all()
@@ -123,7 +123,7 @@ def test_shipped_folders_load_by_every_auto_class(name, folders, remote):
 
 
 def test_what_remote_code_saves_loads_by_every_auto_class(again, remote, tmp_path):
-    """Model, decoder, configuration and tokenizer of a folder that was loaded as remote code, and of a shipped one."""
+    """Covers model, decoder, configuration and tokenizer, from a written and a shipped folder."""
     parts = {"model": [*MODELS, "AutoTokenizer"], "decoder": MODELS, "configuration": MODELS}
     saved = {f"{name}/{part}": again / name / part for name in ("model and tokenizer", "family/r2") for part in parts}
     saved["tokenizer"] = again / "tokenizer of its own class" / "tokenizer"
@@ -144,7 +144,7 @@ def test_a_saved_configuration_names_all_classes_and_has_their_code(tmp_path):
 
 
 def test_auto_map_keeps_the_classes_of_a_user(tmp_path):
-    """Whose code stands in the folder; not those of where the model came from, whose code does not."""
+    """Keeps classes whose code is in the folder, and drops those that belong to the folder the model came from."""
     (tmp_path / "own.py").write_text("# a model")
     config = tiny_config()
     config.auto_map = {

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The cache: what it holds, how it grows, every operation on it, and the caches that are refused."""
+"""The cache: its contents, its growth, every operation on it, and the caches that are rejected."""
 
 import copy
 import pickle
@@ -35,7 +35,7 @@ def filled(model, ids, num_loops=3, record=False):
 
 
 def contents(cache):
-    """Every tensor of the cache, layer by layer."""
+    """Yields every tensor of the cache, layer by layer."""
     for layer in cache.layers:
         tensors = (layer.keys, layer.values, layer.window_keys, layer.window_values, layer.is_token, layer.carries)
         yield from (tensor for tensor in tensors if tensor is not None)
@@ -87,7 +87,7 @@ def test_costs_are_those_of_the_tensors(num_loops, dtype):
 
 @torch.no_grad()
 def test_a_step_does_not_copy_the_text(model):
-    """The shared part is moved when its room is used up, and what was handed out before never changes."""
+    """The shared part moves only when its spare room is used up, and tensors returned earlier never change."""
     cache = filled(model, tokens(2, TIME))
     handed_out, places = [], set()
     for step in range(40):
@@ -106,7 +106,7 @@ def test_a_step_does_not_copy_the_text(model):
 
 
 def with_copied_tensors(layer):
-    """A copy of a tensor shares its memory."""
+    """Copies the layer and its tensors. A copied tensor shares its memory."""
     twin = copy.copy(layer)
     twin.keys, twin.values = copy.copy(layer.keys), copy.copy(layer.values)
     return twin
@@ -121,7 +121,7 @@ def pickled(layer):
 def test_copies_of_a_cache_do_not_write_into_each_other(model, copied):
     prompt, steps = tokens(1, TIME), [tokens(1, 5, seed=seed) for seed in (1, 2)]
     cache = filled(model, prompt)
-    model(prompt[:, :1], past_key_values=cache, num_loops=3)  # now there is room
+    model(prompt[:, :1], past_key_values=cache, num_loops=3)  # now there is spare room
     other = PLTCache(model.config, 3)
     other.layers = [copied(layer) for layer in cache.layers]
     for step in range(5):
@@ -133,10 +133,10 @@ def test_copies_of_a_cache_do_not_write_into_each_other(model, copied):
 
 @pytest.mark.parametrize("num_loops", [1, 2])
 @torch.no_grad()
-def test_another_batch_size_is_refused(model, num_loops):
+def test_another_batch_size_is_rejected(model, num_loops):
     cache = filled(model, tokens(2, TIME), num_loops)
     model(tokens(2, 1), past_key_values=cache, num_loops=num_loops)
-    with pytest.raises(ValueError, match="holds 2 rows, the new tokens 1"):
+    with pytest.raises(ValueError, match="holds 2 rows, but the new tokens have 1"):
         model(tokens(1, 1), past_key_values=cache, num_loops=num_loops)
     assert [layer.get_seq_length() for layer in cache.layers] == [TIME + 1] * 3
 
@@ -151,7 +151,7 @@ def test_a_step_with_the_kernel_s_causal_flag(model, num_loops):
 
 
 def test_steps_with_and_without_gradients_and_inference_mode(model):
-    """A cache begun in one mode goes on in another; where gradients are wanted they reach every earlier token."""
+    """A cache started in one mode can continue in another, and gradients flow into it when they are enabled."""
     ids = tokens(1, TIME + 6)
     cache = PLTCache(model.config, 3)
     modes = [torch.inference_mode, torch.no_grad, torch.inference_mode, torch.no_grad]
@@ -172,7 +172,7 @@ def test_steps_with_and_without_gradients_and_inference_mode(model):
 
 @torch.no_grad()
 def test_two_loops_add_under_one_percent_at_8k_tokens():
-    """LoopCoder-V2's proportions of window and length; measured on the tensors."""
+    """Uses LoopCoder-V2's ratio of window to length, and measures the tensors."""
     model = tiny_model(plt_window_size=[64, 0], max_position_embeddings=8192, num_hidden_layers=2)
     ids = tokens(1, 8192)
     one, two = filled(model, ids, 1).nbytes, filled(model, ids, 2).nbytes
@@ -225,7 +225,7 @@ def test_crop_rolls_back_windows_and_carries(window, removed):
 
 
 @torch.no_grad()
-def test_padding_that_comes_after_more_tokens_than_the_window_while_recording(model):
+def test_padding_after_a_full_window_while_recording(model):
     ids, mask = tokens(2, 20), torch.ones(2, 20, dtype=torch.long)
     mask[0, 12], mask[1, 14:17] = 0, 0
     cache = PLTCache(model.config)
@@ -253,7 +253,7 @@ def test_crop_to_nothing_and_reset(model):
 
 
 @torch.no_grad()
-def test_crop_refuses_what_was_not_recorded(model):
+def test_crop_rejects_what_was_not_recorded(model):
     cache = filled(model, tokens(2, TIME))
     before = copy.deepcopy(cache)
     with pytest.raises(ValueError, match="activate_past_recording"):
@@ -261,13 +261,13 @@ def test_crop_refuses_what_was_not_recorded(model):
     with pytest.raises(ValueError, match="negative"):
         cache.crop(3)
     assert_same(cache, before)
-    one_loop = filled(model, tokens(2, TIME), num_loops=1)  # nothing but what grows: always croppable
+    one_loop = filled(model, tokens(2, TIME), num_loops=1)  # only the growing part: always croppable
     one_loop.crop(-3)
     assert one_loop.get_seq_length() == TIME - 3
 
 
 @torch.no_grad()
-def test_copies_go_their_own_ways(model):
+def test_copies_are_independent(model):
     ids = tokens(1, TIME)
     for duplicate in (copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))):
         cache = filled(model, ids)
@@ -278,7 +278,7 @@ def test_copies_go_their_own_ways(model):
 
 
 @torch.no_grad()
-def test_foreign_caches_are_refused(model):
+def test_foreign_caches_are_rejected(model):
     ids = tokens(1, 3)
     for foreign in (DynamicCache(), EncoderDecoderCache(DynamicCache(), DynamicCache())):
         with pytest.raises(ValueError, match="PLTCache"):
@@ -298,12 +298,12 @@ def test_foreign_caches_are_refused(model):
         assert cache.get_seq_length() == 0
 
 
-def test_caches_the_library_cannot_build_are_refused(model):
+def test_caches_the_library_cannot_build_are_rejected(model):
     with pytest.raises(ValueError, match="full attention layers"):
-        QuantizedCache("quanto", model.config)  # `PLTCache(config, quantization=...)` is the one with loops
+        QuantizedCache("quanto", model.config)  # only `PLTCache(config, quantization=...)` supports loops
     for quantization, message in (
         ({"backend": "none"}, "Unknown cache quantization"),
-        ({"backend": "quanto", "nbit": 4}, "does not take these options"),
+        ({"backend": "quanto", "nbit": 4}, "does not accept these options"),
         ("quanto", "must be a dict"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -318,7 +318,7 @@ def test_caches_the_library_cannot_build_are_refused(model):
 
 @torch.no_grad()
 def test_padding_is_left_out_of_the_windows(model):
-    """A row's window and carries are those of its tokens alone, wherever padding stands."""
+    """A row's window and carries depend only on its tokens, wherever the padding is."""
     ids, mask = tokens(3, TIME), torch.ones(3, TIME, dtype=torch.long)
     mask[0, 2:7], mask[1, 9:], mask[2, :10] = 0, 0, 0
     cache = PLTCache(model.config)
@@ -337,7 +337,7 @@ def test_padding_is_left_out_of_the_windows(model):
 
 @pytest.mark.parametrize("cache_of", [PLTCache, lambda config: StaticCache(config, max_cache_len=TIME)])
 @torch.no_grad()
-def test_a_cache_wants_its_rows_and_its_mask(model, cache_of):
+def test_a_cache_needs_its_rows_and_its_mask(model, cache_of):
     ids, mask = tokens(2, TIME), torch.ones(2, TIME, dtype=torch.long)
     mask[0, :3] = 0
     cache = cache_of(model.config)
@@ -346,7 +346,7 @@ def test_a_cache_wants_its_rows_and_its_mask(model, cache_of):
         model(ids[:, i : i + 1], attention_mask=mask[:, : i + 1], past_key_values=cache)
     with pytest.raises(ValueError, match="holds padding"):
         model(ids[:, -1:], past_key_values=cache)
-    with pytest.raises(ValueError, match="2 rows, the new tokens 3"):
+    with pytest.raises(ValueError, match="2 rows, but the new tokens have 3"):
         model(tokens(3, 1), attention_mask=torch.ones(3, TIME), past_key_values=cache)
     logits = model(ids[:, -1:], attention_mask=mask, past_key_values=cache).logits
     assert torch.allclose(logits, model(ids, attention_mask=mask).logits[:, -1:], atol=1e-4)
@@ -355,7 +355,7 @@ def test_a_cache_wants_its_rows_and_its_mask(model, cache_of):
 @pytest.mark.parametrize("window", [0, WINDOW, 30])
 @torch.no_grad()
 def test_static_cache_keeps_its_tensors(window):
-    """The same addresses whatever comes, as CUDA graphs need; and after a reset as if new."""
+    """Addresses never change, as CUDA graphs require. After a reset the cache works like a new one."""
     model = tiny_model(plt_num_loops=3, plt_window_size=[window, 0])
     ids = tokens(2, TIME)
     cache = StaticCache(model.config, max_cache_len=TIME)
@@ -374,7 +374,7 @@ def test_static_cache_keeps_its_tensors(window):
 
 
 @torch.no_grad()
-def test_what_a_quantized_cache_cannot_do_is_refused(model):
+def test_unsupported_operations_on_a_quantized_cache_are_rejected(model):
     cache = PLTCache(tiny_config(plt_num_loops=3), quantization={"backend": "quanto", "q_group_size": 16})
     model(tokens(2, TIME), past_key_values=cache)
     before = cache.nbytes
@@ -392,14 +392,14 @@ def test_what_a_quantized_cache_cannot_do_is_refused(model):
 
 
 @torch.no_grad()
-def test_what_a_layer_lets_go_of_is_free():
+def test_a_tensor_that_a_layer_drops_is_freed():
     model = tiny_model()
     cache = PLTCache(model.config)
     for ids in (tokens(1, 6), tokens(1, 1), tokens(1, 1)):
         model(ids, cache=cache)
     layer = cache.layers[0]
     held = weakref.ref(layer.keys)
-    layer.keys = layer.keys.clone()  # as `offload` and `reorder_cache` put another tensor in its place
+    layer.keys = layer.keys.clone()  # `offload` and `reorder_cache` also replace the tensor
     assert held() is None
     expected = layer.keys.clone()
     model(tokens(1, 1), cache=cache)

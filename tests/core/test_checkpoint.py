@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The shipped model: its golden logits, its oracle, and that it learned what its card says."""
+"""The shipped model: its golden logits, the oracle, and the numbers on its card."""
 
 import json
 import lzma
@@ -49,12 +49,12 @@ def test_trained_weights_equal_the_oracle_past_the_window(model, tokenizer):
 
 @torch.no_grad()
 def test_greedy_text_is_the_same_cached_and_recomputed(model, tokenizer):
-    """200 tokens past the window, on real text: prompt, then greedy with the cache, then one full pass over it all."""
+    """Generates 200 tokens past the window from real text with a cache, then checks them in one full pass."""
     ids = tokenizer("import os\n\n\nclass Reader:\n    def __init__(self, path):\n", return_tensors="pt").input_ids
     output = model.generate(ids, max_new_tokens=270, min_new_tokens=270, do_sample=False, pad_token_id=0)
     new = output[0, ids.shape[1] :]
     logits = model(output, use_cache=False).logits[0, ids.shape[1] - 1 : -1]
-    logits[:, model.generation_config.eos_token_id] = -torch.inf  # as min_new_tokens does
+    logits[:, model.generation_config.eos_token_id] = -torch.inf  # like min_new_tokens
     best, chosen = logits.max(-1).values, logits.gather(-1, new[:, None])[:, 0]
     assert (best - chosen).max() < 1e-3
 
@@ -64,16 +64,16 @@ def test_stop_ids(model, tokenizer):
     assert model.generation_config.eos_token_id == stops
 
 
-def test_the_card_states_what_was_measured():
+def test_the_card_states_the_measured_numbers():
     heldout = json.loads((SMALL / "metrics.json").read_text())["bits_per_byte"]["all"]
-    assert heldout["plt_r2"] <= 0.75 * heldout["xz_9_per_file"]  # as `xz -9 FILES` compresses them
-    assert heldout["plt_r2"] <= 0.75 * heldout["xz_9_together"]  # and in one archive
+    assert heldout["plt_r2"] <= 0.75 * heldout["xz_9_per_file"]  # `xz -9` on each file
+    assert heldout["plt_r2"] <= 0.75 * heldout["xz_9_together"]  # `xz -9` on one archive
     card = (SMALL / "README.md").read_text()
     assert f"{heldout['plt_r2']:.3f}" in card and f"{heldout['xz_9_per_file']:.3f}" in card
 
 
 def test_xz_number_can_be_recomputed():
-    """Where the running Python is the one the data came from."""
+    """Runs only on the Python version that the data came from."""
     import sysconfig
 
     manifest = json.loads((SMALL / "data_manifest.json").read_text())

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The cache under both its names, versions of Transformers, and keywords that nobody reads."""
+"""Both names of the cache, versions of Transformers, and unknown keyword arguments."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.core
 
 @pytest.fixture
 def warnings(caplog, monkeypatch):
-    """What is logged as a warning during the test, also what is logged only once a process."""
+    """Returns a function that lists the warnings logged during the test, including those logged once per process."""
     monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
     inputs_plt.logger.warning_once.__func__.cache_clear()
     caplog.set_level("WARNING")
@@ -47,12 +47,12 @@ def test_forward_takes_the_cache_under_both_names(part, name, warnings):
     assert warnings() == []
 
 
-def test_two_caches_are_refused():
+def test_two_caches_are_rejected():
     model, ids = tiny_model(), tokens(1, 3)
     caches = {name: PLTCache(model.config) for name in CACHE_NAMES}
-    with pytest.raises(ValueError, match="two names of one argument"):
+    with pytest.raises(ValueError, match="two names for the same argument"):
         model(ids, **caches)
-    with pytest.raises(ValueError, match="two names of one argument"):
+    with pytest.raises(ValueError, match="two names for the same argument"):
         model.generate(ids, max_new_tokens=1, **caches)
 
 
@@ -76,7 +76,7 @@ def test_masks_for_generate_take_the_cache_under_both_names(name):
 
 
 class RenamedCache(type(tiny_model())):
-    """As if a later version of the library called the argument by another name."""
+    """Simulates a later version of the library that renames the argument again."""
 
     def prepare_inputs_for_generation(self, *args, **kwargs):
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
@@ -84,7 +84,7 @@ class RenamedCache(type(tiny_model())):
         return inputs
 
 
-def test_a_cache_under_an_unknown_name_is_refused():
+def test_a_cache_under_an_unknown_name_is_rejected():
     model, ids = tiny_model(), tokens(1, 5)
     model.__class__ = RenamedCache
     with pytest.raises(TypeError, match=r"got a cache as `kv_state`.*`cache` or `past_key_values`"):
@@ -94,14 +94,14 @@ def test_a_cache_under_an_unknown_name_is_refused():
             part(ids, kv_state=DynamicCache(config=model.config))
 
 
-def test_keywords_that_nothing_reads_are_named_once(warnings):
+def test_unknown_keywords_are_reported_once(warnings):
     model, ids = tiny_model(), tokens(1, 5)
     for _ in range(2):
         model(ids, speed="fast", token_type_ids=torch.zeros_like(ids))
-    assert warnings() == ["forward() got `speed`, `token_type_ids`, which this model does not read: without effect."]
+    assert warnings() == ["forward() ignores arguments that this model does not read: `speed`, `token_type_ids`."]
 
 
-def test_keywords_of_the_library_are_not_named(warnings):
+def test_keywords_of_the_library_are_not_reported(warnings):
     model, ids = tiny_model(attention="eager"), tokens(2, 5)
     mask = torch.ones_like(ids)
     model(ids, attention_mask=mask, labels=ids, num_items_in_batch=torch.tensor(8), return_dict=True)
@@ -116,7 +116,7 @@ def test_keywords_of_the_library_are_not_named(warnings):
 
 
 def import_with_version(version: str, folder: Path) -> subprocess.CompletedProcess:
-    """Loads a configuration as remote code while Transformers says it has another version."""
+    """Loads a configuration as remote code while Transformers reports another version."""
     code = f"""if True:
         import transformers
         transformers.__version__ = {version!r}
@@ -128,20 +128,20 @@ def import_with_version(version: str, folder: Path) -> subprocess.CompletedProce
 
 
 @pytest.mark.parametrize("version", ["4.57.1", "5.0.0", "5.16.0"])
-def test_an_older_version_is_told_what_it_lacks(version):
+def test_an_older_version_is_rejected_with_the_required_one(version):
     result = import_with_version(version, SMALL)
     last = result.stderr.strip().splitlines()[-1]
-    assert result.returncode == 1 and last.startswith("ImportError: This model needs Transformers >= 5.16.1, and")
+    assert result.returncode == 1 and last.startswith("ImportError: This model needs Transformers >= 5.16.1, but")
     assert version in last
 
 
 def test_a_newer_version_gets_one_warning():
     result = import_with_version("5.99.0.dev0", SMALL)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("was tested with Transformers 5.16.1 to 5.24, and 5.99.0.dev0 is installed") == 1
+    assert result.stderr.count("was tested with Transformers 5.16.1 to 5.24, but 5.99.0.dev0 is installed") == 1
 
 
-def test_the_range_of_versions_is_stated_in_one_way():
+def test_the_supported_version_range_is_consistent():
     requirement = next(line for line in (ROOT / "setup.cfg").read_text().split() if line.startswith("transformers>"))
     major, minor = compat_plt.NEWEST.split(".")
     assert requirement == f"transformers>={compat_plt.OLDEST},<{major}.{int(minor) + 1}"

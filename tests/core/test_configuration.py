@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration: the defaults of the vendor, both spellings of the rotary settings, and what is refused."""
+"""The configuration: the vendor's defaults, both spellings of the rotary settings, and rejected values."""
 
 import json
 
@@ -79,12 +79,12 @@ def test_round_trip_through_a_file(tmp_path):
         ({"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, "Unknown rope type 'spiral'"),
     ],
 )
-def test_what_cannot_be_built_is_refused(fields, message):
+def test_invalid_models_are_rejected(fields, message):
     with pytest.raises(ValueError, match=message):
         IQuestPLTCoderConfig(**fields)
 
 
-# What each field of a config.json may not hold. Every one of these once passed `convert` and `verify`.
+# Invalid values for each field of a config.json. Each of these once passed `convert` and `verify`.
 WRONG = {
     "vocab_size": ["97", 97.0, -1, True, [97], 2**63],
     "hidden_size": ["32", 32.5],
@@ -158,7 +158,7 @@ def test_a_rotary_setting_of_the_wrong_type_is_named(rope, name):
 
 
 @pytest.mark.parametrize("rope_type", [["linear"], {"a": 1}, 3, None, "x" * 10**6])
-def test_a_rotary_type_that_is_no_name_is_refused(rope_type):
+def test_a_rotary_type_that_is_not_a_name_is_rejected(rope_type):
     with pytest.raises(ValueError, match="Unknown rope type") as error:
         IQuestPLTCoderConfig(rope_parameters={"rope_type": rope_type, "factor": 2.0})
     assert len(str(error.value)) < 300
@@ -183,7 +183,7 @@ def test_a_rotary_type_that_is_no_name_is_refused(rope_type):
         {"max_position_embeddings": 10_000_000},
     ],
 )
-def test_what_checkpoints_have_is_accepted(fields):
+def test_values_found_in_checkpoints_are_accepted(fields):
     IQuestPLTCoderConfig(**fields)
 
 
@@ -191,7 +191,7 @@ def test_a_padding_id_of_minus_one_means_none():
     assert IQuestPLTCoderConfig(pad_token_id=-1).pad_token_id is None
 
 
-def test_a_field_that_is_set_later_is_checked_as_well():
+def test_a_field_that_is_set_later_is_also_checked():
     config = IQuestPLTCoderConfig()
     config.rms_norm_eps = "1e-5"
     with pytest.raises(ValueError, match="`rms_norm_eps` must be a positive number"):

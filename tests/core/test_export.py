@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""`torch.export` and ONNX, without a cache: one graph for every batch and length, with and without a mask."""
+"""`torch.export` and ONNX without a cache: one graph serves every batch size and length, with or without a mask."""
 
 import pytest
 import torch
@@ -8,11 +8,11 @@ from tiny import TOLERANCE, distance, oracle, tiny_model, tokens
 from torch.export import Dim
 
 
-SHAPES = [(3, 23), (1, 5), (1, 2), (5, 7), (1, 130)]  # around windows of 4, and unlike the example's
+SHAPES = [(3, 23), (1, 5), (1, 2), (5, 7), (1, 130)]  # below and above the window of 4, and different from the example
 
 
 class Logits(torch.nn.Module):
-    """What is exported: no cache, a number of loops."""
+    """The exported module: logits for a fixed number of loops, without a cache."""
 
     def __init__(self, model, num_loops: int):
         super().__init__()
@@ -23,7 +23,7 @@ class Logits(torch.nn.Module):
 
 
 def inputs(batch: int, time: int, with_mask: bool) -> tuple[torch.Tensor, ...]:
-    """Rows with padding in front, between and behind the tokens, where there is room."""
+    """Returns rows with padding before, between and after the tokens, if they are long enough."""
     ids = tokens(batch, time, seed=time)
     if not with_mask:
         return (ids,)
@@ -42,7 +42,7 @@ def example(with_mask: bool) -> tuple[tuple[torch.Tensor, ...], tuple[dict, ...]
 
 
 def check(model, num_loops: int, run, with_mask: bool) -> None:
-    """`run(*inputs)` gives the model's logits of every token, and the oracle's of the row without its padding."""
+    """Checks that `run(*inputs)` gives the model's logits for every token, and the oracle's for the first row."""
     for shape in SHAPES:
         arguments = inputs(*shape, with_mask)
         with torch.no_grad():
@@ -63,8 +63,8 @@ def test_export_keeps_batch_and_time(num_loops, attention, with_mask):
     check(model, num_loops, program.module(), with_mask)
 
 
-def test_export_where_a_window_holds_all():
-    """Longer than the example, which no window cuts short, shorter than some text: no branch may be baked in."""
+def test_export_with_an_example_shorter_than_the_window():
+    """The window covers the whole example but not all inputs, so no branch on length may be fixed in the graph."""
     model = tiny_model(plt_window_size=[40, 0])
     arguments, sizes = example(True)
     program = torch.export.export(Logits(model, 3), arguments, dynamic_shapes=sizes, strict=False)
@@ -72,7 +72,7 @@ def test_export_where_a_window_holds_all():
 
 
 def test_export_of_the_last_logits():
-    """Where only the end is wanted, loops run over that end: a graph of any length runs them over all."""
+    """For the last logits, loops usually run over only the end. A graph for any length runs them over everything."""
     model = tiny_model()
 
     class Last(torch.nn.Module):

@@ -27,7 +27,7 @@ LLAMA = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_h
 
 
 def assert_greedy(model, generated, prompt_length, mask=None, **kwargs):
-    """A full pass without a cache would have chosen each of these tokens. A tie within rounding may fall either way."""
+    """Asserts that a full pass without a cache also prefers each token. Near ties may go either way."""
     logits = model(generated, attention_mask=mask, use_cache=False, **kwargs).logits[:, prompt_length - 1 : -1]
     chosen = logits.gather(-1, generated[:, prompt_length:, None])[..., 0]
     assert (logits.max(-1).values - chosen).max() <= 1e-4 * logits.abs().max()
@@ -36,7 +36,7 @@ def assert_greedy(model, generated, prompt_length, mask=None, **kwargs):
 @pytest.mark.parametrize("num_loops", [1, 2, 3, 4])
 @torch.no_grad()
 def test_greedy_equals_full_recompute_past_the_window(num_loops):
-    """200 tokens past the window. The weights are such that the text does not fall into a loop."""
+    """Generates 200 tokens, well past the window. The weights are chosen so that the text does not repeat."""
     model = tiny_model(plt_window_size=[8, 0], initializer_range=0.3)
     ids = tokens(1, 12)
     generated = model.generate(ids, max_new_tokens=200, num_loops=num_loops, **GREEDY)
@@ -105,7 +105,7 @@ def test_other_ways_to_decode_give_the_same_tokens(arguments):
 
 @torch.no_grad()
 def test_drafting_and_kept_caches():
-    """What drafting has filled can be gone on from; but drafting cannot start there, in Llama neither."""
+    """Generation can continue from a cache filled by drafting, but drafting cannot start from one, as in Llama."""
     model = tiny_model(initializer_range=0.3)
     cache, ids = PLTCache(model.config), tokens(1, 9)
     drafted = model.generate(
@@ -162,15 +162,15 @@ def test_rows_that_stop_early_leave_the_others_alone():
 
 @pytest.mark.parametrize("num_loops", [1, 2, 3])
 @torch.no_grad()
-def test_padding_between_tokens_is_no_hindrance(num_loops):
-    """Masks as in Transformers' own generation tests: the prompts end in padding, and generation goes on behind it."""
+def test_generation_after_padding(num_loops):
+    """Uses masks as in Transformers' own generation tests: the prompts end with padding, and generation follows it."""
     model = tiny_model(initializer_range=0.3)
     ids, mask = tokens(9, 9), torch.ones(9, 9, dtype=torch.long).tril()
     arguments = {"attention_mask": mask, "max_new_tokens": 20, "num_loops": num_loops, **GREEDY}
     generated = model.generate(ids, **arguments)
     for other in ({"use_cache": False}, {"cache_implementation": "static"}, {"prefill_chunk_size": 4}):
         assert torch.equal(model.generate(ids, **arguments, **other), generated)
-    # `generate()` takes the padding token inside a prompt for padding.
+    # `generate()` treats a padding token inside a prompt as padding.
     inferred = model.generate(torch.tensor([[5, 0, 7]]), max_new_tokens=5, num_loops=num_loops, **GREEDY)
     assert inferred.shape == (1, 8)
 
@@ -191,8 +191,8 @@ def test_static_cache_gives_the_same_tokens(num_loops, arguments):
 
 
 def generate_compiled(model, ids, **arguments):
-    """`generate()` compiles on accelerators only, unless told. Returns the tokens and how many graphs there are."""
-    # The backend captures the graph as the default does, and leaves out the C++ compiler.
+    """Runs a compiled `generate()`, also on a CPU. Returns the tokens and the number of graphs."""
+    # This backend captures the same graph as the default one, but skips the C++ compiler.
     compile_config = CompileConfig(fullgraph=True, mode=None, backend="aot_eager")
     compile_config._compile_all_devices = True
     arguments |= {"cache_implementation": "static", "compile_config": compile_config}
@@ -203,7 +203,7 @@ def generate_compiled(model, ids, **arguments):
 @pytest.mark.parametrize("num_loops", [2, 3])
 @torch.no_grad()
 def test_decoding_compiles_once(num_loops, padded):
-    """One graph for 300 tokens past the window, and for the next call of the same shape."""
+    """One graph serves 310 tokens, well past the window, and the next call of the same shape."""
     model = tiny_model(initializer_range=0.3)
     ids, mask = tokens(2, 9), torch.ones(2, 9, dtype=torch.long)
     mask[0, : 4 * padded] = 0
@@ -250,13 +250,13 @@ if "fp8" in QUANTIZED_LAYERS:
 @pytest.mark.parametrize("quantization", QUANTIZATIONS, ids=lambda q: q["backend"])
 @torch.no_grad()
 def test_quantized_cache(quantization):
-    """Only loop 0's keys and values are quantized: windows and carries of the prompt are those of the plain cache."""
+    """Only loop 0's keys and values are quantized. The prompt's windows and carries equal those of a plain cache."""
     model = tiny_model(plt_num_loops=3, head_dim=32)
     ids = tokens(2, 200)
     plain = PLTCache(model.config)
     quantized = PLTCache(model.config, quantization=quantization)
     expected, output = (model(ids[:, :160], past_key_values=cache) for cache in (plain, quantized))
-    assert torch.equal(output.logits, expected.logits)  # a prompt reads what it wrote before that is quantized
+    assert torch.equal(output.logits, expected.logits)  # a prompt reads its own keys before they are quantized
     for ours, theirs in zip(quantized.layers, plain.layers, strict=True):
         assert torch.equal(ours.window_keys, theirs.window_keys)
         assert torch.equal(ours.window_values, theirs.window_values)
@@ -266,7 +266,7 @@ def test_quantized_cache(quantization):
     for i in range(160, 200):
         expected, output = (model(ids[:, i : i + 1], past_key_values=cache).logits for cache in (plain, quantized))
         errors.append((expected - output).abs().max() / expected.abs().max())
-    # Measured: 0.13 for 4 bits, 0.03 for fp8. Loop 0's keys of another text give more than 1.
+    # Measured: 0.13 for 4 bits, 0.03 for fp8. With loop 0's keys of another text the error exceeds 1.
     assert 1e-4 < max(errors) < 0.3
     by_name = model.generate(
         ids, max_new_tokens=5, cache_implementation="quantized", cache_config=quantization, **GREEDY
@@ -276,7 +276,7 @@ def test_quantized_cache(quantization):
 
 
 @torch.no_grad()
-def test_a_model_of_other_loops_shares_the_weights():
+def test_a_model_with_another_number_of_loops_shares_the_weights():
     model = tiny_model(plt_num_loops=3)
     twin = model.with_num_loops(1)
     assert [id(p) for p in twin.parameters()] == [id(p) for p in model.parameters()]
@@ -286,7 +286,7 @@ def test_a_model_of_other_loops_shares_the_weights():
     assert not twin.training and twin.generation_config is not model.generation_config
     with pytest.raises(ValueError, match="`num_loops`"):
         model.with_num_loops(0)
-    model.set_attn_implementation("eager")  # shared as well: the twin must not prepare masks for another kernel
+    model.set_attn_implementation("eager")  # also shared: the twin must not prepare masks for another kernel
     mask = torch.ones(2, 9, dtype=torch.long)
     mask[0, :4] = 0
     arguments = {"attention_mask": mask, "max_new_tokens": 9, "cache_implementation": "static", **GREEDY}

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""`generate(num_loops=R)` is the generation of a model of R loops, whatever calls the model on the way."""
+"""`generate(num_loops=R)` equals generation with an R-loop model, whatever calls the model on the way."""
 
 import threading
 
@@ -44,9 +44,9 @@ def generate(model, mode, **kwargs):
 
 @pytest.mark.parametrize("num_loops", [1, 3])
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_runs_the_loops_asked_for(model, mode, num_loops):
+def test_every_mode_runs_the_requested_loops(model, mode, num_loops):
     if mode == "fp8 cache" and not hasattr(__import__("transformers").cache_utils, "Fp8QuantizedLayer"):
-        pytest.skip("Transformers 5.22 has the fp8 cache")
+        pytest.skip("the fp8 cache needs Transformers 5.22")
     expected = generate(model.with_num_loops(num_loops), mode)
     assert torch.equal(generate(model, mode, num_loops=num_loops), expected)
     config = GenerationConfig(**GREEDY | {k: v for k, v in MODES[mode].items() if k not in NOT_IN_CONFIG})
@@ -60,14 +60,14 @@ NOT_IN_CONFIG = ("negative_prompt_ids", "loop_schedule")
 
 
 def test_the_modes_tell_loop_counts_apart(model):
-    """Else the test above could not fail."""
+    """Otherwise the test above could not fail."""
     for mode in ("greedy", "guidance"):
         texts = [tuple(generate(model, mode, num_loops=r)[0].tolist()) for r in (1, 2, 3)]
         assert len(set(texts)) == 3, mode
 
 
 class Doubts(LogitsProcessor):
-    """A logits processor that asks the model itself."""
+    """A logits processor that calls the model itself."""
 
     def __init__(self, model):
         self.model = model
@@ -77,7 +77,7 @@ class Doubts(LogitsProcessor):
 
 
 @pytest.mark.parametrize("num_loops", [1, 3])
-def test_logits_processors_run_the_loops_asked_for(model, num_loops):
+def test_logits_processors_run_the_requested_loops(model, num_loops):
     twin = model.with_num_loops(num_loops)
     expected = generate(twin, "greedy", logits_processor=LogitsProcessorList([Doubts(twin)]))
     ours = generate(model, "greedy", logits_processor=LogitsProcessorList([Doubts(model)]), num_loops=num_loops)
@@ -102,7 +102,7 @@ def test_threads_do_not_see_each_others_loops(model):
         assert all(torch.equal(result, ids) for result in results[count])
 
 
-def test_a_failed_generation_leaves_the_model_as_it_was(model, monkeypatch):
+def test_a_failed_generation_leaves_the_model_unchanged(model, monkeypatch):
     before = generate(model, "greedy")
     with pytest.raises(ValueError, match="num_loops"):
         generate(model, "greedy", num_loops=0)

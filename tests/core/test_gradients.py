@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Gradients in float64 against finite differences: of the oracle, which knows no autograd, and of the model itself.
+Gradients in float64 against finite differences of the oracle, which does not use autograd, and of the model itself.
 
-In float32 the differences would drown in rounding, and RMSNorm and RoPE always compute in float32: they are replaced.
+In float32, rounding would hide the differences. RMSNorm and RoPE always compute in float32, so they are replaced.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from iquest_plt import attention_plt, grid_plt
 
 
 TIME = 9
-STEP = 1e-5  # of the central differences, whose relative error is about its square
+STEP = 1e-5  # the step of the central differences; their relative error is about its square
 SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "plt_window_size": [2, 0]}
 
 
@@ -46,7 +46,7 @@ def oracle_loss(model, ids: torch.Tensor, changed: dict) -> float:
 
 
 def worst_error(model, ids: torch.Tensor, seed: int = 0) -> tuple[float, str]:
-    """The largest error of a parameter's directional derivative, relative to the gradient's length, and its name."""
+    """Returns the largest error of a directional derivative, relative to the gradient's norm, and its parameter."""
     loss = loss_of(model(ids, use_cache=False).logits, ids)
     assert abs(loss.item() - oracle_loss(model, ids, {})) < 1e-12
     names, parameters = zip(*model.named_parameters(), strict=True)
@@ -54,7 +54,7 @@ def worst_error(model, ids: torch.Tensor, seed: int = 0) -> tuple[float, str]:
     generator, errors = torch.Generator().manual_seed(seed), []
     for name, parameter, gradient in zip(names, parameters, gradients, strict=True):
         random = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        # Partly along the gradient itself: a random direction alone would hardly see it in a large matrix.
+        # Partly along the gradient itself, since a random direction in a large matrix is almost orthogonal to it.
         direction = F.normalize(random.flatten(), dim=0).view_as(random)
         if gradient.any():
             direction = direction + gradient / gradient.norm()
@@ -67,7 +67,7 @@ def worst_error(model, ids: torch.Tensor, seed: int = 0) -> tuple[float, str]:
 
 @pytest.mark.parametrize("gate_on_hidden", [True, False], ids=["gate-hidden", "gate-query"])
 @pytest.mark.parametrize("num_loops", [1, 2, 3])
-def test_every_parameter_against_differences_of_the_oracle(num_loops, gate_on_hidden):
+def test_every_parameter_against_oracle_differences(num_loops, gate_on_hidden):
     model = tiny_model(plt_num_loops=num_loops, plt_gate_use_hidden_states=gate_on_hidden, **SHAPE).double()
     error, name = worst_error(model, tokens(1, TIME))
     assert error < 1e-7, name
@@ -89,8 +89,8 @@ def test_checkpointing_is_exact():
 
 
 @pytest.mark.parametrize("path", ["shared keys", "shared values", "shift"])
-def test_a_path_that_is_cut_is_noticed(path, monkeypatch):
-    """The paths from a loop to the one before, each cut alone, change no output: only gradients tell."""
+def test_a_cut_gradient_path_is_detected(path, monkeypatch):
+    """Detaching a path from one loop to the previous one changes no output. Only the gradients show it."""
     forward, states_before = attention_plt.IQuestPLTCoderAttention.forward, grid_plt.states_before
 
     def without_path(self, hidden, residual, key0, value0, *args, **kwargs):
@@ -110,7 +110,7 @@ def test_a_path_that_is_cut_is_noticed(path, monkeypatch):
 
 @pytest.mark.parametrize("rows", ["plain", "padded", "packed"])
 def test_embeddings_against_the_model_itself(rows):
-    """Where the oracle has nothing to say: padding, which nothing may depend on, and documents in one row."""
+    """Covers what the oracle cannot: padding, which must not affect anything, and several documents in one row."""
     model = tiny_model(plt_num_loops=3, plt_emb_scale=None, plt_hidden_scale=None, **SHAPE).double()
     embeds = model.get_input_embeddings()(tokens(2, 6)).detach().requires_grad_()
     options = {

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-One grid for all ways to run: attention kernel × way of feeding the tokens × layout of the batch × number of loops.
+Tests all ways to run the model: attention kernel × feeding of the tokens × layout of the batch × number of loops.
 
-Every cell is compared with the oracle, row by row: whatever stands beside a row, and however its tokens arrive, it
-gives what it gives alone. A cell that cannot be is refused, and that is tested in its place.
+Every combination is compared with the oracle, row by row. A row's result must not depend on the other rows or on how
+its tokens arrive. Unsupported combinations must be rejected.
 """
 
 import pytest
@@ -28,7 +28,7 @@ def run_full(model, ids, mask, positions, **kwargs):
 
 
 def run_pieces(sizes, loop_schedule="together", static=False, compiled=None):
-    """Feeds the tokens in pieces of the given sizes, on one cache; the rest token by token."""
+    """Feeds the tokens in pieces of the given sizes with one cache, and the rest token by token."""
 
     def run(model, ids, mask, positions, **kwargs):
         step = model
@@ -47,7 +47,7 @@ def run_pieces(sizes, loop_schedule="together", static=False, compiled=None):
                 "position_ids": None if positions is None else positions[:, piece],
                 "past_key_values": cache,
             }
-            if compiled and start:  # as `generate()` does from the second pass on
+            if compiled and start:  # like `generate()` after the first pass
                 arguments = model.prepare_inputs_for_generation(**arguments)
             function = step if compiled and start else model
             output = function(**arguments, use_cache=True, loop_schedule=loop_schedule, **kwargs)
@@ -90,7 +90,7 @@ def right_padded():
 
 
 def padded_between():
-    """Padding before, between and after tokens; more between two tokens than the window holds."""
+    """Returns a mask with padding before, between and after tokens. One gap is wider than the window."""
     rows = ("11011101110111", "00110000000111", "10000000011100", "00000000000010")
     return torch.tensor([[int(column) for column in row] for row in rows])
 
@@ -113,11 +113,11 @@ def name(value):
 @torch.no_grad()
 def test_every_way_of_running_gives_the_same(attention, layout, feeding, num_loops):
     if attention == "flex_attention" and feeding not in ("full", "full-with-cache"):
-        pytest.skip("the compiler of torch 2.13 cannot build flex attention for cached steps on a CPU, nor for Llama")
+        pytest.skip("torch 2.13 cannot compile flex attention for cached steps on a CPU, not even for Llama")
     model = tiny_model(attention=attention)
     mask = layout()
     ids = tokens(1 if mask is None else len(mask), LONGEST)
-    positions = None  # they count tokens; but Llama, and so one loop, counts columns unless told otherwise
+    positions = None  # counts tokens by default, except that one loop counts columns like Llama
     if feeding.startswith("compiled") or (mask is not None and num_loops == 1):
         positions = torch.arange(LONGEST)[None] if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)
     logits = FEEDING[feeding](model, ids, mask, positions, num_loops=num_loops)
@@ -136,7 +136,7 @@ def test_packed_documents_equal_separate_ones(attention, num_loops):
     positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
     cu_seq_lens = torch.tensor([0, *LENGTHS], dtype=torch.int32).cumsum(0)
     lengths = {"cu_seq_lens_q": cu_seq_lens, "cu_seq_lens_k": cu_seq_lens}
-    # One loop is Llama, to the letter: there `use_cache=True` joins the documents.
+    # One loop behaves exactly like Llama, where `use_cache=True` joins the documents.
     arguments = {"num_loops": num_loops} | ({"use_cache": False} if num_loops == 1 else {})
     for packing in ({"position_ids": positions}, lengths, {"position_ids": positions, **lengths}):
         output = model(ids, **packing, **arguments)
@@ -148,10 +148,10 @@ def test_packed_documents_equal_separate_ones(attention, num_loops):
 @pytest.mark.parametrize(
     "cache_of", [PLTCache, lambda config: StaticCache(config, max_cache_len=8)], ids=["dynamic", "static"]
 )
-def test_packed_documents_with_a_cache_are_refused(cache_of):
+def test_packed_documents_with_a_cache_are_rejected(cache_of):
     model = tiny_model()
     positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]])
-    with pytest.raises(ValueError, match="no common cache"):
+    with pytest.raises(ValueError, match="cannot share a cache"):
         model(tokens(1, 8), position_ids=positions, past_key_values=cache_of(model.config))
 
 
@@ -160,10 +160,10 @@ def test_packed_documents_with_a_cache_are_refused(cache_of):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @torch.no_grad()
 def test_4d_masks_share_a_prompt_among_continuations(attention, num_loops, form):
-    """A prompt of 9 tokens and three continuations of it in one row; the third branches once more."""
+    """Puts a prompt of 9 tokens and three continuations in one row. The third continuation branches again."""
     model = tiny_model(attention=attention)
     if attention == "eager" and form == "boolean":
-        pytest.skip("eager attention adds the mask, in Llama as well")
+        pytest.skip("eager attention adds the mask, also in Llama")
     ids = tokens(1, 22)
     branches = ([9, 10, 11, 12], [13], [14, 15, 16, 17, 19, 21], [14, 15, 18, 20])
     texts = [[*range(9), *branch] for branch in branches]
@@ -205,7 +205,7 @@ def test_4d_masks_of_separate_documents(form):
 @pytest.mark.parametrize("packing", ["position_ids", "cu_seq_lens"])
 @torch.no_grad()
 def test_packed_documents_compiled(packing):
-    """Without a word on the cache: a graph cannot look at the positions, and so makes none."""
+    """Leaves `use_cache` at its default. A graph cannot check the positions, so it creates no cache."""
     torch._dynamo.reset()
     model = tiny_model(plt_num_loops=3)
     ids = tokens(1, sum(LENGTHS))
@@ -222,13 +222,13 @@ def test_packed_documents_compiled(packing):
 
 @torch.no_grad()
 def test_compiled_steps():
-    """One compiled cell of the grid, in the tests that always run."""
+    """Runs one compiled combination in the fast tests."""
     test_every_way_of_running_gives_the_same.__wrapped__("sdpa", padded_between, "compiled-graph", 3)
 
 
 @torch.no_grad()
-def test_the_grid_would_see_a_leaking_shift():
-    """The state of a padding token, or of the document before, as the first token's carry shows in the logits."""
+def test_a_leaking_shift_would_be_detected():
+    """A wrong carry for the first token, from padding or the previous document, visibly changes the logits."""
     from reference import Reference
 
     model = tiny_model(plt_num_loops=3)
@@ -242,7 +242,7 @@ def test_the_grid_would_see_a_leaking_shift():
 @pytest.mark.parametrize("gate_on_hidden", [True, False])
 @torch.no_grad()
 def test_left_padding_with_given_positions(gate_on_hidden):
-    """As `generate()` passes them; the query gate knows absolute positions."""
+    """Passes positions as `generate()` does. They matter because the query gate depends on absolute positions."""
     model = tiny_model(plt_gate_use_hidden_states=gate_on_hidden)
     ids = tokens(len(LENGTHS), LONGEST)
     mask = left_padded()

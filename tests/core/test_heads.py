@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Classifiers on a PLT: against Llama's with one loop, against the row alone with padding, and as a reward model."""
+"""Classifiers on a PLT: equal to Llama's with one loop, independent of padding, and usable as reward models."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def words(*shape):
 
 
 def logits(model, *args, **kwargs):
-    """(batch, …) of any kind of head."""
+    """Returns the logits (batch, …) of any kind of head."""
     with torch.no_grad():
         output = model(*args, **kwargs)
     return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], dim=-1)
@@ -51,13 +51,13 @@ def logits(model, *args, **kwargs):
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_one_loop_is_llama(kind, folder):
-    """Heads of the same names and shapes, losses included."""
+    """The heads have the same names, shapes and losses."""
     model = classifier(folder, kind, attn_implementation="eager")
     llama = HEADS[kind][1](llama_of(tiny_model(pad_token_id=PAD)).config)
     if kind != "answer":
         llama = HEADS[kind][1](type(llama.config).from_dict(llama.config.to_dict() | {"num_labels": 3}))
     weights = {name: value for name, value in model.state_dict().items() if "plt_gate" not in name}
-    prefix = f"{llama.base_model_prefix}."  # Llama's is another one for answers
+    prefix = f"{llama.base_model_prefix}."  # Llama uses another prefix for question answering
     llama.load_state_dict({name.replace("model.", prefix): value for name, value in weights.items()})
     llama.eval().set_attn_implementation("eager")
     ids = words(3, 9)
@@ -73,7 +73,7 @@ def test_one_loop_is_llama(kind, folder):
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_number_of_loops(kind, folder):
-    """By argument and by configuration, from the decoder's states."""
+    """The number of loops can be set by argument or configuration."""
     model, ids = classifier(folder, kind), words(2, 11)
     head = model.qa_outputs if kind == "answer" else model.score
     for num_loops in (1, 2, 3):
@@ -91,8 +91,8 @@ def test_number_of_loops(kind, folder):
 
 @pytest.mark.parametrize("num_loops", [1, 2, 3])
 @pytest.mark.parametrize("kind", HEADS)
-def test_a_padded_row_gives_what_it_gives_alone(kind, num_loops, folder):
-    """Left and right: a reward model is trained on right-padded rows, and asked for left-padded ones."""
+def test_padding_does_not_change_a_row(kind, num_loops, folder):
+    """Covers left and right: a reward model trains on right-padded rows and is used on left-padded ones."""
     model = classifier(folder, kind)
     ids, length = words(2, 11), 6
     short = ids[1:, :length]
@@ -137,7 +137,7 @@ def test_saved_and_loaded(folder, tmp_path):
 
 @pytest.mark.parametrize("task", ["text-classification", "token-classification", "text-generation"])
 def test_pipelines(task, tmp_path, caplog):
-    """A list of texts gives what each gives alone, and the library does not say that the model is not supported."""
+    """A list of texts gives the same results as single texts, and the library reports no unsupported model."""
     folder = write_model(tmp_path)
     if task != "text-generation":
         auto_class = HEADS[task.split("-")[0].replace("text", "sequence")][0]
@@ -157,7 +157,7 @@ def test_pipelines(task, tmp_path, caplog):
 
 
 def test_reward_trainer(tmp_path):
-    """TRL loads the reward model by its path; a chosen and a rejected text that are alike cost log 2."""
+    """TRL loads the reward model by its path, and training lowers the loss."""
     datasets = pytest.importorskip("datasets", reason="TRL needs it: pip install 'iquest-plt[training]'")
     trl = pytest.importorskip("trl", reason="pip install 'iquest-plt[training]'")
     folder = write_model(tmp_path / "model")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Masks and positions as callers write them: each means what it says, or is refused."""
+"""Masks and positions as callers write them. Each works as stated or is rejected."""
 
 import pytest
 import torch
@@ -26,10 +26,10 @@ def test_4d_masks(kind, attention, num_loops):
 
 
 @pytest.mark.parametrize("num_loops", LOOPS)
-def test_a_4d_mask_that_a_kernel_ignores_is_refused(num_loops):
+def test_a_4d_mask_that_a_kernel_ignores_is_rejected(num_loops):
     model, ids = tiny_model(), tokens(1, 12)
     model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match="takes no 4D mask"):
+    with pytest.raises(ValueError, match="does not accept a 4D mask"):
         model(ids, attention_mask=torch.ones(1, 1, 12, 12, dtype=torch.bool).tril(), num_loops=num_loops)
 
 
@@ -47,7 +47,7 @@ def test_packed_rows_do_not_leak(told_by, use_cache, num_loops):
     assert output.cache is None  # one cache cannot hold several documents
     for part, document in zip((output.logits[0, :7], output.logits[0, 7:]), documents, strict=True):
         assert distance(part, oracle(model, document[0], num_loops)) < TOLERANCE
-    with pytest.raises(ValueError, match="no common cache"):
+    with pytest.raises(ValueError, match="cannot share a cache"):
         model(ids, num_loops=num_loops, cache=PLTCache(model.config, num_loops), **how)
 
 
@@ -73,7 +73,7 @@ def test_padding_between_tokens(num_loops, gate_on_hidden):
         assert distance(logits[row, mask[row]], alone) < TOLERANCE
 
 
-def test_one_loop_counts_columns_as_a_llama_does():
+def test_one_loop_counts_columns_like_llama():
     model, ids = tiny_model(attention="eager"), tokens(2, 9)
     mask = torch.ones(2, 9, dtype=torch.long)
     mask[0, :3] = 0
@@ -83,6 +83,6 @@ def test_one_loop_counts_columns_as_a_llama_does():
 
 
 @pytest.mark.parametrize("num_loops", LOOPS)
-def test_negative_logits_to_keep_are_refused(num_loops):
+def test_negative_logits_to_keep_are_rejected(num_loops):
     with pytest.raises(ValueError, match="logits_to_keep"):
         tiny_model()(tokens(1, 5), logits_to_keep=-1, num_loops=num_loops)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""`with_num_loops`: two models on one set of weights, which differ in the number of loops and in nothing else."""
+"""`with_num_loops`: two models that share one set of weights and differ only in the number of loops."""
 
 import copy
 import json
@@ -26,7 +26,7 @@ def pair(**kwargs):
 
 
 def same(twin, model, **kwargs):
-    """The twin, and its decoder without the head, give what the model gives if asked for three loops."""
+    """Asserts that the twin, and its decoder without the head, equal the model with three loops."""
     with torch.no_grad():
         return torch.equal(twin(IDS, **kwargs).logits, model(IDS, num_loops=3, **kwargs).logits) and torch.equal(
             twin.get_decoder()(IDS, **kwargs).last_hidden_state,
@@ -45,7 +45,7 @@ def test_the_decoder_has_the_loops_too():
 
 @pytest.mark.parametrize("by", ["model", "twin", "the model's decoder", "the twin's decoder"])
 def test_one_attention_kernel(by):
-    """A mask made for one kernel and given to another would be wrong."""
+    """A mask made for one kernel would be wrong for another."""
     model, twin = pair()
     mask = torch.ones_like(IDS)
     mask[0, :4] = 0
@@ -64,7 +64,7 @@ def test_one_attention_kernel(by):
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("by_twin", [False, True])
-def test_resized_embeddings_are_both_models(by_twin, tied, tmp_path):
+def test_resized_embeddings_apply_to_both_models(by_twin, tied, tmp_path):
     model, twin = pair(tie_word_embeddings=tied)
     (twin if by_twin else model).resize_token_embeddings(120, mean_resizing=False)
     assert twin.lm_head is model.lm_head and twin.model.embed_tokens is model.model.embed_tokens
@@ -78,7 +78,7 @@ def test_resized_embeddings_are_both_models(by_twin, tied, tmp_path):
 
 
 @pytest.mark.parametrize("by_twin", [False, True])
-def test_what_is_done_to_one_is_done_to_both(by_twin):
+def test_changes_to_one_apply_to_both(by_twin):
     model, twin = pair(attention_dropout=0.5)
     changed = twin if by_twin else model
     changed.gradient_checkpointing_enable()
@@ -99,7 +99,7 @@ def test_what_is_done_to_one_is_done_to_both(by_twin):
     assert twin(IDS).logits.dtype == model(IDS).logits.dtype == torch.float64 and same(twin, model)
 
 
-def test_adapters_are_both_models():
+def test_adapters_apply_to_both_models():
     peft = pytest.importorskip("peft", reason="adapters need it: pip install 'iquest-plt[training]'")
     model, twin = pair()
     plain = model(IDS).logits
@@ -112,7 +112,7 @@ def test_adapters_are_both_models():
 
 
 def test_copies():
-    """Of one, of both at once, and in a pickle: on weights of their own, with the loops of the original."""
+    """Copies of one model, of both together, and via pickle have their own weights and keep the number of loops."""
     model, twin = pair()
     with torch.no_grad():
         expected = twin(IDS).logits
@@ -143,7 +143,7 @@ def test_recording_and_early_exit():
 
 @torch.no_grad()
 def test_patched_methods_stay_with_their_model():
-    """As accelerate and TRL do it: `forward` of the one object."""
+    """Patches `forward` on the instance, as accelerate and TRL do."""
     model = tiny_model()
     original = model.forward
     model.forward = lambda *args, **kwargs: original(*args, num_loops=1, **kwargs)
@@ -169,7 +169,7 @@ def test_hooks_that_move_tensors_work_for_both():
     assert moved == [3, 3]
 
 
-def test_one_process_with_several_devices_is_refused():
+def test_data_parallelism_in_one_process_is_rejected():
     with pytest.raises(ValueError, match="accelerate launch"):
         tiny_model().with_num_loops(3)._replicate_for_data_parallel()
 
@@ -191,7 +191,7 @@ def test_a_reload_by_path_keeps_the_loops(way, folder):
         "config class": IQuestPLTCoderConfig.from_pretrained,
     }[way]
     assert load(path).plt_num_loops == 3
-    assert load(path, plt_num_loops=1).plt_num_loops == 1  # what is asked for has precedence
+    assert load(path, plt_num_loops=1).plt_num_loops == 1  # an explicit argument takes precedence
     assert load(str(path)).plt_num_loops == load(folder).plt_num_loops == 2
     model.config.plt_num_loops = 4
     assert load(model.config._name_or_path).plt_num_loops == 4

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The model as a citizen of Transformers: names, initialisation, outputs, losses, gradients, refusals."""
+"""The model as part of Transformers: names, initialisation, outputs, losses, gradients, and rejected inputs."""
 
 import json
 
@@ -71,7 +71,7 @@ def test_gates_start_at_one_half(gate_on_hidden):
     assert distance(model(ids).logits[0], expected) < 1e-4
 
 
-def test_training_exports_name_the_gate_otherwise(tmp_path):
+def test_the_gate_loads_under_its_training_name(tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
@@ -205,7 +205,7 @@ def test_gradient_checkpointing_leaves_a_given_cache_alone():
 
 
 def test_gradients_reach_loop_zero():
-    """Nothing is detached: the last token's loss moves loop 0's keys, and the embeddings through the shift."""
+    """Nothing is detached: the last token's loss reaches every embedding, through loop 0's keys and the shift."""
     model = tiny_model(plt_num_loops=2)
     embeds = model.model.embed_tokens(tokens(1, 9)).detach().requires_grad_()
     model(inputs_embeds=embeds).logits[0, -1].sum().backward()
@@ -238,7 +238,7 @@ def test_decode_flops_count_the_matrix_products():
     model = tiny_model(plt_num_loops=2)
     weights = sum(m.weight.numel() for m in model.model.layers.modules() if isinstance(m, nn.Linear))
     head = model.lm_head.weight.numel()
-    attention = 2 * 2 * 32 * 3  # q·k and a·v, multiply and add, over the heads of three layers
+    attention = 2 * 2 * 32 * 3  # q·k and a·v, a multiply and an add, over all heads of three layers
     assert model.decode_flops(100, num_loops=1) == 2 * (weights + head) + 100 * attention
     gate = 3 * 4 * 32
     assert model.decode_flops(100, num_loops=2) == 2 * (2 * weights + gate + head) + (2 * 100 + 5) * attention
@@ -252,23 +252,23 @@ def test_decode_flops_count_the_matrix_products():
         ({"loop_schedule": "parallel"}, "`loop_schedule` must be"),
         ({"attention_mask": torch.ones(1, 1, 4, 4, dtype=torch.bool)}, "see later ones"),
         ({"attention_mask": torch.zeros(1, 1, 4, 4)}, "see later ones"),
-        ({"attention_mask": torch.full((1, 1, 4, 4), -1.0)}, "0 where a key is seen"),
+        ({"attention_mask": torch.full((1, 1, 4, 4), -1.0)}, "must be 0 for visible keys"),
         ({"attention_mask": torch.ones(1, 1, 4, 4, dtype=torch.long)}, "boolean or additive"),
         ({"attention_mask": torch.ones(1, 4), "position_ids": torch.tensor([[1, 2, 1, 2]])}, "without an"),
-        ({"cu_seq_lens_q": torch.tensor([0, 2, 4]), "position_ids": torch.arange(4)[None]}, "different places"),
+        ({"cu_seq_lens_q": torch.tensor([0, 2, 4]), "position_ids": torch.arange(4)[None]}, "different tokens"),
         ({"attention_mask": torch.ones(1, 2, 4, 4, dtype=torch.bool).tril()}, "2D attention mask"),
-        ({"attention_mask": {"global_mask": None, "tokens": None}}, "pass `position_ids` with it"),
-        ({"attention_mask": torch.ones(1, 3)}, "it must cover both"),
+        ({"attention_mask": {"global_mask": None, "tokens": None}}, "Pass `position_ids` with it"),
+        ({"attention_mask": torch.ones(1, 3)}, "must cover both"),
         ({"attention_mask": {}}, "2D attention mask"),
         ({"attention_mask": torch.ones(1, 4), "position_ids": torch.tensor([[0, 1, 0, 1]])}, "without an"),
-        ({"inputs_embeds": torch.zeros(1, 4, 32)}, "exactly one of input_ids or inputs_embeds"),
+        ({"inputs_embeds": torch.zeros(1, 4, 32)}, "exactly one of `input_ids` and `inputs_embeds`"),
     ],
 )
-def test_what_the_model_cannot_do_is_refused(arguments, message):
+def test_unsupported_inputs_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny_model()(tokens(1, 4), **arguments)
 
 
-def test_continuous_batching_is_refused():
+def test_continuous_batching_is_rejected():
     with pytest.raises(ValueError, match="left-padded batch"):
         tiny_model().generate_batch([[1, 2, 3]])

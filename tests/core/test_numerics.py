@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Other number formats: every way of running in them is as near to the oracle as the format allows."""
+"""Other number formats: in each, every way of running is as close to the oracle as the format allows."""
 
 import peft
 import pytest
@@ -17,7 +17,7 @@ TOLERANCE = {torch.bfloat16: 0.06, torch.float16: 0.012, torch.float64: 1e-5}
 
 
 def stepwise(model, ids, cache=None, prompt=7, **kwargs):
-    """The logits of a prompt and of the steps after it."""
+    """Returns the logits of a prompt and of the steps after it."""
     cache = PLTCache(model.config) if cache is None else cache
     outputs = [model(ids[:, :prompt], past_key_values=cache, **kwargs).logits]
     for i in range(prompt, ids.shape[1]):
@@ -54,7 +54,7 @@ def test_autocast(dtype):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.float32, *TOLERANCE], ids=str)
 @torch.no_grad()
-def test_rows_of_nothing_but_padding_give_no_nan(dtype, attention):
+def test_rows_of_only_padding_give_no_nan(dtype, attention):
     model = tiny_model(attention=attention, plt_num_loops=3).to(dtype)
     ids, mask = tokens(2, TIME), torch.ones(2, TIME, dtype=torch.long)
     mask[0] = 0
@@ -71,7 +71,7 @@ def test_rows_of_nothing_but_padding_give_no_nan(dtype, attention):
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """Wide enough for the groups that quantizers form; and the folder it was saved in."""
+    """A model wide enough for the quantizers' groups, and the folder it was saved in."""
     path = tmp_path_factory.mktemp("wide")
     model = tiny_model(hidden_size=128, intermediate_size=256, plt_num_loops=3, initializer_range=0.05)
     model.save_pretrained(path)
@@ -97,15 +97,13 @@ def test_quantized_weights(quantizer, bits, wide):
     quantized = AutoModelForCausalLM.from_pretrained(path, quantization_config=quantizer(bits), device_map="cpu").eval()
     for ours, theirs in zip(quantized.model.layers, model.model.layers, strict=True):
         assert type(ours.self_attn.q_proj.weight) is not type(theirs.self_attn.q_proj.weight)
-        for (
-            name,
-            parameter,
-        ) in theirs.self_attn.plt_gate.named_parameters():  # no quantizer may drop the gate or its norm
+        # No quantizer may drop the gate or its norm.
+        for name, parameter in theirs.self_attn.plt_gate.named_parameters():
             assert torch.equal(ours.self_attn.plt_gate.get_parameter(name).float(), parameter)
     ids = tokens(1, TIME)
     expected = model(ids).logits
     full, steps = quantized(ids).logits, stepwise(quantized, ids)
-    # Measured: 0.022 and 0.25.
+    # Measured: 0.022 for 8 bits, 0.25 for 4 bits.
     assert 1e-3 < (full - expected).abs().max() / expected.abs().max() < {8: 0.06, 4: 0.5}[bits]
     assert (steps - full).abs().max() / expected.abs().max() < 1e-4
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The model against the float64 oracle, and against Llama at R = 1."""
+"""Compares the model with the float64 oracle, and with Llama at R = 1."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_states_fed_back_without_the_norm():
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])
 @torch.no_grad()
 def test_the_controls_equal_the_oracle(kernel, shift, attention):
-    """In one pass, and from a prompt on token by token; and each differs from all others."""
+    """Each control equals the oracle in one pass and token by token, and differs from the other controls."""
     model = tiny_model(attention=kernel, plt_num_loops=3, plt_cross_loop_shift=shift, plt_loop_attention=attention)
     ids = tokens(1, TIME)
     expected = oracle(model, ids[0])
@@ -73,7 +73,7 @@ def test_the_controls_equal_the_oracle(kernel, shift, attention):
         assert distance(model(ids).logits[0], expected) > 1e-3
 
 
-def test_without_the_shift_decoding_says_that_it_runs_in_sequence(monkeypatch):
+def test_decoding_without_the_shift_warns_that_it_runs_in_sequence(monkeypatch):
     said = []
     monkeypatch.setattr(inputs_plt.logger, "warning_once", said.append)
     for shift in (True, False):
@@ -82,7 +82,7 @@ def test_without_the_shift_decoding_says_that_it_runs_in_sequence(monkeypatch):
     assert "in sequence" in said[0]
 
 
-# Each mistake must show in one of these two. Between them they have what the oracle says a mistake needs.
+# Each mistake must show with at least one of these two. Together they cover what the mistakes need (see `WRONG`).
 CATCHERS = (
     {"plt_gate_use_hidden_states": True, "plt_normalize_per_loop": True},
     {"plt_gate_use_hidden_states": False, "plt_normalize_per_loop": False},
@@ -160,14 +160,14 @@ def cases(draw):
             rows.append([column >= first for column in range(width)])
     mask = None if padding == "none" else torch.tensor(rows, dtype=torch.long)
     chunks = draw(st.lists(st.integers(1, 5), max_size=6))
-    # After which chunks other tokens are tried and taken back, and how many; a static cache cannot go back.
+    # The number of tokens to add and roll back after each chunk. A static cache cannot roll back.
     cache = draw(st.sampled_from(["dynamic", "static", "recording"]))
     rollbacks = draw(st.lists(st.integers(0, 7), max_size=6)) if cache == "recording" else []
     return fields, len(rows), width, mask, chunks, cache, rollbacks, draw(st.integers(0, 2**16))
 
 
 def check_case(case):
-    """A batch with padding anywhere, fed in chunks and then token by token: every token's logits are the oracle's."""
+    """Feeds a padded batch in chunks and then token by token, and compares every token's logits with the oracle."""
     fields, batch, width, mask, chunks, kind, rollbacks, seed = case
     model = tiny_model(seed=seed, attention="sdpa", **fields)
     ids, other = tokens(batch, width, seed=seed), tokens(batch, 7, seed=seed + 1)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""PEFT as it is used with a Llama: default targets, prompt tuning, and what prefix tuning says."""
+"""PEFT works as with Llama: default targets, prompt tuning, and the error message of prefix tuning."""
 
 import subprocess
 import sys
@@ -19,8 +19,8 @@ from iquest_plt import IQuestPLTCoderConfig  # noqa: E402
 from iquest_plt.peft_plt import add_peft_targets  # noqa: E402
 
 
-# Transformers 5.24 asks for a PEFT that knows its new name of the cache. An older one gives a learned prompt's cache
-# under both names, or none: a Llama's text is then another one than without a cache, without an error.
+# Transformers 5.24 needs a PEFT version that knows the new name of the cache. An older PEFT passes a learned prompt's
+# cache under both names or not at all, and even Llama then silently generates another text than without a cache.
 KNOWS_THE_CACHE = Version(transformers.__version__) < Version("5.24") or Version(peft.__version__) >= Version("0.22")
 SHIPPED = ROOT / "checkpoints" / "family" / "r2"
 METHODS = {
@@ -52,7 +52,7 @@ def test_default_targets_are_llamas(method):
     assert any(parameter.grad is not None for parameter in plt.parameters() if parameter.requires_grad)
 
 
-@pytest.mark.skipif(not KNOWS_THE_CACHE, reason="this Transformers refuses adapters of a PEFT older than 0.22")
+@pytest.mark.skipif(not KNOWS_THE_CACHE, reason="this Transformers rejects adapters from PEFT < 0.22")
 def test_the_librarys_own_adapters_find_their_targets():
     model = tiny_model()
     model.add_adapter(peft.LoraConfig())
@@ -60,8 +60,8 @@ def test_the_librarys_own_adapters_find_their_targets():
 
 
 @pytest.mark.parametrize("first", ["peft", "model"])
-def test_default_targets_whatever_is_imported_first(first):
-    """And as remote code, which loads later still; PEFT is not imported for the model's sake."""
+def test_default_targets_in_any_import_order(first):
+    """Covers remote code, which loads even later. The model must not import PEFT itself."""
     code = f"""if True:
         import sys
         if "{first}" == "peft":
@@ -79,7 +79,7 @@ def test_default_targets_whatever_is_imported_first(first):
     assert run.stdout.splitlines()[-1] == "['q_proj', 'v_proj']"
 
 
-def test_a_table_keeps_what_it_says_of_the_model(monkeypatch):
+def test_an_existing_table_entry_is_kept(monkeypatch):
     tables = peft.utils.constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     monkeypatch.setitem(tables, IQuestPLTCoderConfig.model_type, ["o_proj"])
     add_peft_targets(IQuestPLTCoderConfig.model_type)
@@ -94,7 +94,7 @@ PROMPTS = {
 
 @pytest.mark.parametrize("method", PROMPTS)
 def test_learned_prompts(method):
-    """What prefix tuning's refusal names: trains, and generates with and without a cache, padded and alone alike."""
+    """The alternatives to prefix tuning train, and generate with and without a cache, with and without padding."""
     model = peft.get_peft_model(tiny_model(), PROMPTS[method]).eval()
     ids = tokens(2, 9)
     mask = torch.ones_like(ids)
@@ -107,11 +107,11 @@ def test_learned_prompts(method):
     if KNOWS_THE_CACHE:
         assert torch.equal(texts, model.generate(input_ids=ids, attention_mask=mask, **options))
         return
-    with pytest.raises(ValueError, match="attention mask"):  # and not another text
+    with pytest.raises(ValueError, match="attention mask"):  # rather than another text
         model.generate(input_ids=ids, attention_mask=mask, **options)
 
 
-def test_prefix_tuning_names_what_works():
+def test_prefix_tuning_names_the_alternatives():
     model = peft.get_peft_model(tiny_model(), peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
     for call in (model, model.generate) if KNOWS_THE_CACHE else (model,):
         with pytest.raises(ValueError, match=r"PromptTuningConfig.*PromptEncoderConfig.*LoraConfig"):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Pickles of models and configurations: read in another process, also where their code is remote code."""
+"""Models and configurations can be unpickled in another process, even if their code is remote code."""
 
 import copy
 import pickle
@@ -67,7 +67,7 @@ def test_remote_code_unpickles_in_a_new_process(name, pickles):
     run_python(READ, pickles / name)
 
 
-def test_the_packages_classes_pickle_as_any_other():
+def test_the_packages_classes_pickle_like_any_other():
     model, ids = tiny_model(), tokens(1, 9)
     for twin in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model), copy.copy(model)):
         assert type(twin) is type(model) and torch.equal(twin(ids).logits, model(ids).logits)

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-`plan()` by brute force: every cell's needs are met, every cell asked for is computed, and none twice.
+Brute-force checks of `plan()`: all dependencies are met, all requested cells are computed, and no cell twice.
 
-The needs are written down here from the definition, cell by cell and layer by layer, and not from the plan.
+The dependencies are derived here from the definition, cell by cell and layer by layer, independently of the plan.
 """
 
 import itertools
@@ -22,8 +22,8 @@ class Unmet(AssertionError):
 
 def check(shape: GridShape, num_tokens: int, blocks: list[Block], keep: int | None) -> None:
     """
-    Runs a plan on names in place of numbers. `inputs` are (loop, layer, token), what enters a layer, whose keys are
-    then known; layer L is what leaves the last one. Tokens before 0 are in the cache, with all that decoding needs.
+    Simulates a plan symbolically. `inputs` holds (loop, layer, token) for each state that has entered a layer, so that
+    its keys are known. Layer L stands for the output of the last layer. Tokens before 0 are in the cache.
     """
     inputs: set[tuple[int, int, int]] = set()
     for block in blocks:
@@ -46,13 +46,13 @@ def check(shape: GridShape, num_tokens: int, blocks: list[Block], keep: int | No
                 needed += [(0, layer - 1, i) for i in range(token + 1)]  # loop 0's keys
                 if loop:
                     needed += [(loop, layer - 1, i) for i in range(max(token - shape.window, 0), token + 1)]
-                # Loop 0's keys of this very block are written before they are read, and so are those of a cell's loop.
+                # Keys of the current block are written before they are read, both loop 0's and the cell's own loop's.
                 if missing := [cell for cell in needed if cell not in inputs]:
                     raise Unmet(f"loop {loop}, layer {layer - 1}, token {token} needs {missing}")
             inputs |= entering
     wanted = range(num_tokens - min(keep or num_tokens, num_tokens), num_tokens)
     last = {(shape.num_loops - 1, shape.num_layers, token) for token in wanted}
-    # What the next pass needs: the last state of every loop, the last w keys of every window, all keys of loop 0.
+    # The next pass needs the last state of every loop, the last w keys of every window, and all keys of loop 0.
     carries = {(loop, shape.num_layers, num_tokens - 1) for loop in range(shape.num_loops)}
     windows = {
         (loop, layer, token)
@@ -72,7 +72,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_need_is_met(shape):
+def test_all_dependencies_are_met(shape):
     for num_tokens in range(1, 13):
         for keep in (None, *range(1, num_tokens + 2)):
             check(shape, num_tokens, plan(shape, num_tokens, keep=keep), keep)
@@ -81,7 +81,7 @@ def test_every_need_is_met(shape):
 
 
 def cells(blocks: list[Block]) -> int:
-    """How many layer inputs a plan computes."""
+    """Returns the number of layer inputs that a plan computes."""
     return sum(
         run.stop - max(run.start, start)
         for block in blocks
@@ -91,8 +91,8 @@ def cells(blocks: list[Block]) -> int:
 
 
 @pytest.mark.parametrize("num_loops", [2, 3, 4])
-def test_no_cell_could_be_left_out(num_loops):
-    """A tail that starts one token later, in any layer of any loop, leaves a need unmet."""
+def test_no_cell_is_superfluous(num_loops):
+    """Starting a tail one token later, in any layer of any loop, breaks a dependency."""
     shape, num_tokens, keep = GridShape(3, num_loops, 1), 40, 1
     blocks = plan(shape, num_tokens, keep=keep)
     for index in range(1, len(blocks)):
@@ -105,7 +105,7 @@ def test_no_cell_could_be_left_out(num_loops):
                 check(shape, num_tokens, shorter, keep)
 
 
-def test_the_ends_of_a_long_prompt_cost_little():
+def test_the_tails_of_a_long_prompt_are_cheap():
     shape = GridShape(3, 4, 2)
     whole, ends = (cells(plan(shape, 1000, keep=keep)) for keep in (None, 1))
     assert whole == 4 * 3 * 1000 and ends < 3 * 1000 + 3 * 3 * 30
@@ -133,13 +133,13 @@ def test_a_wrong_plan_is_caught(name):
 
 @pytest.mark.parametrize("num_loops", [2, 3, 4])
 def test_a_staircase_of_drafts_is_a_plan(num_loops):
-    """The type holds mixed blocks: loop 0 of drafts beside later loops of the tokens before them."""
+    """Blocks can be mixed: loop 0 of draft tokens together with later loops of earlier tokens."""
     for num_tokens, drafts in itertools.product(range(num_loops, 13), range(1, 6)):
-        fronts, blocks = [0] * num_loops, []  # how many tokens each loop has done
+        fronts, blocks = [0] * num_loops, []  # the number of tokens that each loop has finished
         while fronts[-1] < num_tokens:
             runs, before = [], num_tokens
             for loop in range(num_loops):
-                # A loop may use what the one before left in earlier blocks, shifted by one token.
+                # A loop may use the previous loop's results from earlier blocks, shifted by one token.
                 limit = min(fronts[loop] + drafts, num_tokens) if loop == 0 else min(before + 1, num_tokens)
                 before = fronts[loop]
                 if limit > fronts[loop]:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the library and its neighbours do with a model: devices, meta tensors, export, compilation, pipelines."""
+"""How the library and related tools use a model: devices, meta tensors, export, compilation, pipelines."""
 
 import copy
 
@@ -16,7 +16,7 @@ from iquest_plt import IQuestPLTCoderForCausalLM, PLTCache
 pytestmark = pytest.mark.core
 
 
-BACKEND = "aot_eager"  # captures the graph as the default does, and leaves out the C++ compiler
+BACKEND = "aot_eager"  # captures the same graph as the default, but skips the C++ compiler
 GREEDY = {"do_sample": False, "pad_token_id": 0, "max_new_tokens": 20}
 
 
@@ -50,7 +50,7 @@ def test_weights_that_stay_on_disk(placement, tmp_path):
     drafter = offloaded.with_num_loops(1)
     assert torch.equal(drafter(ids).logits, model(ids, num_loops=1).logits)
     ways = [{}, {"cache_implementation": "static"}]
-    if drafter.device.type != "meta":  # else the library sends the tokens after the weights, for any model
+    if drafter.device.type != "meta":  # otherwise the library moves the tokens to "meta" too, for any model
         ways.append({"assistant_model": drafter})
     for arguments in ways:
         assert torch.equal(offloaded.generate(ids, **GREEDY, **arguments), expected)
@@ -78,16 +78,16 @@ def test_export():
 
 
 @torch.no_grad()
-def test_export_with_a_static_cache_is_refused():
-    """Exporters keep the shared keys and values as buffers, and would forget windows and carries."""
+def test_export_with_a_static_cache_is_rejected():
+    """Exporters keep the shared keys and values as buffers, but would lose the windows and carries."""
     from transformers.integrations.executorch import convert_and_export_with_cache
 
     model = tiny_model()
     model.generation_config.cache_implementation = "static"
     model.generation_config.cache_config = {"batch_size": 1, "max_cache_len": 16}
     model.generation_config.use_cache = True
-    for strict in (False, True):  # strictly, torch's own error quotes it
-        with pytest.raises(RuntimeError if strict else ValueError, match="exporter cannot keep a PLT cache"):
+    for strict in (False, True):  # in strict mode, torch raises its own error, which quotes ours
+        with pytest.raises(RuntimeError if strict else ValueError, match="exporter cannot handle a PLT cache"):
             convert_and_export_with_cache(copy.deepcopy(model), strict=strict)
 
 
@@ -144,19 +144,19 @@ def test_pipeline():
     assert singles[0] == tokenizer.decode(expected[0, 7:])
 
 
-def test_pipeline_parallel_is_refused():
+def test_pipeline_parallel_is_rejected():
     class Distributed:
         pp_size = 2
 
     for distributed_config in ({"pp_size": 2}, Distributed()):
-        with pytest.raises(ValueError, match="Pipeline parallelism is not available"):
+        with pytest.raises(ValueError, match="PLT models do not support pipeline parallelism"):
             IQuestPLTCoderForCausalLM.prepare_distribute_model(distributed_config)
     assert not tiny_model().supports_pp_plan
 
 
 @torch.no_grad()
 def test_offloaded_cache_layers():
-    """Moving the shared part away and back changes nothing. (An offloaded cache as such needs an accelerator.)"""
+    """Moving the shared part away and back changes nothing. (A real offloaded cache needs an accelerator.)"""
     model = tiny_model(plt_num_loops=3)
     ids = tokens(1, 12)
     cache = PLTCache(model.config)
@@ -171,7 +171,7 @@ def test_offloaded_cache_layers():
 @pytest.mark.parametrize("padding, looks", [(0, 1), (3, 3)])
 @torch.no_grad()
 def test_a_step_waits_for_the_device_about_as_often_as_llama(padding, looks, monkeypatch):
-    """Every number that Python reads from a tensor makes it wait. One is the library's own, with padding two."""
+    """Every number that Python reads from a tensor is a wait. The library itself causes one, or two with padding."""
     model = tiny_model(plt_num_loops=3)
     ids, mask = tokens(2, 12), torch.ones(2, 12, dtype=torch.long)
     mask[0, :padding] = 0

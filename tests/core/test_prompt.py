@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a prompt costs: the window branch in blocks, and loops ≥ 1 over the prompt's end only, both exact."""
+"""Two exact savings on a prompt: the window branch in blocks, and loops ≥ 1 over only the end of the prompt."""
 
 import subprocess
 import sys
@@ -74,7 +74,7 @@ def test_packed_documents_in_blocks(blocks):
 @pytest.mark.parametrize("num_loops", [2, 3, 4])
 @torch.no_grad()
 def test_the_end_of_a_prompt_suffices(num_loops, window, padded, pieces, kind, blocks):
-    """Logits, and all that the cache keeps, are those of the whole computation."""
+    """Logits and the cache's contents equal those of the full computation."""
     model = tiny_model(plt_window_size=[window, 0], num_hidden_layers=2)
     ids = tokens(2, TIME)
     mask = left_padded(ids, 40, 3) if padded else None
@@ -102,7 +102,7 @@ def test_the_end_of_a_prompt_suffices(num_loops, window, padded, pieces, kind, b
 
 @pytest.mark.parametrize("num_loops", [2, 3, 4])
 @torch.no_grad()
-def test_generation_goes_on_as_from_the_whole_prompt(num_loops):
+def test_generation_continues_as_after_the_full_computation(num_loops):
     model = tiny_model(initializer_range=0.3)
     ids = tokens(2, 120)
     arguments = {"attention_mask": left_padded(ids, 50, 0), "max_new_tokens": 100, "num_loops": num_loops, **GREEDY}
@@ -111,13 +111,13 @@ def test_generation_goes_on_as_from_the_whole_prompt(num_loops):
     whole = model(
         ids[:, :-1], attention_mask=arguments["attention_mask"][:, :-1], past_key_values=cache, num_loops=num_loops
     )
-    assert whole.logits.shape[1] == 119  # all positions asked for, all computed
+    assert whole.logits.shape[1] == 119  # all positions requested, all computed
     assert torch.equal(generated, model.generate(ids, past_key_values=cache, **arguments))
     assert torch.equal(generated, model.generate(ids, prefill_chunk_size=37, **arguments))
 
 
 def computed_positions(model, ids, **kwargs):
-    """How many positions each loop of each layer answers: what the output projection sees."""
+    """Returns the number of positions per loop and layer, as seen by the output projection."""
     seen = []
     hooks = [
         layer.self_attn.o_proj.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[1]))
@@ -142,7 +142,7 @@ def test_how_much_of_a_prompt_each_loop_computes():
         {"logits_to_keep": 1, "output_hidden_states": True},
         {"logits_to_keep": torch.tensor([3, 69])},
         {"logits_to_keep": 1, "labels": ids[:, -1:]},
-        # Padding after tokens: windows are not those of the last columns.
+        # With padding after tokens, a window is not simply the last columns.
         {"logits_to_keep": 1, "attention_mask": torch.ones_like(ids).index_fill(1, torch.tensor([5]), 0)},
     ):
         assert computed_positions(model, ids, **arguments) == all_positions, arguments
@@ -152,7 +152,7 @@ def test_how_much_of_a_prompt_each_loop_computes():
 
 
 def test_memory_is_linear_in_the_prompt():
-    """Peak memory of a process of its own; a T × T mask of 32,768 tokens alone would take 1 GB."""
+    """Measures peak memory in a separate process. A T × T mask for 32,768 tokens alone would take 1 GB."""
     code = """if True:
         import resource, sys, torch
         from tiny import tiny_model, tokens

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The model's public quick start runs unchanged, with the package and as remote code, and so does the newer form."""
+"""The model's public quick start runs unchanged, in its old and new form, with the package and as remote code."""
 
 import copy
 import inspect
@@ -23,7 +23,7 @@ from iquest_plt.tokenization.tokenization_plt import ChatEncoding, IQuestPLTCode
 
 MESSAGES = [{"role": "user", "content": "Write a quick sort, naïvely."}]
 
-# {dtype}: written for Transformers 4 and for 5.
+# {dtype} is the argument name in Transformers 4 or 5.
 QUICK_START = """
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -50,7 +50,7 @@ assert type(tokenizer).__name__ == "IQuestPLTCoderTokenizer"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The small checkpoint as a chat model: with the template, the tokenizer's class and its code beside it."""
+    """The small checkpoint as a chat model, with a template and the tokenizer class and its code."""
     if not (SMALL / "model.safetensors").exists():
         pytest.skip("no shipped checkpoint")
     folder = tmp_path_factory.mktemp("models") / "small-chat"
@@ -69,7 +69,7 @@ def tokenizer(folder):
 
 
 def run_python(code, *args, cwd):
-    """Runs `code` in an interpreter of its own, where no question can be answered."""
+    """Runs `code` in a separate interpreter without an input for prompts."""
     result = subprocess.run(
         [sys.executable, "-c", code, *map(str, args)], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
@@ -91,7 +91,7 @@ def test_with_the_package(folder, tmp_path):
 
 
 def test_without_the_package(folder, tokenizer, tmp_path):
-    """As remote code; what it saves loads as remote code, too; and by a library class without any."""
+    """Runs as remote code. A saved tokenizer loads as remote code too, or with a library class without remote code."""
     code = "import sys; model_name, saved = sys.argv[1:]; sys.modules['iquest_plt'] = None"
     code += quick_starts(trust=", trust_remote_code=True")
     code += """if True:
@@ -136,7 +136,7 @@ def test_package_class_without_trust(folder, tokenizer, tmp_path):
     assert again(text).input_ids == tokenizer(text).input_ids
 
 
-# -- what a chat is encoded to ---------------------------------------------------------------------------------------
+# -- encoding of chats -----------------------------------------------------------------------------------------------
 
 
 def test_chat_encoding(tokenizer):
@@ -155,7 +155,7 @@ def test_chat_encoding(tokenizer):
     assert not hasattr(inputs, "no_such_field")
 
 
-def test_other_forms_are_the_library_s(tokenizer):
+def test_other_forms_equal_the_library_s(tokenizer):
     assert torch.is_tensor(tokenizer.apply_chat_template(MESSAGES, return_tensors="pt", return_dict=False))
     assert type(tokenizer.apply_chat_template(MESSAGES)) is BatchEncoding
     assert type(tokenizer("a", return_tensors="pt")) is BatchEncoding
@@ -181,13 +181,13 @@ def model():
 
 @pytest.fixture(scope="module")
 def padded():
-    """A left-padded batch, whose mask changes what comes out."""
+    """A left-padded batch whose mask affects the output."""
     mask = torch.ones(2, 9, dtype=torch.long)
     mask[1, :4] = 0
     return BatchEncoding({"input_ids": tokens(2, 9), "attention_mask": mask})
 
 
-def test_generate_takes_what_the_tokenizer_returned(model, padded):
+def test_generate_takes_the_tokenizer_output(model, padded):
     options = {"max_new_tokens": 5, "do_sample": False}
     expected = model.generate(**padded, **options)
     assert not torch.equal(model.generate(padded["input_ids"], **options), expected)
@@ -195,7 +195,7 @@ def test_generate_takes_what_the_tokenizer_returned(model, padded):
         assert torch.equal(model.generate(form, **options), expected)
         assert torch.equal(model.generate(inputs=form, **options), expected)
         assert torch.equal(model.generate(input_ids=form, **options), expected)
-    assert set(padded) == {"input_ids", "attention_mask"}, "the caller's own is left alone"
+    assert set(padded) == {"input_ids", "attention_mask"}, "the caller's dict must not change"
     ones = torch.ones_like(padded["attention_mask"])
     without_mask = model.generate(padded["input_ids"], attention_mask=ones, **options)
     assert torch.equal(model.generate(padded, attention_mask=ones, **options), without_mask)
@@ -207,7 +207,7 @@ def test_generate_takes_what_the_tokenizer_returned(model, padded):
     assert torch.equal(model.generate(embeds, **options), expected[:, 9:])
 
 
-def test_generate_is_else_the_library_s(model, padded):
+def test_generate_otherwise_equals_the_library_s(model, padded):
     ours, theirs = (kind.generate for kind in (type(model), GenerationMixin))
     assert inspect.signature(ours) == inspect.signature(theirs) and ours.__doc__ == theirs.__doc__
     assert not model.generate(padded, max_new_tokens=1).requires_grad

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""`iquest-plt serve`: which server it starts, and with what. The servers themselves have tests of their own."""
+"""`iquest-plt serve`: which server it starts, and with which options. The servers have separate tests."""
 
 import importlib.util
 import os
@@ -22,7 +22,7 @@ OPTIONS = ["--port", "8123", "--max-length", "512", "--dtype", "float32"]
 
 @pytest.fixture
 def started(monkeypatch):
-    """The commands that would have replaced this process."""
+    """Records the commands that would have replaced this process."""
     commands = []
     monkeypatch.setattr(os, "execv", lambda program, arguments: commands.append(arguments))
     return commands
@@ -37,7 +37,7 @@ def has_vllm(monkeypatch, request):
 
 
 @pytest.mark.parametrize("has_vllm", [True], indirect=True)
-def test_vllm_is_started_where_it_is_installed(started, has_vllm):
+def test_vllm_is_started_if_it_is_installed(started, has_vllm):
     code, _, _ = run("serve", SMALL, *OPTIONS, "--num-loops", "3", "--tensor-parallel", "2", "--", "--seed", "5")
     assert code == 0
     ((python, *arguments),) = started
@@ -52,7 +52,7 @@ def test_vllm_is_started_where_it_is_installed(started, has_vllm):
 
 
 @pytest.mark.parametrize("has_vllm", [None], indirect=True)
-def test_transformers_is_started_where_it_is_not(started, has_vllm):
+def test_transformers_is_started_otherwise(started, has_vllm):
     code, _, error = run("serve", SMALL, *OPTIONS)
     assert code == 0 and "no effect" not in error
     ((_, *arguments),) = started
@@ -68,7 +68,7 @@ def test_transformers_is_started_where_it_is_not(started, has_vllm):
     assert len(started) == 1
 
 
-def test_a_length_that_the_model_does_not_take_is_refused(started):
+def test_an_unsupported_length_is_rejected(started):
     for length in ("1", "2049"):
         code, _, error = run("serve", SMALL, "--max-length", length)
         assert code == 1 and "--max-length must be 2 to 2048" in error
@@ -76,7 +76,7 @@ def test_a_length_that_the_model_does_not_take_is_refused(started):
 
 
 @pytest.mark.parametrize("has_vllm", [True], indirect=True)
-def test_a_model_that_cannot_chat_is_named_at_the_start(started, has_vllm):
+def test_a_model_that_cannot_chat_is_reported_at_startup(started, has_vllm):
     assert "has no chat template" in run("serve", SMALL)[2]
 
 
@@ -128,12 +128,12 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("body", "field"), WRONG, ids=[str(number) for number in range(len(WRONG))])
-def test_a_field_that_cannot_be_used_is_named(body, field):
+def test_an_invalid_field_is_named(body, field):
     problem = find_problem("/v1/chat/completions", body)
     assert problem.field == field and (field or "body") in problem.message
 
 
-def test_fields_that_can_be_used():
+def test_valid_fields():
     messages = [
         *HELLO,
         {"role": "assistant", "content": None, "tool_calls": [CALL], "refusal": None},
@@ -153,7 +153,7 @@ def test_fields_that_can_be_used():
         assert find_problem("/v1/responses", {"input": given}).field == field
 
 
-def test_what_is_no_model_is_refused(started, tmp_path):
+def test_a_folder_without_a_model_is_rejected(started, tmp_path):
     folder = tmp_path / "no-tokenizer"
     shutil.copytree(SMALL, folder, ignore=shutil.ignore_patterns("tokenizer*", "model.safetensors"))
     code, _, error = run("serve", folder)
@@ -165,6 +165,6 @@ def test_what_is_no_model_is_refused(started, tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_the_plugin_folder_imports_without_vllm():
-    """Entry points are listed by tools that do not have vLLM: naming the function needs nothing."""
+    """Tools without vLLM list entry points, so importing the function must not need vLLM."""
     code = "from iquest_plt.serving.vllm import register"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(SMALL).parent, check=False).returncode == 0

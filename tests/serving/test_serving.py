@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""`transformers serve` and `transformers chat` on a local folder, asked over HTTP as any client would."""
+"""`transformers serve` and `transformers chat` on a local folder, accessed over HTTP like any client."""
 
 import contextlib
 import os
@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
 
 @contextlib.contextmanager
 def serving(folder, *options, errors=None):
-    """A server's process and its address."""
+    """Starts a server, and yields its process and address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -128,11 +128,11 @@ def test_a_reply_ends_at_the_models_length(folder, url, stream):
     answer = client.completions.create(prompt=prompt, **arguments)
     last = list(answer)[-1] if stream else answer
     assert last.usage.total_tokens == 2048 and last.choices[0].finish_reason == "length"
-    with pytest.raises(openai.BadRequestError, match="with its reply no more than 2048"):
+    with pytest.raises(openai.BadRequestError, match="prompt plus reply at most 2048"):
         client.completions.create(prompt="x " * 2100, **arguments)
 
 
-def test_bad_bodies_are_answered_with_the_field(folder, url):
+def test_bad_bodies_get_an_error_that_names_the_field(folder, url):
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     for wrong, field in ({"max_tokens": "x"}, "max_tokens"), ({"temperature": -1}, "temperature"), ({}, None):
         messages = MESSAGES if field else []
@@ -146,8 +146,8 @@ def test_bad_bodies_are_answered_with_the_field(folder, url):
         assert caught.value.code == 400
 
 
-def test_a_client_that_hangs_up_makes_no_one_wait(folder, url):
-    """Also one that does not stream: before, its reply was made to its end."""
+def test_a_client_that_hangs_up_does_not_delay_others(folder, url):
+    """Includes clients that do not stream. Their replies used to be generated to the end."""
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     ask(url, folder, max_tokens=1)
     start = time.monotonic()
@@ -157,7 +157,7 @@ def test_a_client_that_hangs_up_makes_no_one_wait(folder, url):
         client.completions.create(model=folder, prompt="x", max_tokens=2000, temperature=0, timeout=seconds / 2)
     start = time.monotonic()
     ask(url, folder, max_tokens=1)
-    assert time.monotonic() - start < 4 * seconds  # of about 9 that were left
+    assert time.monotonic() - start < 4 * seconds  # about 9 times as long was left
 
 
 def test_no_template_a_length_and_an_interrupt(folder, tmp_path):
@@ -179,7 +179,7 @@ def test_no_template_a_length_and_an_interrupt(folder, tmp_path):
         assert list(stream)[-1].usage.completion_tokens < 2000
 
 
-def test_the_length_that_is_asked_for(folder):
+def test_the_requested_length(folder):
     with serving(folder, "--max-length", "40") as (_, url):
         answer = ask(url, folder, max_tokens=10**9)
         assert answer.usage.total_tokens == 40 and answer.choices[0].finish_reason == "length"

@@ -59,7 +59,7 @@ def test_middle(tokenizer, stop, as_tensor):
     assert fim_middle(tokenizer, torch.tensor(row) if as_tensor else row) == gap
 
 
-def test_refusals(tokenizer):
+def test_rejections(tokenizer):
     with pytest.raises(ValueError, match="whole row"):
         fim_middle(tokenizer, tokenizer("no prompt")["input_ids"])
 

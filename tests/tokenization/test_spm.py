@@ -453,7 +453,7 @@ def one_merge_missing(original):
         ("_decoder", prefix_kept, r"text of the probe 2, ' ': decodes to '  ', by SentencePiece to ' '"),
     ],
 )
-def test_wrong_conversions_are_refused(models, monkeypatch, function, sabotage, place):
+def test_wrong_conversions_are_rejected(models, monkeypatch, function, sabotage, place):
     monkeypatch.setattr(spm, function, sabotage(getattr(spm, function)))
     with pytest.raises(ValueError, match=f"cannot be converted exactly: {place}"):
         spm.convert(models("vendor"))
@@ -472,7 +472,7 @@ def test_check_says_where(models, vendor_folder):
         probe.check(other, ["", "<|im_end|>", "<|im_end|><|im_end|>x y"], "row")
 
 
-def test_what_a_character_map_cannot_do_is_refused(models):
+def test_what_a_character_map_cannot_do_is_rejected(models):
     """Marks that are not in canonical order: composed by NFC, left alone by the map."""
     with pytest.raises(ValueError, match="line 2, segment 1 'a\u0302\u0323'"):
         spm.convert(models("nmt_nfkc"), lines=["a\u0323\u0302", "a\u0302\u0323"])

@@ -162,7 +162,7 @@ def test_tensor_parallelism_equals_one_process(name, found, folder):
 
 
 def test_too_few_heads_for_the_processes_are_refused(found):
-    assert "2 processes cannot share 1 key/value heads evenly" in found["tp"]["refusal"]
+    assert "2 processes cannot evenly share 1 key/value heads" in found["tp"]["refusal"]
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Greedy decoding by vLLM, with requests that come at different times, judged by the Transformers model."""
+"""Greedy decoding with vLLM, with requests that arrive at different times, compared with the Transformers model."""
 
 import contextlib
 import random
@@ -14,18 +14,18 @@ from iquest_plt import IQuestPLTCoderForCausalLM
 
 
 NEW_TOKENS = 32
-# The rule for ties. A token passes if the reference, given the same text, has no logit above the token's by more than
-# this share of its largest logit. Two kernels round differently, so two logits that are equal up to rounding may change
-# places. That is a tie; of these there may be one in a thousand tokens. In the runs so far there was none.
+# The rule for ties. A token passes if, after the same text, no logit of the reference exceeds the token's by more than
+# this share of the largest logit. Kernels round differently, so logits that are equal up to rounding may swap places.
+# Such ties may occur once in a thousand tokens. So far none has occurred.
 MARGIN = 1e-4
 VOCAB = 500
 
 
 def save_model(folder, num_loops: int, gate_on_hidden: bool, swapped: bool = False, **fields) -> str:
-    """A random model in which carries, windows and gates matter; `swapped` has 1 - g in place of every gate g."""
+    """Saves a random model in which carries, windows and gates matter. `swapped` replaces every gate g by 1 - g."""
     defaults = {
         "vocab_size": VOCAB,
-        "hidden_size": 128,  # a carry of 128 numbers takes one cell of 2 * 2 * 32, and under tensor parallelism two
+        "hidden_size": 128,  # a carry of 128 numbers needs one cell of 2 * 2 * 32, or two under tensor parallelism
         "intermediate_size": 192,
         "num_attention_heads": 4,
         "head_dim": 32,
@@ -46,7 +46,7 @@ def save_model(folder, num_loops: int, gate_on_hidden: bool, swapped: bool = Fal
 
 
 def some_prompts(count: int, longest: int, vocab: int = VOCAB, seed: int = 0) -> list[list[int]]:
-    """Lengths from 1 to `longest`, spread over the orders of magnitude, with those around a window and a block."""
+    """Returns prompts of 1 to `longest` tokens, spread logarithmically, including lengths around a window and block."""
     draw = random.Random(seed)
     lengths = [1, 2, 63, 64, 65, 66, 128, 129, longest]
     lengths += [round(longest ** draw.random()) for _ in range(count - len(lengths))]
@@ -56,7 +56,7 @@ def some_prompts(count: int, longest: int, vocab: int = VOCAB, seed: int = 0) ->
 
 @contextlib.contextmanager
 def engine(path: str, **options):
-    """vLLM's engine, one at a time."""
+    """Starts a vLLM engine. There is only one at a time."""
     defaults = {
         "dtype": "float32",
         "skip_tokenizer_init": True,
@@ -78,8 +78,8 @@ def engine(path: str, **options):
 
 def generate(engine, prompts: list[list[int]], every: int = 2, preempt_every: int = 0) -> list:
     """
-    The requests' outputs, of which one comes `every` so many steps of the engine; 0 for all at once. If asked to, all
-    that run are preempted now and then: they lose what the cache has of them.
+    Returns the requests' outputs. One request arrives every `every` engine steps; 0 sends all at once. If
+    `preempt_every` is set, all running requests are regularly preempted and lose their cache.
     """
     params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, detokenize=False)
     waiting, outputs, step = list(enumerate(prompts)), {}, 0
@@ -101,7 +101,7 @@ def said(output) -> list[int]:
 
 
 class Judge:
-    """The Transformers model of a checkpoint: how far from its own choice are the tokens that others chose?"""
+    """The Transformers model of a checkpoint, to measure how far other tokens are from its own choices."""
 
     def __init__(self, path: str, **fields):
         self.model = IQuestPLTCoderForCausalLM.from_pretrained(path, dtype=torch.float32, **fields).eval()
@@ -109,7 +109,7 @@ class Judge:
 
     @torch.no_grad()
     def gaps(self, prompt: list[int], chosen: list[int]) -> torch.Tensor:
-        """For each chosen token, how much larger the largest logit is, as a share of the largest in absolute value."""
+        """Returns, for each chosen token, the gap to the largest logit, relative to the largest absolute logit."""
         key = (*prompt, -1, *chosen)
         if key not in self.known:
             logits = self.model(torch.tensor([prompt + chosen[:-1]]), use_cache=False).logits[0, len(prompt) - 1 :]
@@ -118,11 +118,11 @@ class Judge:
         return self.known[key]
 
     def agrees(self, prompts: list[list[int]], outputs: list) -> list[bool]:
-        """For each output, whether every token is the model's own greedy choice, but for ties."""
+        """Returns, for each output, whether every token is the model's own greedy choice, except for ties."""
         return [bool((gaps <= MARGIN).all()) for gaps in self._all_gaps(prompts, outputs)]
 
     def check(self, prompts: list[list[int]], outputs: list) -> None:
-        """Asserts that all outputs agree, with hardly a tie."""
+        """Asserts that all outputs agree, with very few ties."""
         gaps = torch.cat(self._all_gaps(prompts, outputs))
         print(f"{len(gaps)} tokens, {(gaps > 0).sum()} not the likeliest, largest gap {gaps.max():.1e}")
         assert gaps.max() <= MARGIN

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""How many tokens fit into vLLM's KV cache: by its own planning, for the released shape."""
+"""How many tokens fit into vLLM's KV cache, according to vLLM's own planning, for the released shape."""
 
 import shutil
 
@@ -37,7 +37,7 @@ def one_process(tmp_path):
 
 
 def plan(folder, loops: int, block_size: int):
-    """vLLM's configuration, and its plan for 64 GiB of KV cache, which nothing allocates."""
+    """Returns vLLM's configuration and its plan for 64 GiB of KV cache, without allocating it."""
     config = EngineArgs(
         folder,
         dtype="bfloat16",
@@ -48,12 +48,12 @@ def plan(folder, loops: int, block_size: int):
         block_size=block_size,
         hf_overrides={"plt_num_loops": loops},
     ).create_engine_config()
-    config.cache_config.kv_cache_layout = "LBHNC"  # as the CPU backend wants it
+    config.cache_config.kv_cache_layout = "LBHNC"  # the CPU backend needs this
     return config
 
 
 def tokens_per_gib(config, groups) -> float:
-    """Of a request of `LENGTH` tokens that has been read in chunks and now decodes: tokens, over the GiB it holds."""
+    """Returns tokens per GiB for a decoding request of `LENGTH` tokens whose prompt was read in chunks."""
     kv_cache = get_kv_cache_config_from_groups(config, groups, 64 * GIB)
     block_size = config.cache_config.block_size
     manager = KVCacheManager(kv_cache, LENGTH, block_size, block_size, enable_caching=False)

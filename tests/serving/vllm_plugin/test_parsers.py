@@ -82,7 +82,7 @@ def test_replies_in_pieces(parser, tokenizer, request_with_tools, text, thinking
         [{"role": "user", "content": "x"}], add_generation_prompt=True, tokenize=False, **options
     )
     if thinking is False and text.startswith("<think>"):
-        pytest.skip("the prompt has closed the thoughts")
+        pytest.skip("the prompt already closes the thoughts")
     prompt_ids = tokenizer(prompt)["input_ids"]
     for size in (1, 3, 10, 1000):
         stream = parser()

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the plugin registers, and what it refuses."""
+"""What the plugin registers, and what it rejects."""
 
 import logging
 import shutil
@@ -28,7 +28,7 @@ def released(tmp_path_factory):
 
 def test_the_entry_point_registers_the_model_and_its_parsers():
     load_general_plugins()
-    plugin.register()  # vLLM may do so more than once
+    plugin.register()  # vLLM may call it more than once
     assert plugin.ARCHITECTURE in ModelRegistry.get_supported_archs()
     assert "loopcoder" in ToolParserManager.list_registered()
     assert "loopcoder" in ReasoningParserManager.list_registered()
@@ -46,7 +46,7 @@ def test_other_releases_are_not_touched(release, monkeypatch, caplog):
 
 
 REFUSED = {
-    "loops without the shift": ({"hf_overrides": {"plt_cross_loop_shift": False}}, "use Transformers"),
+    "loops without the shift": ({"hf_overrides": {"plt_cross_loop_shift": False}}, "Use Transformers"),
     "loops without gates": ({"hf_overrides": {"plt_loop_attention": "own"}}, "use Transformers"),
     "no window": ({"hf_overrides": {"plt_window_size": [0, 0]}}, "plt_window_size"),
     "no loops": ({"hf_overrides": {"plt_num_loops": 0}}, "plt_num_loops"),
@@ -64,7 +64,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("options", "advice"), REFUSED.values(), ids=REFUSED)
-def test_refusals(released, options, advice):
+def test_rejections(released, options, advice):
     defaults = {"dtype": "bfloat16", "skip_tokenizer_init": True, "enforce_eager": True, "max_model_len": 2048}
     if "speculative_config" in options:
         options["speculative_config"]["model"] = released
@@ -72,11 +72,11 @@ def test_refusals(released, options, advice):
     with pytest.raises(ValueError, match=advice):
         config = EngineArgs(released, **defaults | options).create_engine_config()
         check(config)
-    assert config is not None, "vLLM has refused it before"
+    assert config is not None, "vLLM itself rejected it"
 
 
-def test_how_long_an_end_is(released):
-    """14 layers, a window of 64: a loop needs 64 tokens a layer and what the next needs at its bottom, one earlier."""
+def test_tail_lengths(released):
+    """14 layers, a window of 64: a loop needs 64 tokens per layer, plus one more than the input of the next loop."""
     for loops, lengths in ((1, ()), (2, (897,)), (3, (1794, 897)), (4, (2691, 1794, 897))):
         options = {"hf_overrides": {"plt_num_loops": loops}, "dtype": "bfloat16", "skip_tokenizer_init": True}
         for asked in (True, False):
@@ -84,7 +84,7 @@ def test_how_long_an_end_is(released):
             assert tail_lengths(config.create_engine_config()) == (lengths if asked else ())
 
 
-def test_what_is_not_refused(released):
+def test_what_is_not_rejected(released):
     for options in (
         {},
         {"kv_cache_dtype": "bfloat16"},

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""`iquest-plt serve` with vLLM, asked over HTTP as any client would."""
+"""`iquest-plt serve` with vLLM, accessed over HTTP like any client."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ MESSAGES = [{"role": "user", "content": "def read_lines(path):"}]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The small checkpoint with a chat template, as `iquest-plt convert` would make it."""
+    """The small checkpoint with a chat template, as `iquest-plt convert` makes it."""
     path = tmp_path_factory.mktemp("serve") / "small"
     shutil.copytree(SMALL, path)
     shutil.copy(ROOT / "chat_template.jinja", path)
@@ -32,7 +32,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(folder, tmp_path_factory):
     log = tmp_path_factory.mktemp("log") / "server.log"
-    with pytest.MonkeyPatch.context() as patch:  # only while it starts: the other tests have their engines in here
+    with (
+        pytest.MonkeyPatch.context() as patch
+    ):  # only during startup, since the other tests run their engines in this process
         patch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING")
         server = vllm_load.server(folder, 2, log)
         started = server.__enter__()
@@ -72,7 +74,7 @@ def test_stop_tokens(client, folder, token, reason):
 
 
 def test_a_reply_that_must_be_a_call(client, folder):
-    """The model has not learned to call: vLLM's grammar makes it, and the parser reads it."""
+    """The model was not trained to call tools. vLLM's grammar forces a call, and the parser reads it."""
     city = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
     answer = client.chat.completions.create(
         model=str(folder),

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM with the plugin chooses the tokens that the Transformers model chooses, in every way vLLM has to run."""
+"""vLLM with the plugin chooses the same tokens as the Transformers model, in every mode of vLLM."""
 
 import argparse
 import random
@@ -38,7 +38,7 @@ def prompts():
 
 
 def watch(engine, name: str) -> Mock:
-    """Counts the calls of a method of the engine's scheduler."""
+    """Counts the calls to a method of the engine's scheduler."""
     scheduler = engine.engine_core.engine_core.scheduler
     mock = Mock(wraps=getattr(scheduler, name))
     setattr(scheduler, name, mock)
@@ -50,8 +50,8 @@ def test_plain(judge, prompts):
         judge.check(prompts, generate(llm, prompts))
 
 
-def test_prompts_in_chunks_beside_others_that_decode(judge, prompts, monkeypatch):
-    """Where both are in one batch, those that decode have their loops together."""
+def test_chunked_prompts_next_to_decoding_requests(judge, prompts, monkeypatch):
+    """If both are in one batch, the decoding requests run their loops together."""
     kinds, split = Counter(), model.split
 
     def watched(*args):
@@ -68,11 +68,11 @@ def test_prompts_in_chunks_beside_others_that_decode(judge, prompts, monkeypatch
 
 @pytest.mark.parametrize(("num_loops", "heads", "calls"), [(2, 10, 2), (4, 8, 2), (3, 8, 3), (4, 4, 1), (2, 10, 1)])
 def test_calls_of_attention_for_all_loops(num_loops, heads, calls, prompts, tmp_path, monkeypatch):
-    """Two key/value heads: with more than eight query heads to each, the CPU's kernel is slow; others take all."""
+    """The CPU kernel is slow with more than eight query heads per key/value head. Other kernels take all loops."""
     if (heads, calls) == (10, 1):
         choose = model.loops_per_call
         monkeypatch.setattr(model, "loops_per_call", lambda *args: choose(*args[:2], "FLASH_ATTN"))
-    # Four loops of larger weights turn float32's rounding into a thousandth of a logit, in the Transformers model too.
+    # With larger weights, four loops amplify float32 rounding to a thousandth of a logit, also in Transformers.
     path = save_model(tmp_path, num_loops, True, num_attention_heads=heads, initializer_range=0.1)
     seen, attend = Counter(), model.Attention.forward
 
@@ -86,10 +86,10 @@ def test_calls_of_attention_for_all_loops(num_loops, heads, calls, prompts, tmp_
         seen.clear()
         generate(llm, [[1]])
     together = max(count for (_, reads), count in seen.items() if reads)
-    assert together == calls * NEW_TOKENS  # the prompt of one token, and each that follows but the last
+    assert together == calls * NEW_TOKENS  # the one-token prompt and each new token but the last
 
 
-def test_prompts_that_begin_like_an_earlier_one(judge, prompts):
+def test_prompts_with_a_cached_prefix(judge, prompts):
     longer = [[*prompt, 7, 8, 9] for prompt in prompts]
     with engine(judge.path, enable_prefix_caching=True) as llm:
         judge.check(prompts, generate(llm, prompts))
@@ -101,8 +101,8 @@ def test_prompts_that_begin_like_an_earlier_one(judge, prompts):
 
 
 @pytest.mark.parametrize("length", [33, 65, 66])
-def test_prompts_that_begin_alike_and_come_at_once(judge, length):
-    """The second needs the cache's blocks in the step that computes them; of 33 and 65 tokens, one token is left."""
+def test_simultaneous_prompts_with_a_common_prefix(judge, length):
+    """The second request needs the cache blocks in the step that computes them. With 33 and 65, one token is left."""
     prompts = [list(range(seed, seed + length)) for seed in (3, 3, 3, 40, 40)]
     prompts += [prompts[3] + [9] * 40, prompts[0]]
     with engine(judge.path, enable_prefix_caching=True) as llm:
@@ -110,7 +110,7 @@ def test_prompts_that_begin_alike_and_come_at_once(judge, length):
         judge.check(prompts, generate(llm, prompts, every=0))
 
 
-def test_requests_that_are_preempted(judge, prompts):
+def test_preempted_requests(judge, prompts):
     with engine(judge.path, max_num_batched_tokens=1024) as llm:
         preempt = watch(llm, "_preempt_request")
         judge.check(prompts, generate(llm, prompts, preempt_every=9))
@@ -119,7 +119,7 @@ def test_requests_that_are_preempted(judge, prompts):
 
 @pytest.mark.parametrize("chunk", [4096, 400])
 def test_ends_of_prompts(judge, prompts, chunk, monkeypatch):
-    """Loops >= 1 over the end of every piece of a prompt: the same tokens, from fewer rows."""
+    """Running loops >= 1 over only the end of every prompt chunk gives the same tokens with fewer rows."""
     rows, run_layers = Counter(), model.IQuestPLTCoderModel._run_layers
 
     def watched(self, segments):
@@ -130,15 +130,15 @@ def test_ends_of_prompts(judge, prompts, chunk, monkeypatch):
 
     monkeypatch.setattr(model.IQuestPLTCoderModel, "_run_layers", watched)
     with engine(judge.path, max_num_batched_tokens=chunk, additional_config={TAIL: True}) as llm:
-        rows.clear()  # of the trial run
+        rows.clear()  # discards the profiling run
         judge.check(prompts, generate(llm, prompts))
         judge.check(prompts, generate(llm, prompts, every=0, preempt_every=9))
     last = judge.fields[0] - 1
     assert rows[last] < (0.6 if chunk == 4096 else 0.9) * rows[0]
 
 
-def test_drafts_that_are_right_in_part(judge, prompts, monkeypatch):
-    """Random models do not repeat themselves, so that the drafts come from what the model said without them."""
+def test_partly_wrong_drafts(judge, prompts, monkeypatch):
+    """Random models do not repeat themselves, so the drafts are taken from an earlier run without drafts."""
     with engine(judge.path) as llm:
         texts = [prompt + said(output) for prompt, output in zip(prompts, generate(llm, prompts), strict=True)]
 
@@ -147,7 +147,9 @@ def test_drafts_that_are_right_in_part(judge, prompts, monkeypatch):
         for sampled, length, ids in zip(sampled_token_ids, num_tokens_no_spec, token_ids_cpu, strict=False):
             so_far = ids[:length].tolist()
             draft = next((text[length:][:num_speculative_tokens] for text in texts if text[:length] == so_far), [])
-            wrong = random.Random(int(length)).randrange(num_speculative_tokens + 1)  # place of a wrong token, or none
+            wrong = random.Random(int(length)).randrange(
+                num_speculative_tokens + 1
+            )  # the position of a wrong token, or none
             drafts.append([token ^ (place == wrong) for place, token in enumerate(draft)] if sampled else [])
         return drafts
 
@@ -171,7 +173,7 @@ def test_two_ranks(judge, prompts):
 
 @pytest.mark.parametrize("wrong", ["zero carry", "window of 64", "gates swapped", "shorter ends"])
 def test_wrong_variants_are_caught(judge, prompts, wrong, tmp_path, monkeypatch):
-    """Not one of the longer prompts passes."""
+    """No longer prompt passes."""
     prompts = [prompt for prompt in prompts if len(prompt) > 100]
     path, options = judge.path, {}
     if wrong == "zero carry":
@@ -183,7 +185,9 @@ def test_wrong_variants_are_caught(judge, prompts, wrong, tmp_path, monkeypatch)
     elif wrong == "shorter ends":
         prompts = [prompt for prompt in prompts if len(prompt) > 400]
         options = {"additional_config": {TAIL: True}, "max_num_batched_tokens": 4096}
-        lengths = tuple(range(judge.fields[0] - 1, 0, -1))  # loops run in vain, each over what it needs at the bottom
+        lengths = tuple(
+            range(judge.fields[0] - 1, 0, -1)
+        )  # too short: each loop runs over only the input that the next one needs
         for module in (model, carry):
             monkeypatch.setattr(module, "tail_lengths", lambda config: lengths)
     else:
@@ -196,7 +200,7 @@ def test_wrong_variants_are_caught(judge, prompts, wrong, tmp_path, monkeypatch)
 
 
 def test_small_checkpoint(prompts):
-    """As it is; one loop; and three, more than it was trained for."""
+    """Runs the default two loops, one loop, and three, which is more than it was trained with."""
     prompts = [[token * 16 for token in prompt] for prompt in prompts]
     for loops in (2, 1, 3):
         with engine(SMALL, hf_overrides={"plt_num_loops": loops}, max_model_len=2048) as llm:
@@ -204,7 +208,7 @@ def test_small_checkpoint(prompts):
 
 
 def test_small_checkpoint_with_drafts_from_n_grams(monkeypatch):
-    """In a process of its own, as servers have it."""
+    """Runs the engine in a separate process, as servers do."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     tokenizer = AutoTokenizer.from_pretrained(SMALL)
