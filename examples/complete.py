@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Completes a piece of Python with the small model shipped in `checkpoints/small`, then times the two ways to loop.
+"""Completes Python code with the small model in `checkpoints/small`, then times both loop schedules.
 
 Runs offline. For example: python examples/complete.py --prompt "def fibonacci(n):" --num-loops 1
 """
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # everything needed is in the checkpoint folder
+os.environ["HF_HUB_OFFLINE"] = "1"  # the checkpoint folder contains everything
 CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "small"
 PROMPT = '''\
 import os
@@ -30,14 +30,14 @@ def read_lines(path, encoding="utf-8"):
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompt", default=PROMPT, help="text to continue (default: the head of a small module)")
+    parser.add_argument("--prompt", default=PROMPT, help="text to continue (default: the start of a small module)")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="folder of the checkpoint")
-    parser.add_argument("--num-loops", type=int, help="loops per token (default: what the checkpoint was trained with)")
+    parser.add_argument("--num-loops", type=int, help="loops per token (default: as the checkpoint was trained)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens to generate (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs each way (default: %(default)s)")
-    parser.add_argument("--sample", action="store_true", help="sample instead of taking the likeliest token")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs per schedule (default: %(default)s)")
+    parser.add_argument("--sample", action="store_true", help="sample instead of choosing the most likely token")
     parser.add_argument("--seed", type=int, default=0, help="seed for --sample (default: %(default)s)")
-    parser.add_argument("--device", help="torch device (default: cuda if there is one, else cpu)")
+    parser.add_argument("--device", help="torch device (default: cuda if available, else cpu)")
     args = parser.parse_args()
     for name in ("num_loops", "max_new_tokens", "repeats"):
         value = getattr(args, name)
@@ -56,7 +56,7 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, set_seed
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # it would run into the text
+    logging.disable_progress_bar()  # it would mix with the text
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(args.checkpoint, trust_remote_code=True)

@@ -2,23 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns a SentencePiece BPE model into a `tokenizers.Tokenizer` with the same ids.
 
-`convert(model_file)` and `convert_folder(folder)` return a tokenizer only after its ids, and what it decodes them to,
-were compared with SentencePiece's own on a built-in text in many scripts, on every piece and on all lines given. They
-raise ValueError otherwise, which says at which line and segment the two differ.
+`convert(model_file)` and `convert_folder(folder)` return a tokenizer only after comparing its ids and decoded text with
+SentencePiece's, on a built-in text in many scripts, on every piece and on all given lines. If they differ, both raise a
+ValueError that names the line and segment.
 
-The reference for text with special tokens in it: split the text at the added tokens (the model's control and unknown
-pieces, and what is named as a special or added token), encode each segment by SentencePiece, dummy prefix included,
-and concatenate. User-defined symbols that are not named stay inside their segment, as SentencePiece has them.
+For text with special tokens, the reference splits the text at the added tokens (the model's control and unknown pieces,
+and all named special or added tokens), encodes each segment with SentencePiece, including the dummy prefix, and
+concatenates the ids. User-defined symbols that are not named stay inside their segment, as in SentencePiece.
 
-How ids come out equal: SentencePiece joins, of all neighbours whose concatenation is a piece, those of the best score,
-leftmost first. What happens inside the text of a piece does not depend on what stands around it, so each piece is only
-ever made of the same two parts: those that are joined last when the piece is encoded alone. These merges, one for each
-piece that is made at all, do what SentencePiece does when they are ordered by score.
+Why the ids are equal: among all neighbours whose concatenation is a piece, SentencePiece joins those with the best
+score, leftmost first. The joins inside a piece's text do not depend on the surrounding text, so a piece is always made
+from the same two parts: those joined last when the piece is encoded alone. One such merge for each reachable piece,
+ordered by score, therefore does the same as SentencePiece.
 
-Models without a character map (rule "identity", as code models are) come out exactly the same. A map like nmt_nfkc
-runs through `normalizers.Precompiled` and `NFC`, which give the same text but for rare sequences of combining marks:
-not in canonical order, or behind a ligature, and for nfkc without nmt behind other characters that the map replaces.
-There only the lines compared are known to be equal.
+Models without a character map (rule "identity", as in code models) are converted exactly. A map such as nmt_nfkc uses
+`normalizers.Precompiled` and `NFC`, which give the same text except for rare sequences of combining marks: those not in
+canonical order, those after a ligature, and for nfkc without nmt those after other characters that the map replaces.
+For such text, only the compared lines are known to be equal.
 """
 
 import itertools
@@ -38,7 +38,7 @@ SPACE = "▁"
 SEGMENT_END = "\ufdd0\ufdd1"  # no characters, so no text has them
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
-# Compared in every conversion, beside each piece of the model.
+# Compared in every conversion, in addition to each piece of the model.
 PROBE = [
     *("", " ", "  ", "   x", "x   ", " a  b   c ", "\n", "\n\n", "\t", "\r\n", " \n ", "\x00", "a\x00b\x01\x7f\x80"),
     *("▁", "▁▁", "▁a", "a▁b", " ▁ a", "<0x0A>", "<0x41><0xFF>", "<s", "/s>", "<|", "|>", "<unk", "\ufffd", "\ufeffx"),
@@ -67,8 +67,8 @@ def convert(
 ) -> Tokenizer:
     """Returns the tokenizer of a SentencePiece model, after comparing the two.
 
-    The arguments are those of `SentencePieceEncoder`. Raises ValueError where the file is no such model, or the
-    ids are not all equal.
+    The arguments are those of `SentencePieceEncoder`. Raises ValueError if the file is not such a model, or if any ids
+    differ.
     """
     return _convert(SentencePieceEncoder(model_file, special_tokens, added_tokens), lines)
 
@@ -77,8 +77,8 @@ def convert_folder(folder: str | Path, lines: Iterable[str] = ()) -> tuple[Token
     """Returns the tokenizer of a folder with `tokenizer.model`, and its `tokenizer_config.json`.
 
     Added and named tokens come from the folder's `tokenizer_config.json`, `special_tokens_map.json` and
-    `added_tokens.json`, as far as they exist. The config names the class PreTrainedTokenizerFast, whatever class and
-    code the folder names, and keeps its `chat_template`. Raises ValueError as `convert` does.
+    `added_tokens.json`, if they exist. The config names the class PreTrainedTokenizerFast, whatever class and code the
+    folder names, and keeps its `chat_template`. Raises ValueError like `convert`.
     """
     folder = Path(folder)
     config, names, legacy = (
@@ -95,7 +95,7 @@ def convert_folder(folder: str | Path, lines: Iterable[str] = ()) -> tuple[Token
         special += map(_content, tokens.values() if isinstance(tokens, dict) else tokens)
     reference = SentencePieceEncoder(folder / "tokenizer.model", special, added)
     tokenizer = _convert(reference, lines)
-    # Llama's own class adds <s> unless it is told not to.
+    # Llama's own class adds <s> by default.
     adds_bos = bool(config.get("add_bos_token", str(config.get("tokenizer_class")).startswith("LlamaTokenizer")))
     adds_eos = bool(config.get("add_eos_token", False))
     _add_ends(
@@ -118,13 +118,13 @@ def convert_folder(folder: str | Path, lines: Iterable[str] = ()) -> tuple[Token
 
 
 def _add_ends(tokenizer: Tokenizer, bos: str | None, eos: str | None) -> None:
-    """Puts these tokens around every text that is encoded with special tokens."""
+    """Adds these tokens around every text that is encoded with special tokens."""
     ends = [token for token in (bos, eos) if token is not None]
     if not ends:
         return
     ids = {token: tokenizer.token_to_id(token) for token in ends}
     if None in ids.values():
-        raise ValueError(f"the tokenizer is to add {' and '.join(ends)} to texts, and has no such token")
+        raise ValueError(f"The tokenizer should add {' and '.join(ends)} to texts, but has no such token.")
     single, pair = ([*([bos] if bos else []), f"${name}", *([eos] if eos else [])] for name in "AB")
     tokenizer.post_processor = processors.TemplateProcessing(
         single=single, pair=[*single, *(f"{part}:1" for part in pair)], special_tokens=list(ids.items())
@@ -137,14 +137,14 @@ def _read_json(file: Path) -> dict:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file} cannot be read as JSON: {error}") from error
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no JSON object")
+        raise ValueError(f"{file} must contain a JSON object.")
     return content
 
 
 def _declared(config: dict, legacy: dict) -> dict[int, AddedToken]:
-    """The added tokens by id, of tokenizer_config.json and of added_tokens.json."""
+    """Returns the added tokens of tokenizer_config.json and added_tokens.json by id."""
     added = {}
     try:
         for index, entry in config.get("added_tokens_decoder", {}).items():
@@ -153,14 +153,14 @@ def _declared(config: dict, legacy: dict) -> dict[int, AddedToken]:
         for content, index in legacy.items():
             added.setdefault(int(index), AddedToken(content))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"the added tokens are not as Transformers writes them: {error!r}") from error
+        raise ValueError(f"The added tokens do not have the format of Transformers: {error!r}") from error
     return added
 
 
 def _content(token: str | dict) -> str:
     content = token.get("content") if isinstance(token, dict) else token
     if not isinstance(content, str):
-        raise ValueError(f"the special token {token!r} is neither a text nor a description of one")
+        raise ValueError(f"The special token {token!r} is neither a string nor a token description.")
     return content
 
 
@@ -180,7 +180,7 @@ def _convert(reference: SentencePieceEncoder, lines: Iterable[str]) -> Tokenizer
 
 
 def _build(reference: SentencePieceEncoder, merges: list[tuple[str, str]]) -> Tokenizer:
-    """The tokenizer, not yet compared."""
+    """Builds the tokenizer, without comparing it."""
     symbols = _long_symbols(reference)
     vocab = {text: index for index, (text, _, _) in enumerate(reference.pieces)}
     vocab |= {token.content: index for index, token in reference.added_tokens.items()}
@@ -196,8 +196,8 @@ def _build(reference: SentencePieceEncoder, merges: list[tuple[str, str]]) -> To
     )
     tokenizer.normalizer = _normalizer(reference.normalizer)
     if symbols:
-        # Each symbol stands alone, and is then taken whole. So would be a text between two symbols that spells the name
-        # of a byte, hence the second pattern, which takes off its first character.
+        # Each symbol becomes a separate part, and is then encoded as a whole. The same would happen to a text between
+        # two symbols that spells the name of a byte, so the second pattern splits off its first character.
         patterns = ["|".join(map(re.escape, symbols))]
         if any(kind == BYTE for _, _, kind in reference.pieces):
             patterns.append(r"\A<(?=0x[0-9A-F]{2}>\z)")
@@ -211,37 +211,37 @@ def _build(reference: SentencePieceEncoder, merges: list[tuple[str, str]]) -> To
 
 
 def _long_symbols(reference: SentencePieceEncoder) -> list[str]:
-    """User-defined symbols that have to be cut out; of one character, nothing merges with them anyway."""
+    """Returns the user-defined symbols that must be split out. Those of one character never merge anyway."""
     return [symbol for symbol in reference.user_defined if len(symbol) > 1]
 
 
 def _merges(reference: SentencePieceEncoder) -> list[tuple[str, str]]:
-    """The one merge of each piece that merging can reach, best first."""
+    """Returns the merge that makes each reachable piece, best score first."""
     scores = {text: score for text, score, kind in reference.pieces if kind in (NORMAL, USER_DEFINED, UNUSED)}
     symbols = _long_symbols(reference)
     frozen = re.compile("|".join(map(re.escape, reference.user_defined)) or r"(?!)")
     merges = []
     for index, (text, score, kind) in enumerate(reference.pieces):
-        # SentencePiece cuts user-defined symbols out before it merges.
+        # SentencePiece splits out user-defined symbols before it merges.
         if kind not in (NORMAL, UNUSED) or len(text) == 1 or frozen.search(text):
             continue
         if missing := {character for character in text if character not in scores}:
-            raise ValueError(f"{reference.file}: the piece {text!r} has {missing.pop()!r}, which is no piece by itself")
+            raise ValueError(f"{reference.file}: the piece {text!r} contains {missing.pop()!r}, which is not a piece.")
         parts = _last_parts(text, scores)
-        if not parts and symbols:  # the tokenizer takes what stands between two symbols whole if it is a piece
+        if not parts and symbols:  # between two symbols, the tokenizer would encode it as a whole
             raise ValueError(
-                f"{reference.file}: SentencePiece never makes the piece {text!r}, which cannot be expressed beside "
-                f"user-defined symbols like {symbols[0]!r}: name these as special tokens"
+                f"{reference.file}: SentencePiece never makes the piece {text!r}. This cannot be expressed together "
+                f"with user-defined symbols like {symbols[0]!r}. Name those as special tokens."
             )
         if parts and kind == UNUSED:
-            raise ValueError(f"{reference.file}: the piece {text!r} is marked unused, which is not supported")
+            raise ValueError(f"{reference.file}: the piece {text!r} is marked unused, which is not supported.")
         if parts:
             merges.append((-score, index, parts))
     return [parts for _, _, parts in sorted(merges)]
 
 
 def _last_parts(text: str, scores: Mapping[str, float]) -> tuple[str, str] | None:
-    """The two symbols that SentencePiece joins last when it encodes `text`, or None where it does not get to `text`."""
+    """Returns the two symbols that SentencePiece joins last to make `text`, or None if it never makes `text`."""
     parts = list(text)
     while len(parts) > 2:
         joined = [scores.get(left + right, -math.inf) for left, right in itertools.pairwise(parts)]
@@ -254,9 +254,9 @@ def _last_parts(text: str, scores: Mapping[str, float]) -> tuple[str, str] | Non
 
 
 def _ties(merges: list[tuple[str, str]], reference: SentencePieceEncoder) -> Iterator[str]:
-    """Texts where the order of two merges of equal score, leftmost first in SentencePiece, could matter.
+    """Yields texts where the order of two merges with equal scores (leftmost first in SentencePiece) could matter.
 
-    Training gives no two pieces one score, but a model that was extended by hand may have such pieces.
+    Training gives each piece a different score, but a model that was extended by hand may have equal scores.
     """
     scores = {text: score for text, score, _ in reference.pieces}
     starting = defaultdict(list)
@@ -272,8 +272,8 @@ def _normalizer(spec) -> normalizers.Normalizer:
     if spec.precompiled_charsmap:
         charsmap = normalizers.Precompiled(spec.precompiled_charsmap)
         compose = [normalizers.NFC()] if charsmap.normalize_str("e\u0301") == "\u00e9" else []
-        # `Precompiled` looks up clusters of characters and may lose the second of two. Where the
-        # map drops the control character 1, that one keeps them apart. NFC composes what the map has as one entry.
+        # `Precompiled` looks up clusters of characters and may lose the second of two. If the map drops the control
+        # character 1, that character keeps them apart. NFC composes sequences that are single entries in the map.
         apart = [normalizers.Replace(Regex(r"(?!\A)(?=[^\x00-\x09\x0b-\x7f])"), "\x01")]
         steps += [*(apart if charsmap.normalize_str("a\x01b") == "ab" else compose), charsmap, *compose]
     if spec.remove_extra_whitespaces:
@@ -291,7 +291,7 @@ def _decoder(reference: SentencePieceEncoder) -> decoders.Decoder:
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     spec = reference.normalizer
     if spec.add_dummy_prefix or spec.remove_extra_whitespaces:
-        # A mark, before the tokens are fused: afterwards text that spells a token could not be told from it.
+        # Marks tokens before they are fused. Afterwards, text that spells a token would look the same.
         tokens = "|".join(rf"\A{re.escape(token.content)}" for token in reference.added_tokens.values())
         spaces = " +" if spec.remove_extra_whitespaces else " "
         steps.insert(0, decoders.Replace(Regex(rf"(?<={tokens})\z"), SEGMENT_END))

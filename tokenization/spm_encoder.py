@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""SentencePiece's own encoding of text with added tokens in it, which a converted tokenizer must equal.
+"""SentencePiece's own encoding of text with added tokens, the reference for a converted tokenizer.
 
-Text is split at the added tokens; each segment between them is encoded by SentencePiece, dummy prefix included; the
-ids are concatenated. User-defined symbols of the model that are no added tokens stay inside their segment.
+Text is split at the added tokens, each segment is encoded with SentencePiece including the dummy prefix, and the ids
+are concatenated. User-defined symbols of the model that are not added tokens stay inside their segment.
 """
 
 import itertools
@@ -17,14 +17,14 @@ from typing import NamedTuple
 from tokenizers import AddedToken, Tokenizer
 
 
-# Types of pieces, and of models, in SentencePiece's format.
+# Piece types and model types in SentencePiece's format.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 BATCH = 1000  # lines
 
 
 class Segment(NamedTuple):
-    """A part of a text: an added token, or what stands between two of them."""
+    """A part of a text: an added token, or the text between two of them."""
 
     text: str
     ids: list[int]
@@ -32,13 +32,13 @@ class Segment(NamedTuple):
 
 
 class SentencePieceEncoder:
-    """SentencePiece's own encoding, with tokens added to it: what a converted tokenizer must equal.
+    """SentencePiece's own encoding with added tokens, the reference for a converted tokenizer.
 
-    `special_tokens` are texts that become special tokens: pieces of the model, or new ones, which get the next ids.
-    `added_tokens` has tokens by id, like `added_tokens_decoder` of a tokenizer folder. One that stands at the id of a
+    `special_tokens` are strings that become special tokens: pieces of the model, or new ones, which get the next ids.
+    `added_tokens` maps ids to tokens, like `added_tokens_decoder` in a tokenizer folder. A token with the id of a
     control, user-defined or unused piece replaces that piece. Both are added to the model's control and unknown pieces.
 
-    Raises ValueError where the file is no SentencePiece BPE model, or one that a `tokenizers.Tokenizer` cannot express.
+    Raises ValueError if the file is not a SentencePiece BPE model, or if a `tokenizers.Tokenizer` cannot express it.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class SentencePieceEncoder:
 
     @property
     def user_defined(self) -> list[str]:
-        """User-defined symbols inside segments, longest first."""
+        """The user-defined symbols inside segments, longest first."""
         added = {token.content for token in self.added_tokens.values()}
         symbols = [text for text, _, kind in self.pieces if kind == USER_DEFINED and text not in added]
         return sorted(symbols, key=len, reverse=True)
 
     def encode(self, text: str) -> list[Segment]:
-        """The segments of `text` and the added tokens between them; their ids in a row are the ids of `text`."""
+        """Returns the segments of `text` and the added tokens between them. Their concatenated ids encode `text`."""
         segments, end = [], 0
         for match in self._split.finditer(text):
             if match.start() > end:
@@ -86,10 +86,10 @@ class SentencePieceEncoder:
         return Segment(text, ids, self.processor.decode(ids))
 
     def check(self, tokenizer: Tokenizer, lines: Iterable[str], name: str = "line") -> int:
-        """Compares ids and decoded text on `lines`, which may be a generator; returns how many there were.
+        """Compares ids and decoded text on `lines`, which may be a generator. Returns the number of lines.
 
-        Decoded text is not compared where it has the unknown token, which SentencePiece writes as " ⁇ ".
-        Raises ValueError with `name`, the number of the line (from 1), the segment and the ids at the first difference.
+        Decoded text with the unknown token, which SentencePiece writes as " ⁇ ", is not compared. At the first
+        difference, raises a ValueError with `name`, the number of the line (from 1), the segment and the ids.
         """
         lines, count, unknown = iter(lines), 0, self.processor.unk_id()
         while batch := list(itertools.islice(lines, BATCH)):
@@ -103,7 +103,7 @@ class SentencePieceEncoder:
                 if encoding.ids != expected:
                     where = _difference(tokenizer, segments, Segment(line, expected, decoded))
                 elif text != decoded and unknown not in expected:
-                    where = f"{line[:80]!r}: decodes to {text[:80]!r}, by SentencePiece to {decoded[:80]!r}"
+                    where = f"{line[:80]!r}: decodes to {text[:80]!r}, but SentencePiece decodes to {decoded[:80]!r}"
                 else:
                     continue
                 raise ValueError(f"{self.file} cannot be converted exactly: {name} {count}, {where}")
@@ -111,7 +111,7 @@ class SentencePieceEncoder:
 
 
 def _difference(tokenizer: Tokenizer, segments: list[Segment], line: Segment) -> str:
-    """Says where the tokenizer leaves SentencePiece: the first segment that differs also when encoded alone."""
+    """Describes the first segment where the tokenizer differs from SentencePiece even if encoded alone."""
     name, segment = "text", line
     for number, candidate in enumerate(segments, 1):
         if tokenizer.encode(candidate.text, add_special_tokens=False).ids != candidate.ids:
@@ -121,8 +121,8 @@ def _difference(tokenizer: Tokenizer, segments: list[Segment], line: Segment) ->
     pairs = itertools.zip_longest(segment.ids, found)
     first = next((token for token, (left, right) in enumerate(pairs) if left != right), 0)
     return (
-        f"{name} {segment.text[:80]!r}: from token {first} on SentencePiece has {segment.ids[first : first + 8]}, "
-        f"the converted tokenizer {found[first : first + 8]}"
+        f"{name} {segment.text[:80]!r}: from token {first}, SentencePiece has {segment.ids[first : first + 8]}, but "
+        f"the converted tokenizer has {found[first : first + 8]}"
     )
 
 
@@ -131,19 +131,19 @@ def _parse(file: Path):
         from sentencepiece import sentencepiece_model_pb2
     except ImportError as error:
         raise ValueError(
-            f'reading {file} needs SentencePiece and protobuf: pip install "iquest-plt[conversion]"'
+            f'Reading {file} needs SentencePiece and protobuf. Run: pip install "iquest-plt[conversion]"'
         ) from error
     try:
         proto = sentencepiece_model_pb2.ModelProto.FromString(file.read_bytes())
         texts = [piece.piece for piece in proto.pieces]
     except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror}") from error
-    except Exception as error:  # protobuf's own, of which there is one per implementation
-        raise ValueError(f"{file} is no SentencePiece model, or damaged: fetch it again") from error
-    if not all(isinstance(text, str) for text in texts):  # what is not valid UTF-8 comes as bytes
-        raise ValueError(f"{file} is no SentencePiece model, or damaged: fetch it again")
+        raise ValueError(f"{file} could not be read: {error.strerror}") from error
+    except Exception as error:  # protobuf's errors differ between its implementations
+        raise ValueError(f"{file} is not a SentencePiece model, or is damaged. Download it again.") from error
+    if not all(isinstance(text, str) for text in texts):  # invalid UTF-8 is returned as bytes
+        raise ValueError(f"{file} is not a SentencePiece model, or is damaged. Download it again.")
     if not texts or not proto.HasField("trainer_spec") or not proto.HasField("normalizer_spec"):
-        raise ValueError(f"{file} is no SentencePiece model, or cut off: fetch it again")
+        raise ValueError(f"{file} is not a SentencePiece model, or is cut off. Download it again.")
     return proto
 
 
@@ -157,21 +157,23 @@ def _processor(file: Path, proto):
 
 
 def _locate(pieces, special_tokens: Iterable[str], added_tokens: Mapping[int, AddedToken]) -> dict[int, AddedToken]:
-    """All added tokens by id: those given, the special ones that have no id yet, the control and unknown pieces."""
+    """Returns all added tokens by id: the given ones, special ones without an id, and control and unknown pieces."""
     ids = {piece.piece: index for index, piece in enumerate(pieces)}
     located = {}
     for index, token in sorted(added_tokens.items()):
         if not token.content or not 0 <= index < 1 << 31:
-            raise ValueError(f"the added token {token.content!r} with the id {index} is empty or has no possible id")
+            raise ValueError(f"The added token {token.content!r} with the id {index} is empty or has an invalid id.")
         if token.single_word:
-            raise ValueError(f"the added token {token.content!r} is marked single_word, which is not supported")
+            raise ValueError(f"The added token {token.content!r} is marked single_word, which is not supported.")
         known = pieces[index] if index < len(pieces) else None
         if ids.get(token.content, index) != index:
-            raise ValueError(f"the added token {token.content!r} has the id {index}, in the model {ids[token.content]}")
+            raise ValueError(
+                f"The added token {token.content!r} has the id {index}, but in the model it is {ids[token.content]}."
+            )
         if known and known.piece != token.content and known.type not in (CONTROL, USER_DEFINED, UNUSED):
-            raise ValueError(f"the added token {token.content!r} has the id {index} of the piece {known.piece!r}")
+            raise ValueError(f"The added token {token.content!r} has the id {index} of the piece {known.piece!r}.")
         if token.content in (other.content for other in located.values()):
-            raise ValueError(f"the added token {token.content!r} is declared twice")
+            raise ValueError(f"The added token {token.content!r} is declared twice.")
         located[index] = AddedToken(
             token.content, special=token.special, lstrip=token.lstrip, rstrip=token.rstrip, normalized=False
         )
@@ -180,7 +182,7 @@ def _locate(pieces, special_tokens: Iterable[str], added_tokens: Mapping[int, Ad
             located[index] = AddedToken(piece.piece, special=True, normalized=False)
     for content in special_tokens:
         if not content:
-            raise ValueError("a special token is empty")
+            raise ValueError("A special token is empty.")
         index = next((index for index, token in located.items() if token.content == content), ids.get(content))  # type: ignore[assignment]
         if index is None:
             index = max(len(pieces), max(located) + 1)
@@ -194,30 +196,30 @@ def _pattern(token: AddedToken) -> str:
 
 
 def _check_expressible(file: Path, proto) -> None:
-    """Refuses models that are read well, but do what a `tokenizers.Tokenizer` has no means for."""
+    """Raises ValueError for a valid model with features that a `tokenizers.Tokenizer` does not have."""
     trainer, normalizer, pieces = proto.trainer_spec, proto.normalizer_spec, proto.pieces
     if trainer.model_type != 2:
         kind = MODEL_TYPES.get(trainer.model_type, trainer.model_type)
-        raise ValueError(f"{file} is a SentencePiece {kind} model: only BPE models are converted")
+        raise ValueError(f"{file} is a SentencePiece {kind} model, but only BPE models can be converted.")
     if trainer.treat_whitespace_as_suffix:
-        raise ValueError(f"{file} marks the ends of words (treat_whitespace_as_suffix), which is not supported")
+        raise ValueError(f"{file} marks the ends of words (treat_whitespace_as_suffix), which is not supported.")
     if proto.denormalizer_spec.precompiled_charsmap:
-        raise ValueError(f"{file} changes characters on decoding (denormalizer_spec), which is not supported")
+        raise ValueError(f"{file} changes characters when decoding (denormalizer_spec), which is not supported.")
     if sum(piece.type == UNKNOWN for piece in pieces) != 1:
-        raise ValueError(f"{file} has not one unknown piece: the file is damaged, fetch it again")
+        raise ValueError(f"{file} is damaged: it does not have exactly one unknown piece. Download it again.")
     if trainer.byte_fallback and sum(piece.type == BYTE for piece in pieces) != 256:
-        raise ValueError(f"{file} has byte_fallback, but not the 256 pieces for bytes")
+        raise ValueError(f"{file} has byte_fallback, but not the 256 pieces for bytes.")
     if not all(math.isfinite(piece.score) for piece in pieces):
-        raise ValueError(f"{file} has scores that are no numbers: the file is damaged, fetch it again")
+        raise ValueError(f"{file} is damaged: it has scores that are not numbers. Download it again.")
     if normalizer.precompiled_charsmap and not _sound(normalizer.precompiled_charsmap):
-        raise ValueError(f"{file} has a damaged character map (precompiled_charsmap): fetch it again")
+        raise ValueError(f"{file} has a damaged character map (precompiled_charsmap). Download it again.")
 
 
 def _sound(charsmap: bytes) -> bool:
-    """Whether a character map can be read without leaving it: neither library looks.
+    """Returns whether a character map can be read without leaving its bounds, which neither library checks.
 
-    It is the length of a double-array trie in bytes, the trie of 32-bit units, and texts that end in a zero byte. A
-    leaf has its highest bit set, another unit an offset to its children from bit 10 on, scaled by 256 with bit 9.
+    The map consists of the length of a double-array trie in bytes, the trie of 32-bit units, and zero-terminated texts.
+    A leaf has its highest bit set. Other units have the offset to their children from bit 10 on, times 256 with bit 9.
     """
     length = int.from_bytes(charsmap[:4], "little")
     texts = charsmap[4 + length :]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The tokenizer of LoopCoder-V2: the library's fast tokenizer, whose chats also go where a tensor was expected."""
+"""The tokenizer of LoopCoder-V2: the library's fast tokenizer, whose encoded chats can also be used as a tensor."""
 
 import functools
 from typing import Any
@@ -10,13 +10,13 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 class ChatEncoding(BatchEncoding):
     """
-    What `apply_chat_template` returns with `return_tensors`: the library's `BatchEncoding`, which besides has the shape
-    and the rows of its `input_ids`. In Transformers 4 the method returned `input_ids` alone, and code written for that
-    reads `inputs.shape[-1]` or `inputs[0]`. `model.generate(inputs)` and `model.generate(**inputs)` both take it.
+    The result of `apply_chat_template` with `return_tensors`: a `BatchEncoding` that also has the shape and rows of its
+    `input_ids`. In Transformers 4 the method returned only `input_ids`, and code written for it reads
+    `inputs.shape[-1]` or `inputs[0]`. Both `model.generate(inputs)` and `model.generate(**inputs)` accept it.
     """
 
     def __getitem__(self, item):
-        """The field of that name, or what else is asked for of `input_ids`."""
+        """Returns the field of that name. Any other index applies to `input_ids`."""
         return super().__getitem__(item) if isinstance(item, str) else self.input_ids[item]
 
     @property
@@ -33,8 +33,7 @@ class ChatEncoding(BatchEncoding):
 
 class IQuestPLTCoderTokenizer(PreTrainedTokenizerFast):
     """
-    `PreTrainedTokenizerFast` and nothing else but for the type of what `apply_chat_template` returns with
-    `return_tensors`: see [`ChatEncoding`].
+    `PreTrainedTokenizerFast`, except that `apply_chat_template` with `return_tensors` returns a [`ChatEncoding`].
     """
 
     @functools.wraps(PreTrainedTokenizerFast.apply_chat_template)

@@ -1,21 +1,21 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Reads what the model wrote: reasoning, text and tool calls, from a whole reply or while it arrives.
+"""Parses the model's replies into reasoning, text and tool calls, whole or while they arrive.
 
-A reply is an optional `<think>…</think>`, then text and any number of tool calls in any order, each of them
+A reply is an optional `<think>…</think>`, then text and any number of tool calls in any order. Each call has the form
 
     <tool_call>
     {"name": "read_file", "arguments": {"path": "a.py"}}
     </tool_call>
 
-What is not exactly that is text and stays in `content`, tags included: JSON that does not parse, an object that is no
-call, a tag in the middle of a sentence, a `</think>` that nothing opened. So no reply raises and no words are lost:
-only whitespace around the parts is dropped, and the end-of-turn tokens at the very end. A tag within a JSON string
-belongs to the string. A last call whose closing tag is missing counts if its JSON is complete.
+Everything else stays in `content` as text, including tags: JSON that does not parse, an object that is not a call, a
+tag in the middle of a sentence, a `</think>` without a `<think>`. So no reply raises an error and no words are lost.
+Only whitespace around the parts and the end-of-turn tokens at the very end are dropped. A tag in a JSON string belongs
+to the string. A last call without a closing tag counts if its JSON is complete.
 
-Reading takes time proportional to the length of the reply, however it is cut and whatever it holds.
+Parsing takes time proportional to the length of the reply, whatever its contents and pieces.
 
-This module needs the standard library only.
+This module needs only the standard library.
 """
 
 import json
@@ -28,12 +28,11 @@ END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 THINK, END_THINK = "<think>", "</think>"
 CALL, END_CALL = "<tool_call>", "</tool_call>"
 
-# Whitespace before a tag, looked for from its first character only: else a search through it takes quadratic time.
+# Whitespace before a tag, matched only from its first character. Otherwise a search would take quadratic time.
 _SPACES = r"(?:(?<!\s)\s+)?"
-# The same grammar for Transformers' own `tokenizer.parse_response`, to be stored in tokenizer_config.json. It gives the
-# same message for a well-formed reply, without `content` where that is empty. Else it is less patient: it raises
-# ValueError for a call whose JSON does not parse, a call ends at the first closing tag, also within a JSON string, and
-# any JSON is a call.
+# The same grammar for Transformers' own `tokenizer.parse_response`, stored in tokenizer_config.json. It gives the same
+# message for a well-formed reply, but omits an empty `content`. It is less tolerant: it raises ValueError for a call
+# with invalid JSON, ends a call at the first closing tag, even in a JSON string, and accepts any JSON as a call.
 RESPONSE_TEMPLATE = {
     "version": 1,
     "defaults": {"role": "assistant"},
@@ -58,20 +57,20 @@ RESPONSE_TEMPLATE = {
 
 _JSON_SPACE = re.compile(rb"[ \t\r\n]*+")
 _OBJECT_START = re.compile(rb"<tool_call>[ \t\r\n]*\{")
-# What JSON has outside of its strings; a stray letter or backslash shows at once that a call is none.
+# What JSON contains outside its strings. A stray letter or backslash shows at once that the text is not a call.
 _BETWEEN_STRINGS = re.compile(rb"[ \t\r\n{}\[\]:,+\-.0-9Etruefalsn]*+")
 _WITHIN_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 
 
 def parse_response(text: str, prefix: str = "") -> dict[str, Any]:
-    """The assistant's message in a generated `text`, as chat templates take it.
+    """Returns the assistant's message in a generated `text`, in the format of chat templates.
 
-    Always has `role` and `content` (text, may be empty), and where there are any `reasoning_content` (text) and
-    `tool_calls`, a list of `{"type": "function", "function": {"name": …, "arguments": …}}`. Arguments are an object;
-    OpenAI's API wants `json.dumps` of it, and an `id` of the server's making.
+    The message always has `role` and `content` (a string, possibly empty). If present, it also has `reasoning_content`
+    (a string) and `tool_calls`, a list of `{"type": "function", "function": {"name": …, "arguments": …}}`. Arguments
+    are an object. OpenAI's API needs its `json.dumps`, and an `id` made by the server.
 
-    `prefix` is the prompt, of which the part after the last `<|im_start|>assistant` belongs to the reply: a think block
-    that the template opened, or the beginning of a continued message.
+    `prefix` is the prompt. Its part after the last `<|im_start|>assistant` belongs to the reply: a think block that the
+    template opened, or the beginning of a continued message.
     """
     stream = ToolCallStream(prefix)
     stream.feed(text)
@@ -80,27 +79,27 @@ def parse_response(text: str, prefix: str = "") -> dict[str, Any]:
 
 
 class ToolCallStream:
-    """The same while the text arrives, in pieces of any size.
+    """Parses a reply while it arrives, in pieces of any size.
 
-    `feed(text)` and `finish()` return deltas, each a dict of one item: `reasoning_content` or `content` with the next
-    piece of text, or `tool_calls` with a list of one whole call, which has an `index` besides. Their concatenation is
-    `message`, which after `finish()` is what `parse_response` returns for the whole text. What the prompt wrote of the
-    message is in `message`, but not in the deltas.
+    `feed(text)` and `finish()` return deltas, each a dict with one item: `reasoning_content` or `content` with the next
+    piece of text, or `tool_calls` with a list of one complete call that also has an `index`. Their concatenation is
+    `message`. After `finish()` it equals the result of `parse_response` for the whole text. The part of the message
+    written by the prompt is in `message`, but not in the deltas.
     """
 
-    # Texts are kept in pieces and joined when asked for; what is not decided is bytes, which can be added to at the end
-    # and taken from at the beginning without a copy of the rest.
+    # Texts are kept in pieces and joined on demand. Undecided text is kept as bytes, which can grow at the end and
+    # shrink at the start without copying the rest.
 
     def __init__(self, prefix: str = ""):
         self._texts: dict[str, list[str]] = {"content": []}
         self._calls: list[dict[str, Any]] = []
-        self._read = self._read_start  # the state: reads from `_rest`, and says whether it got any further
+        self._read = self._read_start  # the state: reads from `_rest`, and returns whether it made progress
         self._end: list[str] = []  # whitespace and end tokens, dropped if nothing follows
-        self._cut = ""  # what may become one more end token
+        self._cut = ""  # may become another end token
         self._rest = bytearray()  # not yet decided
-        self._space = ""  # whitespace that is dropped if nothing of the same part follows
+        self._space = ""  # whitespace, dropped unless more of the same part follows
         self._part_is_empty = True
-        self._position, self._in_string = 0, False  # within the JSON of a call
+        self._position, self._in_string = 0, False  # inside the JSON of a call
         self._is_finished = False
         self._deltas: list[dict[str, Any]] = []
         _, start, opened = prefix.rpartition(ASSISTANT_START)
@@ -115,7 +114,7 @@ class ToolCallStream:
     def feed(self, text: str) -> list[dict[str, Any]]:
         """Takes the next piece of the reply. Raises ValueError after `finish()`."""
         if self._is_finished:
-            raise ValueError("The reply is finished: make a new ToolCallStream for the next one.")
+            raise ValueError("The reply is finished. Create a new ToolCallStream for the next one.")
         text = self._cut + text
         cut = len(text) - max(_overlap(text, token) for token in END_TOKENS)
         end = _start_of_end(text[:cut])
@@ -127,8 +126,8 @@ class ToolCallStream:
         return self._advance(before)
 
     def finish(self) -> list[dict[str, Any]]:
-        """Says that nothing follows. May be called again, with no effect."""
-        text = "".join(self._end) + self._cut if self._cut else ""  # a token that is not whole is text
+        """Ends the reply and returns the last deltas. Further calls have no effect."""
+        text = "".join(self._end) + self._cut if self._cut else ""  # an incomplete token is text
         self._end, self._cut, self._is_finished = [], "", True
         return self._advance(text)
 
@@ -170,11 +169,11 @@ class ToolCallStream:
         return found
 
     def _read_call(self) -> bool:
-        """At `<tool_call>`: the call, or the tag as text."""
+        """At `<tool_call>`: reads the call, or the tag as text."""
         end = self._end_of_json()
         if end is None and not self._is_finished:
             return False
-        if end is None:  # the closing tag is missing, or cut off
+        if end is None:  # the closing tag is missing or cut off
             end = len(self._rest) - _overlap(self._rest, END_CALL)
         call = _parse_call(_text(self._rest[len(CALL) : end]))
         self._read = self._read_text
@@ -189,7 +188,7 @@ class ToolCallStream:
         return True
 
     def _end_of_json(self) -> int | None:
-        """Where `</tool_call>` stands; where the text began if it cannot be JSON; None if neither is known yet."""
+        """Returns the position of `</tool_call>`, or the start if the text cannot be JSON, or None if not yet known."""
         rest, begin = self._rest, len(CALL)
         if self._position == begin:
             start = _OBJECT_START.match(rest)
@@ -203,7 +202,7 @@ class ToolCallStream:
             if ahead.startswith(b'"'):
                 self._in_string = not self._in_string
                 self._position += 1
-            elif self._in_string or not ahead:  # the string goes on, or its last character is a backslash
+            elif self._in_string or not ahead:  # the string continues, or its last character is a backslash
                 return None
             elif ahead == _bytes(END_CALL):
                 return self._position
@@ -213,7 +212,7 @@ class ToolCallStream:
     # -- text --------------------------------------------------------------------------------------------------------
 
     def _say_until(self, tag: str, field: str) -> bool:
-        """Passes on the text before `tag`, and says whether the tag has come."""
+        """Emits the text before `tag`, and returns whether the tag has arrived."""
         found = self._rest.find(_bytes(tag))
         end = found
         if found < 0:
@@ -223,7 +222,7 @@ class ToolCallStream:
         return found >= 0
 
     def _say(self, text: str, field: str) -> None:
-        """Passes on `text` without the whitespace around the part it belongs to; parts are separated by a newline."""
+        """Emits `text` without the whitespace around its part. Parts are separated by a newline."""
         text = self._space + text
         if self._part_is_empty:
             text = text.lstrip()
@@ -243,16 +242,16 @@ class ToolCallStream:
 
 
 def _parse_call(text: str) -> dict[str, Any] | None:
-    """The call that is the JSON `text`, or None if it is no object with a name and, if any, an object of arguments."""
+    """Parses the JSON of a call. Returns None if it is not an object with a name and, optionally, arguments."""
     try:
         function = json.loads(text, strict=False)  # models write plain newlines into strings
-        # What cannot be written again is left as it is: infinities, halves of surrogate pairs.
+        # Values that cannot be written again, such as infinities and halves of surrogate pairs, stay text.
         json.dumps(function, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         return None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         return None
-    if "arguments" not in function and len(function) > 1:  # such as "parameters": no call that was taught
+    if "arguments" not in function and len(function) > 1:  # such as "parameters", which is not the trained format
         return None
     function.setdefault("arguments", {})
     return {"type": "function", "function": function} if isinstance(function["arguments"], dict) else None
@@ -267,13 +266,13 @@ def _text(part: bytearray) -> str:
 
 
 def _overlap(text: str | bytearray, tag: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `tag`, which is ASCII."""
+    """Returns how many characters at the end of `text` may be the beginning of `tag`, which is ASCII."""
     tag = tag if isinstance(text, str) else _bytes(tag)  # type: ignore[assignment]
     return next((size for size in range(len(tag) - 1, 0, -1) if text.endswith(tag[:size])), 0)  # type: ignore[arg-type]
 
 
 def _start_of_end(text: str) -> int:
-    """Where the whitespace and the end tokens begin that run to the end of `text`."""
+    """Returns the start of the whitespace and end tokens at the end of `text`."""
     end = len(text)
     while end > 0:
         size = next((len(token) for token in END_TOKENS if text.endswith(token, 0, end)), text[end - 1].isspace())

@@ -1,19 +1,19 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""What Transformers finds under the name of the vendor's tokenizer class."""
+"""Makes the vendor's tokenizer class fail with a clear error instead of loading wrongly."""
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 
 class IQuestCoderTokenizer(PreTrainedTokenizerFast):
     """
-    Refuses to load. With a class registered for the model type, Transformers no longer asks for the vendor's own code,
-    and would make of `tokenizer.model` a tokenizer with other ids, without a word.
+    Raises an error when loaded. With a class registered for the model type, Transformers ignores the vendor's own code,
+    and would silently convert `tokenizer.model` to a tokenizer with other ids.
     """
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """Raises ValueError, with the way out."""
+        """Raises a ValueError that says how to convert the checkpoint."""
         raise ValueError(
             f"{pretrained_model_name_or_path} has the vendor's tokenizer, a SentencePiece model. Convert the "
             "checkpoint first: `iquest-plt convert SRC DST`."
@@ -21,6 +21,6 @@ class IQuestCoderTokenizer(PreTrainedTokenizerFast):
 
 
 class VendorTokenizerConfig(PreTrainedConfig):
-    """The key that the class is registered under. No model has it."""
+    """The key for registering the class. No model uses it."""
 
     model_type = "iquestcoder-vendor-tokenizer"

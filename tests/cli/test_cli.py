@@ -141,14 +141,14 @@ def test_only_a_complete_plt_is_run(converted, tmp_path):
     commands = (["generate", "--prompt", "x"], ["chat", "--message", "x"])
     for command, *rest in commands:
         for folder, match in (
-            (dense, "no PLT"),
+            (dense, "not a PLT"),
             (broken, "missing_keys"),
             (tmp_path / "empty", "config.json is missing"),
             (tmp_path / "x", "no folder"),
         ):
             code, output, error = run(command, folder, *rest)
             assert (code, output) == (1, "") and match in error, (command, folder)
-    assert "no PLT" in run("info", dense)[2]
+    assert "not a PLT" in run("info", dense)[2]
 
 
 def test_fill_in_the_middle(converted):

@@ -196,7 +196,7 @@ def test_errors_are_one_line_and_leave_no_files(checkpoint, data, tmp_path):
         (checkpoint, inputs / "nul.txt", "NUL"),
         (checkpoint, inputs / "lines.jsonl", "Line 2 of"),
         (checkpoint, inputs / "nothing", "no text"),
-        (dense, data, "no PLT"),
+        (dense, data, "not a PLT"),
         (broken(inputs / "broken"), data, "not finite"),
         (inputs / "absent", data, "no folder"),
     ]

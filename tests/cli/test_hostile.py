@@ -275,7 +275,7 @@ def test_a_served_model_is_bounded_as_well(small, monkeypatch, capsys):
     check_model(str(small))
     for kind in ("loops", "a long text"):
         (small / "chat_template.jinja").write_text(TEMPLATES[kind][0])
-        with pytest.raises(ValueError, match=r"^The chat template cannot be used, it .*: put another"):
+        with pytest.raises(ValueError, match=r"^The chat template cannot be used: it .*\. Replace chat_template"):
             check_model(str(small))
     (small / "generation_config.json").write_text(nested(900))
     with pytest.raises(ValueError, match=r"^generation_config\.json is not valid JSON"):
@@ -324,7 +324,8 @@ def test_templates_of_training_are_bounded_as_well(small, monkeypatch):
     monkeypatch.setattr("iquest_plt.conversion.tokenizer.TEMPLATE_SECONDS", 2)
     (small / "chat_template.jinja").write_text(TEMPLATES["loops"][0])
     tokenizer = load_tokenizer(small)
-    with pytest.raises(ValueError, match=r"^The chat template cannot be used, it takes longer than 2 seconds: put"):
+    message = r"^The chat template cannot be used: it takes longer than 2 seconds\. Replace"
+    with pytest.raises(ValueError, match=message):
         sft.make_trainer(SimpleNamespace(model=small), None, tokenizer)
     with pytest.raises(TimeoutError):
         humaneval.complete(None, tokenizer, [{"prompt": "def f():"}], chat=True)
@@ -543,7 +544,7 @@ def test_errors_name_a_file_whose_name_is_not_text(source, tmp_path):
         (source / "LICENSE\udcff").touch()
     except (OSError, UnicodeError):
         pytest.skip("this file system has no such names")
-    with pytest.raises(ValueError, match=r"'LICENSE\\udcff' is no UTF-8: rename it"):
+    with pytest.raises(ValueError, match=r"'LICENSE\\udcff' is not UTF-8\. Rename the file"):
         convert(str(source), tmp_path / "target")
 
 
@@ -552,7 +553,7 @@ def test_errors_name_a_source_whose_name_is_not_text(source, tmp_path):
         source = source.rename(tmp_path / "source\udcff")
     except (OSError, UnicodeError):
         pytest.skip("this file system has no such names")
-    with pytest.raises(ValueError, match=r"source\\udcff' is no UTF-8"):
+    with pytest.raises(ValueError, match=r"source\\udcff' is not UTF-8"):
         convert(str(source), tmp_path / "target")
     assert any("is no UTF-8" in problem for problem in verify(source)["problems"])
 

@@ -454,7 +454,7 @@ DAMAGE = {
     ),
     "config with millions of labels": (
         lambda folder: edit_json(folder / "config.json", num_labels=10**9, vocab_size=98),
-        "asks for",
+        "config.json needs",
     ),
     "config with what is no number": (
         lambda folder: edit_json(folder / "config.json", rms_norm_eps=float("nan")),

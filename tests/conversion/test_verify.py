@@ -139,7 +139,7 @@ def test_other_logits_are_found(converted_small, tmp_path):
     problems = verify(converted_small, logits=tmp_path / "golden.safetensors")["problems"]
     assert [problem.split()[0] for problem in problems] == ["logits_r1", "logits_r2"]
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    for path, match in (("other.safetensors", "must hold"), ("absent.safetensors", "cannot be read")):
+    for path, match in (("other.safetensors", "must contain"), ("absent.safetensors", "could not be read")):
         (problem,) = verify(converted_small, logits=tmp_path / path)["problems"]
         assert match in problem
 
@@ -154,7 +154,7 @@ TOKENIZER_DAMAGE = {
     "ids beyond the embedding": (edit_added_token, "ids go up to"),
     "stop id beyond the vocabulary": (
         lambda folder: edit(folder / "generation_config.json", eos_token_id=[2, 10**6]),
-        "outside of the vocabulary",
+        "outside the vocabulary",
     ),
     "chat that never stops": (
         lambda folder: edit(folder / "generation_config.json", eos_token_id=2),
@@ -174,7 +174,7 @@ TOKENIZER_DAMAGE = {
     ),
     "ids of another kind": (
         lambda folder: edit(folder / "generation_config.json", eos_token_id=["2"]),
-        "outside of the vocabulary",
+        "outside the vocabulary",
     ),
     "tokenizer that is none": (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer"),
 }

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The chat template renders one text everywhere, and what the model answers in it is read back without a loss."""
+"""The chat template renders the same text everywhere, and the model's replies are parsed without loss."""
 
 import json
 import random
@@ -57,7 +57,7 @@ def assistant(content="", **fields):
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    """The small checkpoint's, as the library's class, with the chat template and the response template."""
+    """The small checkpoint's tokenizer, as the library's class, with chat template and response template."""
     if not (SMALL / "tokenizer.json").exists():
         pytest.skip("no shipped checkpoint")
     folder = tmp_path_factory.mktemp("tokenizer")
@@ -73,7 +73,7 @@ def raise_exception(message):
 
 
 def compile_plain(**names):
-    """By Jinja2 alone. `raise_exception` must be given: without it, a bad conversation fails less readably."""
+    """Compiles the template with plain Jinja2. Pass `raise_exception` for readable errors on bad conversations."""
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     environment.globals.update(names)
     return environment.from_string(TEMPLATE)
@@ -88,7 +88,7 @@ def render(tokenizer, messages, **kwargs):
     return text
 
 
-# -- what it renders -------------------------------------------------------------------------------------------------
+# -- rendering -------------------------------------------------------------------------------------------------------
 
 
 CONVERSATIONS = {
@@ -167,7 +167,7 @@ def test_rendering(tokenizer, name):
     assert render(tokenizer, messages, **kwargs) == expected
 
 
-CHARACTERS = st.characters(exclude_categories=["Cs"])  # all that UTF-8 can encode
+CHARACTERS = st.characters(exclude_categories=["Cs"])  # everything that UTF-8 can encode
 TEXT = st.text(CHARACTERS)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
@@ -180,7 +180,7 @@ NASTY = ["<&'\">", '"\\" \\n', "".join(map(chr, range(32))), "\x7f\u2028é🙂",
 
 @settings(max_examples=60, deadline=None)
 @given(tools=st.lists(st.dictionaries(TEXT, JSON, min_size=1, max_size=3), max_size=3), arguments=ARGUMENTS)
-def test_json_is_that_of_python(tokenizer, tools, arguments):
+def test_json_equals_that_of_python(tokenizer, tools, arguments):
     tools = [*tools, {str(i): value for i, value in enumerate(NASTY)}]
     call = {"function": {"name": "f\n", "arguments": arguments}}
     text = render(tokenizer, [user(), assistant(tool_calls=[call])], tools=tools)
@@ -322,7 +322,7 @@ WELL_FORMED = {
     '<tool_call>{"name": "f", "arguments": {"a": 1}}': reply(calls=[F_CALL]),
 }
 IN_STRING = '<tool_call>{"name": "f", "arguments": {"a": "</tool_call>"}}</tool_call>'
-OTHER = {  # what only this parser reads, and what is no call
+OTHER = {  # replies that only this parser accepts, and texts that are not calls
     G: reply(calls=[G_CALL]),
     IN_STRING: reply(calls=[call("f", {"a": "</tool_call>"})]),
     '<tool_call>{"name": "f", "arguments": {"a": "b\nc"}}</tool_call>': reply(calls=[call("f", {"a": "b\nc"})]),
@@ -363,7 +363,7 @@ OTHER = {  # what only this parser reads, and what is no call
 
 
 def streamed(pieces, prefix=""):
-    """The message that a client puts together from the deltas, and the stream's own."""
+    """Returns the message that a client assembles from the deltas, and the stream's own message."""
     stream = ToolCallStream(prefix)
     deltas = [delta for piece in pieces for delta in stream.feed(piece)] + stream.finish()
     message = reply()
@@ -393,8 +393,8 @@ def test_reading(text):
     assert check_reading(text) == {**WELL_FORMED, **OTHER}[text]
 
 
-def test_text_comes_at_once():
-    """Only whitespace and what may become a tag wait; a call that is none is text as soon as that shows."""
+def test_text_is_emitted_at_once():
+    """Only whitespace and possible tags are held back. An invalid call becomes text as soon as that is known."""
     stream = ToolCallStream()
     assert stream.feed("Hi ") == [{"content": "Hi"}]
     assert stream.feed("<") == []
@@ -470,7 +470,7 @@ PROSE = TEXT.map(lambda text: text.replace("<", "").strip())
     calls=st.lists(st.builds(call, TEXT, ARGUMENTS), max_size=3),
     ending=st.sampled_from(["", "\n", "\n<|endoftext|>", "<|endoftext|><|endoftext|>"]),
 )
-def test_what_is_rendered_is_read_back(tokenizer, content, reasoning, calls, ending):
+def test_rendered_messages_are_parsed_back(tokenizer, content, reasoning, calls, ending):
     message = reply(content, calls, reasoning or None)
     prompt = render(tokenizer, [user()], add_generation_prompt=True)
     text = render(tokenizer, [user(), message]).removeprefix(prompt).removesuffix("\n") + ending
@@ -479,7 +479,7 @@ def test_what_is_rendered_is_read_back(tokenizer, content, reasoning, calls, end
         assert parse_by_library(tokenizer, text, prompt) == message
 
 
-# -- reading them by Transformers ------------------------------------------------------------------------------------
+# -- reading replies with Transformers -------------------------------------------------------------------------------
 
 
 def parse_by_library(tokenizer, text, prefix=""):
@@ -517,7 +517,7 @@ def test_where_the_library_differs(tokenizer):
     ]
 
 
-def test_a_prefix_without_the_assistants_start_is_no_reply():
+def test_a_prefix_without_the_assistants_start_is_not_a_reply():
     assert parse_response("Hi", "user: hello")["content"] == "Hi"
 
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Fill-in-the-middle prompts: the family's tokens in their order, and text that spells them out stays text."""
+"""Fill-in-the-middle prompts use the model family's tokens in the right order, and quoted tokens stay text."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_no_suffix(tokenizer):
 @pytest.mark.parametrize("token", IN_ORDER)
 @pytest.mark.parametrize("where", [0, 1])
 def test_quoted_tokens(tokenizer, token, where):
-    """As a text they would end the prefix, so they are refused; as ids they are plain text, and nothing is lost."""
+    """A text prompt rejects them because they would end the prefix. As ids they are plain text."""
     parts = [f"x = '{token}'", ""] if where == 0 else ["", f"x = '{token}'"]
     with pytest.raises(ValueError, match="fim_inputs"):
         fim_prompt(*parts)
@@ -46,7 +46,7 @@ def test_quoted_tokens(tokenizer, token, where):
     assert [index for index in ids if index in markers] == markers
     first, second = (ids.index(marker) for marker in markers[:2])
     assert [tokenizer.decode(ids[first + 1 : second]), tokenizer.decode(ids[second + 1 : -1])] == parts
-    # The tokenizer itself goes on as before.
+    # The tokenizer itself is unchanged.
     assert tokenizer(token)["input_ids"] == [tokenizer.convert_tokens_to_ids(token)]
 
 

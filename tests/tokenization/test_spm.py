@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""A converted SentencePiece model has SentencePiece's ids on every line, or is refused with the place of a difference.
+"""A converted SentencePiece model has SentencePiece's ids on every line, or is rejected with the first difference.
 
-The models are trained here, or written by hand where training gives no such model. What the conversion compares by
-itself is compared again, with a reference of its own: `pieces_of` below and the untouched model file.
+The models are trained here, or written by hand if training cannot produce them. The conversion's own comparison is
+repeated with an independent reference: `pieces_of` below, with the original model file.
 """
 
 import functools
@@ -35,7 +35,7 @@ from iquest_plt.tokenization.spm_encoder import SentencePieceEncoder
 
 sentencepiece = pytest.importorskip("sentencepiece")
 
-# First and last letters of scripts, and emoji; and combining marks, which belong to none.
+# First and last letters of scripts, emoji, and combining marks, which belong to no script.
 SCRIPTS = ["AZ", "az", "Àž", "Αω", "Аџ", "את", "ءي", "अह", "กฮ", "ぁん", "ァヶ", "一丟", "가갛", "😀🙏"]
 MARKS = ["\u0301", "\u0323", "\u064e", "\u05b7", "\u093e", "\u0e31", "\u200d", "\ufe0f"]
 UNKNOWN = 0  # SentencePiece writes it as " ⁇ ", the tokenizer as "<unk>"
@@ -75,7 +75,7 @@ def multi_script_lines(count: int, seed: int) -> list[str]:
 
 
 def random_lines(count: int, seed: int) -> list[str]:
-    """All of Unicode, and short texts over what is delicate: spaces, "▁", line ends, names of bytes and tokens."""
+    """Returns lines from all of Unicode, and short texts of special cases: spaces, "▁", line ends, byte names."""
     rng = random.Random(seed)
     everything = [chr(code) for code in itertools.chain(range(0xD800), range(0xE000, 0x20000))]
     delicate = [
@@ -108,7 +108,7 @@ def code_lines():
 
 @pytest.fixture(scope="session")
 def lines(code_lines):
-    """What every conversion is compared on."""
+    """The lines that every conversion is compared on."""
     whole = ["\n".join(code_lines[start : start + 60]) for start in range(0, 1800, 60)]
     return [*code_lines[::6], *whole, *multi_script_lines(500, 1), *random_lines(1000, 2)]
 
@@ -133,7 +133,7 @@ def train(code_lines, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def models(train):
-    """The model file of a variant, trained when first asked for."""
+    """Returns the model file of a variant, trained on first use."""
     return functools.cache(lambda name: train(**VARIANTS[name]))
 
 
@@ -149,7 +149,7 @@ def written(path: Path, proto) -> Path:
 
 
 def by_hand(path: Path, pieces: list[tuple[str, float]], kind: int = 1) -> Path:
-    """A model of single characters and the given pieces."""
+    """Writes a model with single characters and the given pieces."""
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()
@@ -164,7 +164,7 @@ def by_hand(path: Path, pieces: list[tuple[str, float]], kind: int = 1) -> Path:
 
 
 def pieces_of(path: Path, tokens: dict[str, int]):
-    """Ids and decoded text by SentencePiece, for text that is split at `tokens`."""
+    """Returns SentencePiece's ids and decoded text for text that is split at `tokens`."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
     split = re.compile("(" + "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) + ")")
 
@@ -189,8 +189,8 @@ def tokens_of(path: Path, *extra: str) -> dict[str, int]:
 def test_every_line_has_the_ids_of_sentencepiece(models, lines, name, tmp_path):
     path = models(name)
     if name not in UNMAPPED:
-        lines = [unicodedata.normalize("NFC", line) for line in lines]  # marks in canonical order, as text mostly is
-    if name == "nfkc":  # here marks may get lost behind what the map replaces
+        lines = [unicodedata.normalize("NFC", line) for line in lines]  # marks in canonical order, as in most text
+    if name == "nfkc":  # marks may get lost after characters that the map replaces
         lines = [line for line in lines if not any(unicodedata.category(letter)[0] in "MC" for letter in line)]
     converted = spm.convert(path, lines=lines)
     converted.save(str(tmp_path / "tokenizer.json"))
@@ -205,7 +205,7 @@ def test_every_line_has_the_ids_of_sentencepiece(models, lines, name, tmp_path):
 
 @pytest.fixture(scope="session")
 def converted(models):
-    """The tokenizer of a variant and its reference."""
+    """Returns the tokenizer of a variant and its reference."""
     return functools.cache(lambda name: (spm.convert(models(name)), pieces_of(models(name), tokens_of(models(name)))))
 
 
@@ -231,7 +231,7 @@ def test_any_text(converted, name, text):
 @settings(max_examples=300, deadline=None)
 @given(text=(any_text | delicate_text).filter(lambda text: "▁" not in text))
 def test_round_trip(converted, text):
-    """With the vendor's options nothing is lost but that "▁" comes back as a space."""
+    """With the vendor's options nothing is lost, except that "▁" is decoded as a space."""
     tokenizer, _ = converted("vendor")
     assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
 
@@ -247,7 +247,7 @@ def test_dummy_prefix_is_added_and_stripped_per_segment(converted):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_scores_in_any_order(tmp_path, seed):
-    """Pieces of any shape with scores in any order: some are never made, and most can be cut in several ways."""
+    """Uses random pieces with random scores: some are never made, and most can be split in several ways."""
     rng = random.Random(seed)
     pieces = sorted({"".join(rng.choices("ab▁", k=rng.randint(2, 6))) for _ in range(rng.randint(5, 40))})
     scores = rng.sample(range(len(pieces)), len(pieces))
@@ -283,7 +283,7 @@ def test_trained_scores_shuffled(models, lines, tmp_path):
 
 @pytest.fixture(scope="session")
 def vendor_folder(models, tmp_path_factory):
-    """A folder like the released one: names at the top ids of the model, code and class names of the vendor's."""
+    """A folder like the released one: named tokens at the model's top ids, and the vendor's code and class names."""
     folder = tmp_path_factory.mktemp("vendor")
     proto = proto_of(models("vendor"))
     for name in NAMES:
@@ -321,7 +321,7 @@ CHAT = "<|im_start|>user\nadd  1 and 2<|im_end|>\n<|im_start|>assistant\n<think>
 @pytest.mark.parametrize("loader", [AutoTokenizer, PreTrainedTokenizerFast])
 @pytest.mark.parametrize("beside", [False, True])
 def test_folder(vendor_folder, lines, tmp_path, loader, beside):
-    """Loads without code, also where the files of the source lie beside what was written."""
+    """Loads without code, even if the source's files are in the same folder."""
     folder, names = vendor_folder
     tokenizer, config = spm.convert_folder(folder, lines=[CHAT])
     if beside:
@@ -350,7 +350,7 @@ def test_folder_with_the_model_alone(models, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(models("symbols").read_bytes())
     tokenizer, config = spm.convert_folder(tmp_path)
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
-    # A symbol that nobody named is no special token, and the text behind it has no prefix of its own.
+    # A symbol that is not named is not a special token, and the text after it gets no dummy prefix.
     assert tokenizer.encode("a<think>b").tokens == ["▁a", "<think>", "b"]
     assert tokenizer.encode("a<s>b").tokens == ["▁a", "<s>", "▁b"]
 
@@ -371,7 +371,7 @@ def test_reserved_pieces_take_the_name_of_an_added_token(models):
 
 
 def test_stripping_tokens(models):
-    """Tokens that take the space around them along, as mask tokens often do."""
+    """Covers tokens that absorb the space around them, as mask tokens often do."""
     path = models("vendor")
     top = len(proto_of(path).pieces)
     added = {top: AddedToken("<m>", lstrip=True), top + 5: AddedToken("<n>", rstrip=True)}
@@ -384,7 +384,7 @@ def test_stripping_tokens(models):
     ("added", "message"),
     [
         ({300: AddedToken("<x>")}, "has the id 300 of the piece"),
-        ({5000: AddedToken("<s>")}, "has the id 5000, in the model 1"),
+        ({5000: AddedToken("<s>")}, "has the id 5000, but in the model it is 1"),
         ({5000: AddedToken("<x>"), 5001: AddedToken("<x>")}, "declared twice"),
         ({5000: AddedToken("")}, "is empty"),
         ({-1: AddedToken("<x>")}, "no possible id"),
@@ -443,14 +443,14 @@ def one_merge_missing(original):
 @pytest.mark.parametrize(
     ("function", "sabotage", "place"),
     [
-        ("_merges", shuffled, r"text of the probe \d+, segment 1 .*: from token \d+ on SentencePiece has \[\d+, "),
+        ("_merges", shuffled, r"text of the probe \d+, segment 1 .*: from token \d+, SentencePiece has \[\d+, "),
         ("_merges", one_merge_missing, r"piece \d+, segment 1 "),
         (
             "_normalizer",
             without_prefix,
-            r"text of the probe 2, segment 1 ' ': from token 1 on SentencePiece has \[\d+\]",
+            r"text of the probe 2, segment 1 ' ': from token 1, SentencePiece has \[\d+\]",
         ),
-        ("_decoder", prefix_kept, r"text of the probe 2, ' ': decodes to '  ', by SentencePiece to ' '"),
+        ("_decoder", prefix_kept, r"text of the probe 2, ' ': decodes to '  ', but SentencePiece decodes to ' '"),
     ],
 )
 def test_wrong_conversions_are_rejected(models, monkeypatch, function, sabotage, place):
@@ -459,27 +459,27 @@ def test_wrong_conversions_are_rejected(models, monkeypatch, function, sabotage,
         spm.convert(models("vendor"))
 
 
-def test_check_says_where(models, vendor_folder):
-    """The check by itself, of one model's tokenizer against another model's."""
+def test_check_reports_the_place(models, vendor_folder):
+    """Runs the check alone, with the tokenizers of two different models."""
     folder, _ = vendor_folder
     path = folder / "tokenizer.model"
     tokenizer, _ = spm.convert_folder(folder)
     assert SentencePieceEncoder(path).check(tokenizer, []) == 0
     assert SentencePieceEncoder(path, NAMES).check(tokenizer, (line for line in ["def f(x):", "<|im_start|>a"])) == 2
-    with pytest.raises(ValueError, match=r"row 3, segment 3 'x y': from token 0 on SentencePiece has \[\d+"):
+    with pytest.raises(ValueError, match=r"row 3, segment 3 'x y': from token 0, SentencePiece has \[\d+"):
         other = spm.convert(models("no prefix"), added_tokens={5000: AddedToken("<|im_end|>", special=True)})
         probe = SentencePieceEncoder(models("vendor"), added_tokens={5000: AddedToken("<|im_end|>", special=True)})
         probe.check(other, ["", "<|im_end|>", "<|im_end|><|im_end|>x y"], "row")
 
 
-def test_what_a_character_map_cannot_do_is_rejected(models):
-    """Marks that are not in canonical order: composed by NFC, left alone by the map."""
+def test_unsupported_text_for_a_character_map_is_rejected(models):
+    """NFC composes marks that are not in canonical order, but the map does not."""
     with pytest.raises(ValueError, match="line 2, segment 1 'a\u0302\u0323'"):
         spm.convert(models("nmt_nfkc"), lines=["a\u0323\u0302", "a\u0302\u0323"])
 
 
 def test_pieces_of_one_score(tmp_path):
-    """SentencePiece takes the leftmost, the tokenizer the first: refused where they overlap in the other order."""
+    """SentencePiece joins the leftmost, the tokenizer the first. Conversion fails if these differ."""
     spm.convert(by_hand(tmp_path / "m.model", [("ab", 0), ("bc", 0), ("ca", -1)]))
     spm.convert(by_hand(tmp_path / "m.model", [("aa", 0), ("bb", 0)]))
     with pytest.raises(ValueError, match="text of two pieces of one score 1, segment 1 'abc'"):
@@ -487,7 +487,7 @@ def test_pieces_of_one_score(tmp_path):
 
 
 def edited(change):
-    """An edit of a model's protobuf message."""
+    """Returns an edit of a model's protobuf message."""
 
     def edit(models, folder):
         proto = proto_of(models("nmt_nfkc"))
@@ -519,17 +519,17 @@ REFUSED = {
     "a piece beside symbols": (unreachable_piece, "never makes the piece 'abca'"),
     "missing character": (
         lambda models, folder: by_hand(folder / "m.model", [("axb", 0)]),
-        "which is no piece by itself",
+        "which is not a piece",
     ),
     "unused piece": (lambda models, folder: by_hand(folder / "m.model", [("ab", 0)], kind=5), "marked unused"),
     "suffix": (edited(lambda p: setattr(p.trainer_spec, "treat_whitespace_as_suffix", True)), "whitespace_as_suffix"),
-    "unigram": (edited(lambda p: setattr(p.trainer_spec, "model_type", 1)), "unigram model: only BPE"),
-    "word": (edited(lambda p: setattr(p.trainer_spec, "model_type", 3)), "word model: only BPE"),
+    "unigram": (edited(lambda p: setattr(p.trainer_spec, "model_type", 1)), "unigram model, but only BPE"),
+    "word": (edited(lambda p: setattr(p.trainer_spec, "model_type", 3)), "word model, but only BPE"),
     "denormalizer": (edited(lambda p: setattr(p.denormalizer_spec, "precompiled_charsmap", b"x")), "denormalizer"),
     "bytes missing": (edited(lambda p: setattr(p.pieces[20], "type", 1)), "not the 256 pieces"),
     "score": (edited(lambda p: setattr(p.pieces[300], "score", float("nan"))), "no numbers"),
     "two pieces": (edited(lambda p: setattr(p.pieces[300], "piece", p.pieces[301].piece)), "SentencePiece cannot load"),
-    "no unknown": (edited(lambda p: setattr(p.pieces[0], "type", 1)), "not one unknown piece"),
+    "no unknown": (edited(lambda p: setattr(p.pieces[0], "type", 1)), "not have exactly one unknown piece"),
     "damaged map": (edited(damage_map), "damaged character map"),
     "cut map": (edited(cut_map), "damaged character map"),
 }
@@ -550,12 +550,12 @@ def test_no_model(tmp_path, name):
         path.mkdir()
     elif name != "missing":
         path.write_bytes({"empty": b"", "text": b"version https://git-lfs\n", "other": bytes(range(256)) * 9}[name])
-    with pytest.raises(ValueError, match=r"tokenizer\.model (cannot be read|is no SentencePiece model)"):
+    with pytest.raises(ValueError, match=r"tokenizer\.model (could not be read|is not a SentencePiece model)"):
         spm.convert(path)
 
 
 def test_truncated_model(models, tmp_path):
-    """Cut anywhere, also between two fields, where protobuf sees nothing wrong."""
+    """Covers cuts anywhere, even between two fields, where protobuf reports no error."""
     whole = models("vendor").read_bytes()
     path = tmp_path / "m.model"
     proto = proto_of(models("vendor"))
@@ -568,7 +568,7 @@ def test_truncated_model(models, tmp_path):
 
 
 def test_changed_bytes(models, tmp_path):
-    """Either still a model, with the ids that SentencePiece gives, or refused."""
+    """A changed model either converts to SentencePiece's ids or is rejected."""
     whole = models("vendor").read_bytes()
     rng = random.Random(0)
     path = tmp_path / "m.model"
@@ -597,7 +597,7 @@ def test_without_the_extra(models, monkeypatch):
 
 @pytest.fixture(scope="module")
 def checkpoint(vendor_folder, tmp_path_factory):
-    """A vendor's checkpoint whose only tokenizer is `tokenizer.model`, and what `convert` makes of it."""
+    """A vendor's checkpoint with only `tokenizer.model`, and its conversion."""
     folder, names = vendor_folder
     path = tmp_path_factory.mktemp("checkpoint")
     source = write_vendor(path / "source", tiny_model(vocab_size=max(names.values()) + 9, eos_token_id=2), shards=2)
@@ -645,8 +645,8 @@ def test_the_quick_start_runs_on_a_converted_checkpoint(checkpoint):
     assert package == remote and "[[" in package
 
 
-def test_the_vendors_own_tokenizer_is_not_read_wrongly(checkpoint):
-    """Rather than as a tokenizer with other ids, which is what Transformers would make of it."""
+def test_the_vendors_own_tokenizer_is_not_loaded_wrongly(checkpoint):
+    """Transformers would load it as a tokenizer with other ids, so an error is raised."""
     with pytest.raises(ValueError, match="iquest-plt convert"):
         AutoTokenizer.from_pretrained(checkpoint / "source")
 

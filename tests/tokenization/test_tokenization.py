@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The tokenizer loses nothing, has the released special tokens where they belong, and loads without code."""
+"""The tokenizer is lossless, has the released special tokens at the right ids, and loads without code."""
 
 import json
 from pathlib import Path
@@ -73,14 +73,14 @@ def test_adds_nothing(tokenizer):
 
 
 def test_prompt_boundary(tokenizer):
-    """A prompt that ends in a newline has the tokens that the whole text has."""
+    """The tokens of a prompt that ends with a newline are a prefix of the whole text's tokens."""
     head, tail = "def f(x):\n", "    return x\n"
     (whole,), (first,) = (bpe.encode_documents(tokenizer, [text]) for text in (head + tail, head))
     assert whole[: len(first)] == first
 
 
 def test_too_little_text():
-    with pytest.raises(ValueError, match="train on more text"):
+    with pytest.raises(ValueError, match="Train on more text"):
         bpe.train(["abc"], vocab_size=700)
 
 

@@ -47,7 +47,7 @@ def test_other_releases_are_not_touched(release, monkeypatch, caplog):
 
 REFUSED = {
     "loops without the shift": ({"hf_overrides": {"plt_cross_loop_shift": False}}, "Use Transformers"),
-    "loops without gates": ({"hf_overrides": {"plt_loop_attention": "own"}}, "use Transformers"),
+    "loops without gates": ({"hf_overrides": {"plt_loop_attention": "own"}}, "Use Transformers"),
     "no window": ({"hf_overrides": {"plt_window_size": [0, 0]}}, "plt_window_size"),
     "no loops": ({"hf_overrides": {"plt_num_loops": 0}}, "plt_num_loops"),
     "quantized cache": ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype"),
@@ -84,7 +84,7 @@ def test_tail_lengths(released):
             assert tail_lengths(config.create_engine_config()) == (lengths if asked else ())
 
 
-def test_what_is_not_rejected(released):
+def test_supported_options(released):
     for options in (
         {},
         {"kv_cache_dtype": "bfloat16"},

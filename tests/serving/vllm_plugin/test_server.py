@@ -32,9 +32,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(folder, tmp_path_factory):
     log = tmp_path_factory.mktemp("log") / "server.log"
-    with (
-        pytest.MonkeyPatch.context() as patch
-    ):  # only during startup, since the other tests run their engines in this process
+    # Only during startup, because the other tests run their engines in this process.
+    with pytest.MonkeyPatch.context() as patch:
         patch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING")
         server = vllm_load.server(folder, 2, log)
         started = server.__enter__()

@@ -147,9 +147,8 @@ def test_partly_wrong_drafts(judge, prompts, monkeypatch):
         for sampled, length, ids in zip(sampled_token_ids, num_tokens_no_spec, token_ids_cpu, strict=False):
             so_far = ids[:length].tolist()
             draft = next((text[length:][:num_speculative_tokens] for text in texts if text[:length] == so_far), [])
-            wrong = random.Random(int(length)).randrange(
-                num_speculative_tokens + 1
-            )  # the position of a wrong token, or none
+            # The position of a wrong token, or none.
+            wrong = random.Random(int(length)).randrange(num_speculative_tokens + 1)
             drafts.append([token ^ (place == wrong) for place, token in enumerate(draft)] if sampled else [])
         return drafts
 
@@ -185,9 +184,8 @@ def test_wrong_variants_are_caught(judge, prompts, wrong, tmp_path, monkeypatch)
     elif wrong == "shorter ends":
         prompts = [prompt for prompt in prompts if len(prompt) > 400]
         options = {"additional_config": {TAIL: True}, "max_num_batched_tokens": 4096}
-        lengths = tuple(
-            range(judge.fields[0] - 1, 0, -1)
-        )  # too short: each loop runs over only the input that the next one needs
+        # Too short: each loop runs over only the input that the next one needs.
+        lengths = tuple(range(judge.fields[0] - 1, 0, -1))
         for module in (model, carry):
             monkeypatch.setattr(module, "tail_lengths", lambda config: lengths)
     else:
