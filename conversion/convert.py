@@ -205,7 +205,7 @@ def _dense_config(model_type: str, fields: dict) -> LlamaConfig:
     config = layout.config_from(config_class, DEFAULTS.get(model_type, {}) | fields)
     uses_window = model_type == "mistral" or fields.get("use_sliding_window")
     if uses_window and fields.get("sliding_window", getattr(config, "sliding_window", None)) is not None:
-        raise ValueError("The source uses sliding-window attention, but loop 0 of a PLT sees all earlier tokens.")
+        raise ValueError("The source attends to a sliding window, but loop 0 of a PLT sees all earlier tokens.")
     if fields.get("clip_qkv") is not None:
         raise ValueError("The source clips queries, keys and values (`clip_qkv`), but a Llama does not.")
     dense = layout.config_from(LlamaConfig, layout.shared_fields(config, LlamaConfig))

@@ -83,7 +83,7 @@ DAMAGE = {
     ),
     "manifest that leads out": (
         lambda folder: edit(folder / "manifest.json", files={"../config.json": {}}),
-        "not there",
+        "cannot be used",
     ),
     "manifest without files": (lambda folder: edit(folder / "manifest.json", files=3), "lacks `files`"),
 }

@@ -387,7 +387,7 @@ def test_stripping_tokens(models):
         ({5000: AddedToken("<s>")}, "has the id 5000, but in the model it is 1"),
         ({5000: AddedToken("<x>"), 5001: AddedToken("<x>")}, "declared twice"),
         ({5000: AddedToken("")}, "is empty"),
-        ({-1: AddedToken("<x>")}, "no possible id"),
+        ({-1: AddedToken("<x>")}, "has an invalid id"),
         ({5000: AddedToken("<x>", single_word=True)}, "single_word"),
     ],
 )
@@ -527,7 +527,7 @@ REFUSED = {
     "word": (edited(lambda p: setattr(p.trainer_spec, "model_type", 3)), "word model, but only BPE"),
     "denormalizer": (edited(lambda p: setattr(p.denormalizer_spec, "precompiled_charsmap", b"x")), "denormalizer"),
     "bytes missing": (edited(lambda p: setattr(p.pieces[20], "type", 1)), "not the 256 pieces"),
-    "score": (edited(lambda p: setattr(p.pieces[300], "score", float("nan"))), "no numbers"),
+    "score": (edited(lambda p: setattr(p.pieces[300], "score", float("nan"))), "not numbers"),
     "two pieces": (edited(lambda p: setattr(p.pieces[300], "piece", p.pieces[301].piece)), "SentencePiece cannot load"),
     "no unknown": (edited(lambda p: setattr(p.pieces[0], "type", 1)), "not have exactly one unknown piece"),
     "damaged map": (edited(damage_map), "damaged character map"),
