@@ -376,9 +376,11 @@ class PLTStaticCacheLayer(LoopStates, StaticLayer):
 def is_exporting() -> bool:
     """
     Whether `torch.export` traces, which the ONNX exporter does too: no size may decide a branch. The flag itself, since
-    PyTorch 2.7: `torch.compiler.is_exporting()` is true within `torch.compile` as well in some versions (2.11).
+    PyTorch 2.7: `torch.compiler.is_exporting()` is true within `torch.compile` as well in some versions (2.11). Before,
+    `_is_compiling_flag` is what `torch.export` sets, and `torch.compile` does not.
     """
-    return getattr(torch.compiler, "_is_exporting_flag", False)
+    flags = torch.compiler
+    return flags._is_exporting_flag if hasattr(flags, "_is_exporting_flag") else flags._is_compiling_flag
 
 
 __all__ = ["LAYER_TYPE", "LoopStates", "PLTCacheLayer", "PLTStaticCacheLayer"]
