@@ -377,10 +377,11 @@ def is_exporting() -> bool:
     """
     Returns whether `torch.export` (or the ONNX exporter) is tracing. No branch may then depend on a size.
 
-    Reads the private flag (PyTorch >= 2.7), because `torch.compiler.is_exporting()` is also true inside `torch.compile`
-    in some versions (2.11).
+    Reads private flags, because `torch.compiler.is_exporting()` is also true inside `torch.compile` in some versions
+    (2.11). Before PyTorch 2.7, `torch.export` sets `_is_compiling_flag`, and `torch.compile` does not.
     """
-    return getattr(torch.compiler, "_is_exporting_flag", False)
+    flags = torch.compiler
+    return flags._is_exporting_flag if hasattr(flags, "_is_exporting_flag") else flags._is_compiling_flag
 
 
 __all__ = ["LAYER_TYPE", "LoopStates", "PLTCacheLayer", "PLTStaticCacheLayer"]

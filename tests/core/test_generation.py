@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from tiny import VOCAB, tiny_model, tokens
+from tiny import VOCAB, needs_dynamo, tiny_model, tokens
 from torch import nn
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, DynamicCache, LlamaConfig, LlamaForCausalLM
@@ -199,6 +199,7 @@ def generate_compiled(model, ids, **arguments):
     return model.generate(ids, **arguments), counters["stats"]["unique_graphs"]
 
 
+@needs_dynamo
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("num_loops", [2, 3])
 @torch.no_grad()

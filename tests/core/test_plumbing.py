@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from tiny import VOCAB, distance, oracle, tiny_config, tiny_model, tokens
+from tiny import VOCAB, distance, needs_dynamo, oracle, pytorch_before, tiny_config, tiny_model, tokens
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, pipeline
 
@@ -86,11 +86,13 @@ def test_export_with_a_static_cache_is_rejected():
     model.generation_config.cache_implementation = "static"
     model.generation_config.cache_config = {"batch_size": 1, "max_cache_len": 16}
     model.generation_config.use_cache = True
-    for strict in (False, True):  # in strict mode, torch raises its own error, which quotes ours
-        with pytest.raises(RuntimeError if strict else ValueError, match="exporter cannot handle a PLT cache"):
+    for strict in (False, True):  # in strict mode, torch raises its own error, which quotes ours from 2.9 on
+        reason = None if strict and pytorch_before("2.9") else "exporter cannot handle a PLT cache"
+        with pytest.raises(RuntimeError if strict else ValueError, match=reason):
             convert_and_export_with_cache(copy.deepcopy(model), strict=strict)
 
 
+@needs_dynamo
 @pytest.mark.parametrize("masked", [False, True])
 @torch.no_grad()
 def test_compiled_whole_passes(masked):
@@ -105,6 +107,7 @@ def test_compiled_whole_passes(masked):
         assert distance(logits[index, real], oracle(model, row[real])) < 1e-4
 
 
+@needs_dynamo
 @torch.no_grad()
 def test_compiled_training_step():
     torch._dynamo.reset()
@@ -168,10 +171,10 @@ def test_offloaded_cache_layers():
     assert torch.allclose(logits, model(ids).logits[:, 9:], atol=1e-5)
 
 
-@pytest.mark.parametrize("padding, looks", [(0, 1), (3, 3)])
+@pytest.mark.parametrize("padding", [0, 3])
 @torch.no_grad()
-def test_a_step_waits_for_the_device_about_as_often_as_llama(padding, looks, monkeypatch):
-    """Every number that Python reads from a tensor is a wait. The library itself causes one, or two with padding."""
+def test_a_step_with_a_mask_waits_for_the_device_once(padding, monkeypatch):
+    """Every number that Python reads from a tensor is a wait. The only one tells whether there is padding."""
     model = tiny_model(plt_num_loops=3)
     ids, mask = tokens(2, 12), torch.ones(2, 12, dtype=torch.long)
     mask[0, :padding] = 0
@@ -185,4 +188,4 @@ def test_a_step_waits_for_the_device_about_as_often_as_llama(padding, looks, mon
     position_ids = (mask.cumsum(-1) - 1)[:, -1:]
     model(ids[:, :1], attention_mask=mask, position_ids=position_ids, past_key_values=cache)
     monkeypatch.undo()
-    assert len(counted) == looks
+    assert len(counted) == 1

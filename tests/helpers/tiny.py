@@ -3,7 +3,9 @@
 """Small models where gates, norms and windows all have an effect, and their distance to the oracle."""
 
 import numpy as np
+import pytest
 import torch
+from packaging.version import Version
 from reference import Reference
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -26,6 +28,15 @@ ROPES = {
     },
     "longrope": {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 3.0, 4.0, 5.0], "factor": 8.0},
 }
+
+
+def pytorch_before(release: str) -> bool:
+    return Version(torch.__version__) < Version(release)
+
+
+needs_dynamo = pytest.mark.skipif(
+    pytorch_before("2.7"), reason="Dynamo of PyTorch 2.6 cannot trace Transformers' decorators, around Llama either"
+)
 
 
 def tiny_config(**overrides) -> IQuestPLTCoderConfig:
