@@ -130,13 +130,13 @@ class IQuestPLTCoderAttention(nn.Module):
             if cache is not None:
                 key0_BKSC, value0_BKSC = cache.update(key0_BKSC, value0_BKSC, self.layer_idx)
         # Cells of loop 0 have only the global branch. If the block has any, they come first.
-        first = cells.num_outputs if cells.loops.start == 0 else 0
+        num_loop0 = cells.num_outputs if cells.loops.start == 0 else 0
         output = self.attend_globally(query, key0_BKSC, value0_BKSC, cells, **kwargs)
         if cells.loops.stop > 1:
-            later_query, key, value = (states[:, :, first:] for states in (query, key, value))
+            later_query, key, value = (states[:, :, num_loop0:] for states in (query, key, value))
             later = self.attend_later(later_query, key, value, cells, cache, **kwargs)
-            mixed = self.mix(output[:, first:], later, residual_BND, query, cells)
-            output = torch.cat([output[:, :first], mixed], dim=1) if first else mixed
+            mixed = self.mix(output[:, num_loop0:], later, residual_BND, query, cells)
+            output = torch.cat([output[:, :num_loop0], mixed], dim=1) if num_loop0 else mixed
         return self.o_proj(output.flatten(2).contiguous()), key0_BKSC, value0_BKSC
 
     def _project(self, hidden_BND: torch.Tensor, cells: Cells) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -150,6 +150,7 @@ class IQuestPLTCoderAttention(nn.Module):
 
         cos, sin = cells.position_embeddings
         num_inputs, num_outputs = cells.num_inputs, cells.num_outputs
+        # Both count tokens per loop. Several loops run together for one token only, whose cos and sin are broadcast.
         if num_outputs == num_inputs:
             query, key = heads(hidden_BND, self.q_proj), heads(hidden_BND, self.k_proj)
             query, key = apply_rotary_pos_emb(query, key, cos, sin)
@@ -161,7 +162,7 @@ class IQuestPLTCoderAttention(nn.Module):
 
     def attend_globally(self, query_BHNC, key0_BKSC, value0_BKSC, cells: Cells, **kwargs) -> torch.Tensor:
         """Returns the attention of all cells to loop 0's keys, (B, N, H, C)."""
-        at_one_position = cells.num_outputs == 1
+        at_one_position = cells.num_outputs == 1  # tokens, not cells
         attention = attend_from_one_position if at_one_position else attend
         output, weights = attention(self, query_BHNC, key0_BKSC, value0_BKSC, cells.global_mask, **kwargs)
         if cells.is_recorded and weights is not None:

@@ -100,7 +100,7 @@ class LoopGrid:
 
     Args:
         embeds_BTD: the embeddings of the new tokens.
-        previous_BT: the position of the token before each new one, see [`Layout`].
+        previous_BT (B, T + 1): the index of the token before each new one and before the next, see [`Layout`].
         carries: `H^r` of the token before the first, r < R - 1, (R - 1, B, 1, D). None at the start of a text: zeros.
     """
 
@@ -132,7 +132,7 @@ class LoopGrid:
     def _fed_back(self, run: Run) -> torch.Tensor:
         """Returns `H^{r-1}` of the token before each of the run's tokens, (B, N, D)."""
         carry_B1D = self.carries[run.loop - 1]
-        if len(self.states) < run.loop:  # all loops of one token run together: the previous loop has only its carry yet
+        if len(self.states) < run.loop:  # the loops of one token run together, so the token before it is in the carry
             return carry_B1D
         before = states_before(carry_B1D, self.states[run.loop - 1].to(carry_B1D.device), self.previous_BT)
         return before[:, -(run.stop - run.start) - 1 : -1]

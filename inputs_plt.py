@@ -75,10 +75,10 @@ def past_length(cache: Cache | None) -> int:
     return cache.get_seq_length() if cache is not None else 0
 
 
-def read_inputs(config, inputs: Inputs, use_cache: bool | None, schedule: str, records: tuple[str, ...]) -> Inputs:
+def read_inputs(config, inputs: Inputs, use_cache: bool | None, schedule: str, recordable: tuple[str, ...]) -> Inputs:
     """
-    Checks and completes the inputs of a forward pass. `schedule` is the argument `loop_schedule`. `records` names the
-    outputs that can be recorded.
+    Checks and completes the inputs of a forward pass. `schedule` is the argument `loop_schedule`. `recordable`
+    names the outputs that can be recorded.
 
     Raises:
         ValueError: for unsupported inputs. The message suggests an alternative.
@@ -86,12 +86,13 @@ def read_inputs(config, inputs: Inputs, use_cache: bool | None, schedule: str, r
     """
     if schedule not in ("together", "sequence"):
         raise ValueError(f'`loop_schedule` must be "together" or "sequence", got {schedule!r}.')
-    check_keywords(inputs.keywords, config._attn_implementation, records)
+    check_keywords(inputs.keywords, config._attn_implementation, recordable)
     inputs.num_loops = config.check_num_loops(inputs.num_loops)
     if inputs.cache is not None:
         has_mask = inputs.attention_mask is not None
         check_cache(inputs.cache, config, inputs.num_loops, inputs.embeds.shape[0], has_mask)
-    if _read_mask(config, inputs) and use_cache and inputs.cache is None:
+    can_create_cache = _read_mask(config, inputs)
+    if can_create_cache and use_cache and inputs.cache is None:
         inputs.cache = DynamicCache(config=config)
     if inputs.cache is not None:
         prepare_cache(inputs.cache, config, inputs.num_loops)
@@ -111,7 +112,7 @@ def read_inputs(config, inputs: Inputs, use_cache: bool | None, schedule: str, r
 
 
 def _read_mask(config, inputs: Inputs) -> bool:
-    """Checks masks and positions. Returns whether a cache can be made, that is, whether each row holds one text."""
+    """Checks and completes masks and positions. Returns whether each row holds one text, as a new cache requires."""
     num_tokens, has_cache = inputs.embeds.shape[1], inputs.cache is not None
     if inputs.keywords.get("cu_seq_lens_q") is not None:
         inputs.position_ids = packed_positions(inputs.keywords["cu_seq_lens_q"], inputs.position_ids, num_tokens)
@@ -222,7 +223,7 @@ def packed_positions(cu_seq_lens: torch.Tensor, position_ids: torch.Tensor | Non
 # -- keywords and caches ----------------------------------------------------------------------------------------------
 
 
-def check_keywords(keywords: dict, attention_kernel: str, recorded: tuple[str, ...] = ()) -> None:
+def check_keywords(keywords: dict, attention_kernel: str, recordable: tuple[str, ...] = ()) -> None:
     """
     Checks the extra keyword arguments of a forward pass. Warns once about any that the library's kernels and losses do
     not read, since they have no effect.
@@ -239,7 +240,7 @@ def check_keywords(keywords: dict, attention_kernel: str, recorded: tuple[str, .
     if torch.compiler.is_compiling():  # the first call, outside the graph, has already warned
         return
     known = _library_keywords(attention_kernel)
-    unknown = [name for name in keywords if name not in known and name.removeprefix("output_") not in recorded]
+    unknown = [name for name in keywords if name not in known and name.removeprefix("output_") not in recordable]
     if unknown:
         names = ", ".join(f"`{name}`" for name in sorted(unknown))
         logger.warning_once(f"forward() ignores arguments that this model does not read: {names}.")
@@ -247,7 +248,10 @@ def check_keywords(keywords: dict, attention_kernel: str, recorded: tuple[str, .
 
 @functools.cache
 def _library_keywords(attention_kernel: str) -> frozenset[str]:
-    """Returns the names that the library's attention kernels, losses and decorators read from `**kwargs`."""
+    """
+    Returns the names that the library's attention kernels, losses and decorators read from `**kwargs`. The argument
+    only keys the cache: a kernel registered since the last call may read more names.
+    """
     names = {"return_dict", "debug_io", "debug_io_dir", "prune_layers"}
     names |= TransformersKwargs.__annotations__.keys() | FlashAttentionKwargs.__annotations__.keys()
     functions = [ForCausalLMLoss, *ALL_ATTENTION_FUNCTIONS.values()]

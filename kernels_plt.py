@@ -45,8 +45,8 @@ KERNELS = {
 
 def get_kernel(name: str) -> Kernel:
     """Returns the capabilities of the kernel `name`, with safe defaults if it is not in the table."""
-    is_librarys = "/" in name or name.startswith(("flash_attention", "flex_attention"))  # a slash means the Hub
-    return KERNELS.get(name) or Kernel(takes_4d_masks="flash" not in name, takes_views=is_librarys)
+    is_from_library = "/" in name or name.startswith(("flash_attention", "flex_attention"))  # a slash means the Hub
+    return KERNELS.get(name) or Kernel(takes_4d_masks="flash" not in name, takes_views=is_from_library)
 
 
 class _GroupedQueries:
@@ -60,7 +60,7 @@ class _GroupedQueries:
         self.training = attention.training
         self.scaling = attention.scaling
         self.attention_dropout = attention.attention_dropout
-        self.modules = attention.modules
+        self.modules = attention.modules  # flash attention looks up a Linear's dtype
         self.num_key_value_groups = num_key_value_groups
 
 
@@ -110,7 +110,7 @@ def attend_in_tiles(attention: nn.Module, query_BHNC, key_BKSC, value_BKSC, wind
 
 
 def _attend_as_rows(attention, kernel_name: str, query_BHNC, key_BKSC, value_BKSC, mask, **kwargs):
-    """Runs attention with the G · N queries of a key/value head as rows of one matrix. `mask` has a row for each."""
+    """Runs attention with the G · N queries of a key/value head as rows of one matrix. `mask` has one row or G · N."""
     num_queries, kv_heads = query_BHNC.shape[2], key_BKSC.shape[1]
     rows = query_BHNC.reshape(query_BHNC.shape[0], kv_heads, -1, query_BHNC.shape[3])
     kwargs["is_causal"] = False  # rows are not positions

@@ -58,7 +58,7 @@ class Cells:
     Attributes:
         loops: the loops of the cells. Each loop has the same number of cells, and the loops are concatenated.
         position_embeddings: cosines and sines (B or 1, n, C) of the n tokens per loop that enter the layer.
-        global_mask: the mask of attention to loop 0's keys.
+        global_mask: the mask of attention to loop 0's keys, with a row for each new token. See `at`.
         window: see [`Window`]; None for one loop.
         num_outputs: the number of tokens per loop that leave the layer. These are the last ones.
         is_recorded: whether attention weights and gates are recorded.
@@ -79,6 +79,7 @@ class Cells:
 
     @property
     def num_inputs(self) -> int:
+        """The number of tokens per loop that enter the layer."""
         return self.position_embeddings[0].shape[1]
 
     def at(self, layer: int) -> "Cells":
@@ -89,7 +90,7 @@ class Cells:
         num_inputs, num_outputs = (num_tokens - self.starts[i] for i in (layer, layer + 1))
         mask = self.global_mask
         if num_outputs < num_tokens:  # the mask may be None: a single query sees all keys
-            mask = self.tail_mask if self.tail_mask is None else self.tail_mask[..., -num_outputs:, :]
+            mask = None if self.tail_mask is None else self.tail_mask[..., -num_outputs:, :]
         cos, sin = (states[:, -num_inputs:] for states in self.position_embeddings)
         return Cells(
             self.loops, (cos, sin), mask, self.window, num_outputs, self.is_recorded, is_tail=num_inputs < num_tokens
@@ -115,9 +116,9 @@ class Layout:
 
     Attributes:
         global_mask, window: as in [`Cells`].
-        previous (B, T + 1): for each new token and the next one, the position of the token before it. 0 is the last
-            token of the cache, i + 1 is column i. None: the token before is always in the column before.
-        position_embeddings: cosines and sines (B or 1, T, C).
+        previous (B, T + 1): for each new token and the next one, the index of the token before it. Index 0 is the last
+            token of the cache (or none), i + 1 is new column i. None: always the column before.
+        position_embeddings: cosines and sines (B or 1, T, C). The model sets them.
     """
 
     global_mask: torch.Tensor | None
@@ -165,7 +166,7 @@ class _CacheView:
 
     @classmethod
     def of(cls, cache: Cache, num_tokens: int) -> "_CacheView":
-        """Returns a view of a cache that is known to contain padding."""
+        """Returns a view of a cache for a mask that is known to contain padding."""
         return cls(cache.get_mask_sizes(num_tokens, 0)[0], cache.get_seq_length(), has_mask=True)
 
     def get_query_offset(self, layer_idx: int = 0) -> int | torch.Tensor:
@@ -189,7 +190,8 @@ def prepare_mask(config, inputs_embeds, attention_mask, position_ids, cache) -> 
 
 def create_layout(config, inputs) -> Layout:
     """Creates the layout of a pass from [`inputs_plt.Inputs`], without reading the values of the embeddings."""
-    mask, position_ids, cache = inputs.attention_mask, inputs.position_ids, inputs.cache
+    mask, cache = inputs.attention_mask, inputs.cache
+    position_ids = inputs.position_ids if mask is None else None  # with a mask, they do not mark documents
     embeds = _shape_of(inputs.embeds)
     if inputs.num_loops == 1:
         if isinstance(mask, dict):
@@ -200,14 +202,11 @@ def create_layout(config, inputs) -> Layout:
     if isinstance(mask, dict):
         is_new = mask["tokens"]
         is_new = None if is_new is None or _is_known_true(is_new.all()) else is_new
-        global_mask, is_padded, position_ids = mask["global_mask"], False, None
+        global_mask = mask["global_mask"]
     else:
         mask, is_new = _drop_if_full(mask, embeds.shape[1])
-        is_padded = mask is not None
-        position_ids = position_ids if inputs.attention_mask is None or is_padded else None
-        view = _CacheView.of(cache, embeds.shape[1]) if is_padded and cache is not None else cache
+        view = cache if mask is None or cache is None else _CacheView.of(cache, embeds.shape[1])
         global_mask = create_causal_mask(config, embeds, mask, view, position_ids=position_ids)
-        position_ids = None if is_padded else position_ids
     layout = Layout(global_mask)
     if is_new is not None:
         layout.previous = _previous_tokens(is_new)
@@ -244,13 +243,13 @@ def _create_window(config, inputs, is_new, position_ids, previous) -> Window:
     num_tokens, cache = inputs.embeds.shape[1], inputs.cache
     past = cache.layers[0].window_length if cache is not None else 0
     window.is_token = _window_tokens(inputs, is_new, past)
-    has_gaps = _has_padding_after_tokens(window.is_token, is_new, cache)
-    if has_gaps and cache is not None:
+    window_has_gaps = _has_padding_after_tokens(window.is_token, is_new, cache)
+    if window_has_gaps and cache is not None:
         window.keep = last_tokens(window.is_token, window.left)  # type: ignore[arg-type]
     # No branch may depend on a size during export, because the graph must work for all sizes.
     is_short = not is_exporting() and past + num_tokens <= window.left + 1
     takes_tiles = get_kernel(config._attn_implementation).takes_tiles and not inputs.records and not is_exporting()
-    if takes_tiles and not has_gaps and num_tokens > window.left + 1:
+    if takes_tiles and not window_has_gaps and num_tokens > window.left + 1:
         segments = _segments(window.is_token, previous, past + num_tokens, inputs.embeds.device)
         return _cut_into_tiles(config, inputs.embeds, window, segments)
     rows = inputs.num_loops - 1 if inputs.together else 1  # one call handles the loops of one token as batch rows
@@ -263,14 +262,14 @@ def _create_window(config, inputs, is_new, position_ids, previous) -> Window:
         CACHE_NAME: view,
         "position_ids": position_ids if rows == 1 else None,
     }
-    window.mask = _window_mask(config, arguments, window.left, is_short, has_gaps)
+    window.mask = _window_mask(config, arguments, window.left, is_short, window_has_gaps)
     return window
 
 
-def _window_mask(config, arguments: dict, left: int, is_short: bool, has_gaps: bool) -> torch.Tensor | None:
+def _window_mask(config, arguments: dict, left: int, is_short: bool, window_has_gaps: bool) -> torch.Tensor | None:
     if is_short:  # the last token sees the whole window
         return create_causal_mask(config, **arguments)
-    if has_gaps:
+    if window_has_gaps:
         is_token = arguments["attention_mask"]
         before = is_token.cumsum(-1) - is_token.long()  # the number of tokens before each column
         within = lambda b, h, q, k: before[b, q] - before[b, k] <= left  # noqa: E731
@@ -294,7 +293,7 @@ def _window_tokens(inputs, is_new: torch.Tensor | None, past: int) -> torch.Tens
 
 def _has_padding_after_tokens(is_token, is_new, cache) -> bool:
     """Returns whether windows have gaps. The cache removes padding itself, except while it records the past."""
-    if is_token is None or not (is_new is not None or cache.layers[0].record_past):
+    if is_token is None or (is_new is None and not cache.layers[0].record_past):
         return False
     return is_exporting() or not _is_known_true((is_token[:, 1:] >= is_token[:, :-1]).all())
 

@@ -224,9 +224,9 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         if self._is_checkpointing():
-            use_cache, cache = False, None  # the layers would not fill it
+            use_cache, cache = False, None  # the library withholds the cache from checkpointed layers
         records = self._records(kwargs)
-        keep = None if records or output_loop_states else states_to_keep or None
+        keep = None if records or output_loop_states else states_to_keep or None  # 0 means all
         given = Inputs(inputs_embeds, attention_mask, position_ids, cache, num_loops, records, kwargs, keep=keep)  # type: ignore[arg-type]
         inputs = read_inputs(self.config, given, use_cache, loop_schedule, tuple(self._can_record_outputs))
         loop_states = self._run(inputs, create_layout(self.config, inputs))
@@ -241,6 +241,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         config, cache = self.config, inputs.cache
         positions = inputs.positions()
         layout.position_embeddings = self.rotary_emb(inputs.embeds, positions)
+        # Flash attention finds packed documents by their positions, which is pointless for a single token.
         keywords = inputs.keywords if inputs.together else {**inputs.keywords, "position_ids": positions}
         carries = cache.layers[0].get_carries() if cache is not None else None
         grid = grid_class(config)(config, inputs.num_loops, inputs.embeds, layout.previous, carries)
@@ -276,8 +277,8 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
 
 
 def _keep_carries(layer, grid: LoopGrid, layout: Layout) -> None:
-    """Stores the states that the next pass needs in the cache's first layer."""
-    if layout.previous is not None:
+    """Stores the carries in the cache's first layer, and whether later passes need a mask."""
+    if layout.previous is not None:  # with a cache, this means padding
         layer.has_padding = True
     carries = grid.next_carries()
     if carries:
