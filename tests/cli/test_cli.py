@@ -24,7 +24,7 @@ from iquest_plt.cli.conversation import Conversation
 
 # The public options, which scripts rely on.
 OPTIONS = {
-    "convert": "--to --revision --num-loops --window --emb-scale --hidden-scale --gate-on-hidden-states "
+    "convert": "--to --revision --init --num-loops --window --emb-scale --hidden-scale --gate-on-hidden-states "
     "--gate-on-queries --dtype --max-shard-size --hard-link --json",
     "verify": "--logits --json",
     "info": "--length --batch --num-loops --dtype --revision --json",

@@ -555,7 +555,7 @@ def test_errors_name_a_source_whose_name_is_not_text(source, tmp_path):
         pytest.skip("this file system has no such names")
     with pytest.raises(ValueError, match=r"source\\udcff' is not UTF-8"):
         convert(str(source), tmp_path / "target")
-    assert any("is no UTF-8" in problem for problem in verify(source)["problems"])
+    assert any("is not UTF-8" in problem for problem in verify(source)["problems"])
 
 
 # -- processes that are terminated -------------------------------------------------------------------------------------
