@@ -25,7 +25,7 @@ from .writer import Tensor
 
 
 INITS = ("keep", "zero")
-SHARE = 0.04  # of the embedding's size: two loops then cost SmolLM2-135M about 1 % of its loss on text and code
+SHARE = 0.04  # of the embedding's size: SmolLM2-135M then has 0.2 to 0.8 % more loss with 2 to 4 loops
 GATE_BIAS = 2.0  # g = 0.88
 
 
