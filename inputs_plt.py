@@ -59,16 +59,19 @@ class Inputs:
         """Returns the positions (B or 1, T), by default counted from the end of the cache."""
         if self.position_ids is not None:
             return self.position_ids
-        mask, num_tokens = self.attention_mask, self.embeds.shape[1]
-        columns = (torch.arange(num_tokens, device=self.embeds.device) + past_length(self.cache)).unsqueeze(0)
+        mask = self.attention_mask
         if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
-            return columns
-        tokens = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -num_tokens:]
+            return self._columns()
+        tokens = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -self.embeds.shape[1] :]
         # Positions count tokens, because the query gate depends on absolute positions. One loop counts columns like
         # Llama, unless there is padding between tokens. (Decided on the device, so the host does not wait.)
         if self.num_loops > 1 or is_exporting():
             return tokens
-        return torch.where(has_gaps(mask).to(tokens.device), tokens, columns)
+        return torch.where(has_gaps(mask).to(tokens.device), tokens, self._columns())
+
+    def _columns(self) -> torch.Tensor:
+        """Returns positions (1, T) that count all columns from the start of the cache."""
+        return (torch.arange(self.embeds.shape[1], device=self.embeds.device) + past_length(self.cache)).unsqueeze(0)
 
 
 def past_length(cache: Cache | None) -> int:

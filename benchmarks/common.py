@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ..configuration_plt import IQuestPLTCoderConfig
 from ..conversion.layout import shared_fields
-from ..utils.timing import decode_step_times, environment, timed  # noqa: F401 (benchmarks import them from here)
+from ..utils.timing import environment, timed  # noqa: F401 (benchmarks import it from here)
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -49,14 +49,21 @@ def plt_config(hidden_size: int, num_layers: int) -> IQuestPLTCoderConfig:
     return IQuestPLTCoderConfig(**_shape(hidden_size, num_layers), **plt)
 
 
-def llama_of(plt, arguments: argparse.Namespace):
-    """Builds the Llama of the same shape; it shares all weights of `plt` except the gates."""
+def llama_of(plt):
+    """Builds the Llama of the same shape, dtype, device and kernel. It shares all weights of `plt` except the gates."""
     config = LlamaConfig(**shared_fields(plt.config, LlamaConfig))
+    attention = plt.config._attn_implementation
     with torch.device("meta"):
-        llama = build(config, arguments, device="meta")
+        llama = AutoModelForCausalLM.from_config(config, dtype=plt.dtype, attn_implementation=attention).eval()
     llama.load_state_dict({k: v for k, v in plt.state_dict().items() if "plt_gate" not in k}, assign=True)
-    llama.model.rotary_emb = type(llama.model.rotary_emb)(config).to(arguments.device)
+    llama.model.rotary_emb = type(llama.model.rotary_emb)(config).to(plt.device)
     return llama
+
+
+def bytes_read_per_token(model) -> int:
+    """Returns the bytes of all weights except the embedding, since a token reads only one of its rows."""
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return weights - (0 if model.config.tie_word_embeddings else model.get_input_embeddings().weight.nbytes)
 
 
 def ratios(times: list[float], one_loop: list[float], llama: list[float]) -> dict[str, float]:
@@ -73,11 +80,11 @@ def median_ms(times: list[float]) -> float:
     return 1e3 * statistics.median(times)
 
 
-def build(config, arguments: argparse.Namespace, device: str | None = None):
+def build(config, arguments: argparse.Namespace):
     """Builds a model with random weights, for the options `--dtype`, `--attention` and `--device`."""
     dtype = getattr(torch, arguments.dtype)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=arguments.attention)
-    return model.eval().to(device or arguments.device)
+    return model.eval().to(arguments.device)
 
 
 def keep_freed_memory() -> None:

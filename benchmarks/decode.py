@@ -12,11 +12,11 @@ import argparse
 import torch
 from transformers import CompileConfig
 
+from ..utils.interleaved import decode_step_times
 from .common import (
     add_common_arguments,
     add_shape_arguments,
     build,
-    decode_step_times,
     llama_of,
     median_ms,
     parse,
@@ -75,7 +75,7 @@ def main() -> None:
     arguments = parse(parser)
 
     plt = build(plt_config(arguments.hidden, arguments.layers), arguments)
-    llama = llama_of(plt, arguments)
+    llama = llama_of(plt)
     results = []
     for batch in arguments.batch:
         results += measure(plt, llama, arguments, True, batch)

@@ -12,7 +12,7 @@ import argparse
 import torch
 
 from ..configuration_plt import IQuestPLTCoderConfig
-from .common import RELEASED, build, llama_of, parse, report, timed
+from .common import RELEASED, build, bytes_read_per_token, llama_of, parse, report, timed
 from .decode import COLUMNS, add_arguments, measure
 
 
@@ -23,12 +23,6 @@ def read_bandwidth(like: torch.Tensor, gigabytes: float = 1.0, repeats: int = 7)
     matrix, vector = like.new_zeros(rows, columns), like.new_zeros(1, columns)
     seconds = min(timed(torch.nn.functional.linear, like.device, vector, matrix) for _ in range(repeats))
     return matrix.nbytes / seconds
-
-
-def bytes_read_per_token(model) -> int:
-    """Returns the bytes of all weights except the embedding, since a token reads only one of its rows."""
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    return weights - (0 if model.config.tie_word_embeddings else model.get_input_embeddings().weight.nbytes)
 
 
 def main() -> None:
@@ -42,7 +36,7 @@ def main() -> None:
     plt = build(config, arguments)
     bandwidth, size = read_bandwidth(plt.lm_head.weight), bytes_read_per_token(plt)
     with torch.no_grad():
-        results = measure(plt, llama_of(plt, arguments), arguments, arguments.sequence, batch=1)
+        results = measure(plt, llama_of(plt), arguments, arguments.sequence, batch=1)
     limit_ms = 1e3 * size / bandwidth
     for result in results:
         result["share_of_limit"] = round(limit_ms / result["ms_per_token"], 3)

@@ -64,7 +64,7 @@ def main() -> None:
     config = IQuestPLTCoderConfig.from_pretrained(arguments.config or RELEASED)
     dtype = getattr(torch, arguments.dtype)
     plt = build(plt_config(arguments.hidden, arguments.layers), arguments)
-    models = {"Llama": (llama_of(plt, arguments), {})}
+    models = {"Llama": (llama_of(plt), {})}
     models |= {loops: (plt, {"num_loops": loops}) for loops in arguments.loops}
     results = []
     for length in arguments.lengths:

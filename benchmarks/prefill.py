@@ -39,7 +39,7 @@ def main() -> None:
     arguments = parse(parser)
 
     plt = build(plt_config(arguments.hidden, arguments.layers), arguments)
-    models = {("Llama", "all"): (llama_of(plt, arguments), {})}
+    models = {("Llama", "all"): (llama_of(plt), {})}
     for loops in arguments.loops:
         models[loops, "the end"] = (plt, {"num_loops": loops})
         if loops > 1:  # `output_loop_states` makes every loop run over all positions

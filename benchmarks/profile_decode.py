@@ -59,7 +59,7 @@ def main() -> None:
 
     plt = build(plt_config(arguments.hidden, arguments.layers), arguments)
     prompt = torch.randint(plt.config.vocab_size, (arguments.batch, arguments.prompt), device=arguments.device)
-    runs = {"Llama": (llama_of(plt, arguments), {})} | {r: (plt, {"num_loops": r}) for r in arguments.loops}
+    runs = {"Llama": (llama_of(plt), {})} | {r: (plt, {"num_loops": r}) for r in arguments.loops}
     results = []
     for name, (model, kwargs) in runs.items():
         spent = step_profile(model, prompt, arguments.steps, **kwargs)

@@ -47,7 +47,7 @@ def main() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages; must be set before the first allocation
 
     plt = build(plt_config(arguments.hidden, arguments.layers), arguments).train()
-    llama = llama_of(plt, arguments).train()
+    llama = llama_of(plt).train()
     input_ids = torch.randint(plt.config.vocab_size, (arguments.batch, arguments.length), device=arguments.device)
     kinds = [("Llama", llama, {})] + [(loops, plt, {"num_loops": loops}) for loops in arguments.loops]
     runs = {(name, checkpointing): run for checkpointing in arguments.checkpointing for name, *run in kinds}

@@ -106,7 +106,7 @@ def time_rows(rows: list[tuple], length: int, new_tokens: int, prompt: int) -> l
     Times rows of (model, loops), which take turns token by token. Ratios are over the first row with one loop or, if
     there is none, over the first model run with one loop.
     """
-    from ..utils.timing import decode_step_times
+    from ..utils.interleaved import decode_step_times
 
     runs: dict[int | str, tuple] = {
         index: (

@@ -3,17 +3,13 @@
 """The model at the released size with random weights, the Llama of its shape, and the limits of the hardware."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from ... import IQuestPLTCoderConfig
-from ...conversion.layout import shared_fields
+from ..common import RELEASED, bytes_read_per_token, llama_of
 from .stage import Stage, free, seconds_each
-
-
-RELEASED = Path(__file__).parents[2]  # folder of the released `config.json`
 
 
 def full_size_config(smoke: bool = False) -> IQuestPLTCoderConfig:
@@ -30,12 +26,7 @@ def full_size_models(stage: Stage):
     config = full_size_config(stage.smoke)
     with stage.device:
         plt = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
-    config = LlamaConfig(**shared_fields(plt.config, LlamaConfig))
-    with torch.device("meta"):
-        llama = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
-    llama.load_state_dict({k: v for k, v in plt.state_dict().items() if "plt_gate" not in k}, assign=True)
-    llama.model.rotary_emb = type(llama.model.rotary_emb)(config).to(stage.device)
-    return plt, llama
+    return plt, llama_of(plt)
 
 
 @dataclass
@@ -67,5 +58,4 @@ def _multiplied(stage: Stage) -> float:
 
 def bytes_per_step(plt, batch: int, context: int, num_loops: int) -> int:
     """Returns the bytes a decode step reads: weights without the embedding, loop 0's keys and values, and windows."""
-    weights = sum(parameter.nbytes for parameter in plt.parameters()) - plt.get_input_embeddings().weight.nbytes
-    return weights + batch * plt.kv_bytes_per_sequence(context, num_loops)
+    return bytes_read_per_token(plt) + batch * plt.kv_bytes_per_sequence(context, num_loops)

@@ -4,14 +4,14 @@
 
 import json
 import os
-import platform
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import transformers
+
+from ...utils.timing import environment
 
 
 class Stage:
@@ -31,7 +31,7 @@ class Stage:
         self.device = torch.device("cpu" if smoke else "cuda")
         self.started = time.monotonic()
         self.deadline = self.started + seconds
-        self.result = {"stage": name, "environment": environment(self.device), "cases": {}}
+        self.result = {"stage": name, "environment": describe(self.device), "cases": {}}
         self.save()
 
     def run(self, name: str, case: Callable[..., dict], *args, seconds: float = 5, **kwargs) -> dict | None:
@@ -68,16 +68,12 @@ class Stage:
         os.replace(temporary, self.out)
 
 
-def environment(device: torch.device) -> dict:
-    """Returns device and versions."""
-    result = {"device": device.type, "torch": torch.__version__, "transformers": transformers.__version__}
-    result["python"] = platform.python_version()
+def describe(device: torch.device) -> dict:
+    """Returns the device, its memory or its instructions, and versions."""
     if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        result |= {"device": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)}
-    else:
-        result["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
-    return result
+        memory = torch.cuda.get_device_properties(device).total_memory
+        return environment(str(device)) | {"memory_gb": round(memory / 1e9, 1)}
+    return environment(str(device)) | {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
 
 
 def free(device: torch.device) -> None:
