@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Training text: the Python standard library, and optionally packages, split by whole files.
+"""Training text: the Python standard library, and optionally packages or wheels, split by whole files.
 
 Exact copies are dropped. Files that share much of their text (`CLUSTER_OVERLAP`) form a cluster. A cluster is held out
 or trained on as a whole, so training never sees a near-duplicate of a held-out file.
@@ -11,10 +11,13 @@ import hashlib
 import importlib.metadata
 import platform
 import re
+import subprocess
+import sys
 import sysconfig
+import zipfile
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +56,15 @@ PACKAGES = {
     "pygments": "BSD-2-Clause",
     "rich": "MIT",
 }
+# Wheels with permissive licences, which need not be installed. Each contains many tests, as the standard library does.
+WHEELS = {
+    "setuptools==84.2.1": "MIT",
+    "testtools==2.9.1": "MIT",
+    "tornado==6.6.1": "Apache-2.0",
+    "twisted==26.10.0": "MIT",
+    "websockets==17.4": "BSD-3-Clause",
+    "werkzeug==3.1.9": "BSD-3-Clause",
+}
 HELDOUT_SHARE = 0.06  # of the clusters
 SHINGLE = 8  # code tokens per shingle
 SKETCH = 8  # one in SKETCH shingle hashes is kept
@@ -90,12 +102,40 @@ def collect(root: str | Path | None = None, packages: Sequence[str] = ()) -> lis
     files = {file.relative_to(root).as_posix(): file for file in root.rglob("*.py")}
     for name in packages:
         files |= {file.as_posix(): Path(file.locate()) for file in _distribution(name).files if file.suffix == ".py"}  # type: ignore[union-attr]
+    return _documents((path, file.read_bytes()) for path, file in sorted(files.items()) if not _is_excluded(path))
+
+
+def collect_wheels(requirements: Sequence[str], folder: Path) -> list[Document]:
+    """
+    Downloads the wheels `requirements` ("name==version") with pip into `folder` and reads their .py files.
+
+    Raises:
+        ValueError: if a requirement is not one of `WHEELS`, or the download failed.
+    """
+    unknown = sorted(set(requirements) - set(WHEELS))
+    if unknown:
+        raise ValueError(f"The licence of {unknown[0]!r} may not permit training: choose from {', '.join(WHEELS)}.")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    if subprocess.run([*command, "--dest", str(folder), *requirements]).returncode != 0:
+        raise ValueError(f"The download of {', '.join(requirements)} failed: see pip's message above.")
+    contents = {}
+    for file in folder.glob("*.whl"):
+        with zipfile.ZipFile(file) as wheel:
+            paths = [path for path in wheel.namelist() if path.endswith(".py") and not _is_excluded(path)]
+            contents |= {path: wheel.read(path) for path in paths}
+    return _documents(sorted(contents.items()))
+
+
+def _is_excluded(path: str) -> bool:
+    return any(fnmatch.fnmatch(path, pattern) for pattern in EXCLUDED)
+
+
+def _documents(contents: Iterable[tuple[str, bytes]]) -> list[Document]:
+    """Decodes files as UTF-8; leaves out those that are not, and very short ones."""
     documents = []
-    for path, file in sorted(files.items()):
-        if any(fnmatch.fnmatch(path, pattern) for pattern in EXCLUDED):
-            continue
+    for path, content in contents:
         try:
-            text = file.read_bytes().decode()
+            text = content.decode()
         except UnicodeDecodeError:
             continue
         if len(text) >= MIN_BYTES:
@@ -162,7 +202,22 @@ def split(documents: list[Document], heldout_share: float = HELDOUT_SHARE) -> li
     return [document for index, document in enumerate(documents) if index not in dropped]
 
 
-def manifest(documents: list[Document], packages: Sequence[str] = ()) -> dict:
+def without_overlap(documents: list[Document], others: list[Document]) -> list[Document]:
+    """
+    Returns the `documents` that may be trained on beside `others`, which are already split: no copies of any of them,
+    and none that would be in a cluster with a held-out one.
+    """
+    known = {document.sha256 for document in others}
+    combined = others + [document for document in documents if document.sha256 not in known]
+    dropped = set()
+    for (i, j), overlap in overlaps([sketch(document.text) for document in combined]).items():
+        limit = CLUSTER_OVERLAP if combined[i].split == "heldout" else DUPLICATE_OVERLAP
+        if overlap >= limit:
+            dropped.add(j)
+    return [combined[index] for index in range(len(others), len(combined)) if index not in dropped]
+
+
+def manifest(documents: list[Document], packages: Sequence[str] = (), wheels: Sequence[str] = ()) -> dict:
     """Describes the data: sources, licences, totals, and bytes, hash and split of each file."""
     totals = {
         name: {
@@ -177,6 +232,10 @@ def manifest(documents: list[Document], packages: Sequence[str] = ()) -> dict:
         "licence": "PSF-2.0",
         "packages": [
             {"name": name, "version": _distribution(name).version, "licence": PACKAGES[name]} for name in packages
+        ],
+        "wheels": [
+            {"name": wheel.split("==")[0], "version": wheel.split("==")[1], "licence": WHEELS[wheel]}
+            for wheel in wheels
         ],
         "excluded": EXCLUDED,
         "cluster_overlap": CLUSTER_OVERLAP,

@@ -58,6 +58,8 @@ class Recipe:
         }
     )
     packages: tuple[str, ...] = ()  # names in `data.PACKAGES`, in addition to the standard library
+    wheels: tuple[str, ...] = ()  # keys of `data.WHEELS`; nothing of them is held out
+    initial: str | None = None  # folder of an earlier model, whose weights and tokenizer this run starts from
     vocab_size: int = bpe.VOCAB_SIZE
     heldout_share: float = data.HELDOUT_SHARE
     tokens: int = 11_200_000
@@ -77,6 +79,13 @@ class Recipe:
     eval_rows: int = 16
     log_steps: int = 10
     seed: int = 0
+
+    @classmethod
+    def continued(cls, initial: str | Path, tokens: int = 7_600_000) -> "Recipe":
+        """Returns the recipe of a further stage: more data, and half the learning rates of a new model."""
+        rates = {name: getattr(cls, name) / 2 for name in ("muon_lr", "adamw_lr", "embedding_lr")}
+        data_ = {"initial": str(initial), "wheels": tuple(data.WHEELS)}
+        return cls(tokens=tokens, tokens_per_step=8192, decay_share=0.9, **data_, **rates)
 
     @property
     def steps(self) -> int:
@@ -158,13 +167,18 @@ def prepare(
         out.mkdir(parents=True, exist_ok=True)
         print("Collecting and splitting the sources ...", flush=True)
         documents = data.split(data.collect(stdlib, recipe.packages), recipe.heldout_share)
+        if recipe.wheels:
+            documents += data.without_overlap(data.collect_wheels(recipe.wheels, out / "wheels"), documents)
         texts = {name: [d.text for d in documents if d.split == name] for name in ("train", "heldout")}
         if not all(texts.values()):
             raise ValueError("The split leaves no files to train on, or none to hold out. Use more files.")
-        print(f"Training the tokenizer on {len(texts['train'])} files ...", flush=True)
-        tokenizer = bpe.train(texts["train"], recipe.vocab_size)
+        if recipe.initial is not None:
+            tokenizer = AutoTokenizer.from_pretrained(recipe.initial)
+        else:
+            print(f"Training the tokenizer on {len(texts['train'])} files ...", flush=True)
+            tokenizer = bpe.train(texts["train"], recipe.vocab_size)
         bpe.save(tokenizer, out / "tokenizer")
-        manifest = data.manifest(documents, recipe.packages)
+        manifest = data.manifest(documents, recipe.packages, recipe.wheels)
         for name in texts:
             stream = data.token_stream(bpe.encode_documents(tokenizer, texts[name]), tokenizer.eos_token_id)
             np.save(out / f"{name}.npy", stream)
@@ -185,7 +199,11 @@ def _load_stream(file: Path) -> np.ndarray:
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> IQuestPLTCoderForCausalLM:
-    """Makes a newly initialised float32 model that uses the training kernels."""
+    """Makes a float32 model that uses the training kernels, newly initialised or with the weights of `initial`."""
+    if recipe.initial is not None:
+        return IQuestPLTCoderForCausalLM.from_pretrained(
+            recipe.initial, attn_implementation=register_attention(), dtype=torch.float32
+        )
     fields = {
         "vocab_size": recipe.vocab_size,
         "plt_num_loops": 2,
@@ -277,11 +295,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/small"), help="folder of the run")
     parser.add_argument("--tokens", type=int, default=Recipe.tokens, help="total number of training tokens")
+    parser.add_argument("--init", type=Path, metavar="FOLDER", help="train on from this model, with more data")
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="only evaluate and export the last checkpoint")
     args = parser.parse_args(argv)
     try:
         if args.export is None:
-            train(args.out, Recipe(tokens=args.tokens))
+            train(args.out, Recipe.continued(args.init, args.tokens) if args.init else Recipe(tokens=args.tokens))
         export(args.out, args.export or args.out / "export")
     except (ValueError, OSError, DivergedError) as error:
         raise SystemExit(" ".join(str(error).split())) from error
