@@ -256,6 +256,7 @@ def _library_keywords(attention_kernel: str) -> frozenset[str]:
     only keys the cache: a kernel registered since the last call may read more names.
     """
     names = {"return_dict", "debug_io", "debug_io_dir", "prune_layers"}
+    names.add("tokenizer")  # with stop strings, `generate()` also passes it to the model
     names |= TransformersKwargs.__annotations__.keys() | FlashAttentionKwargs.__annotations__.keys()
     functions = [ForCausalLMLoss, *ALL_ATTENTION_FUNCTIONS.values()]
     names |= {name for function in functions for name in inspect.signature(function).parameters}

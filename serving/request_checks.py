@@ -27,7 +27,17 @@ def find_problem(path: str, body: Any) -> Problem | None:
     for name, (is_right, wanted) in FIELDS.items():
         if name in body and not is_right(body[name]):
             return Problem(name, f"{name} must be {wanted}.")
+    for name, neutral in IGNORED.items():
+        if name in body and name != REQUIRED[path][0] and not any(_is_same(body[name], value) for value in neutral):
+            return Problem(
+                name, f"{name} is not supported by Transformers' server. Leave it out, or use vLLM's server."
+            )
     return None
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    """Compares JSON values. `logprobs=0` asks for log probabilities in `/v1/completions`, so 0 is not false."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
 def without_nulls(body: dict) -> dict:
@@ -176,4 +186,28 @@ FIELDS = {
     "generation_config": (_is_json_object, "a string that contains a JSON object"),
     "instructions": (lambda value: isinstance(value, str), "a string"),
     "suffix": (lambda value: isinstance(value, str), "a string"),
+}
+# Fields that the server ignores, with the values for which this is right.
+IGNORED: dict[str, list] = {
+    "n": [1],
+    "best_of": [1],
+    "logprobs": [False],
+    "top_logprobs": [0],
+    "echo": [False],
+    "presence_penalty": [0],
+    "response_format": [{"type": "text"}],
+    "text": [{"format": {"type": "text"}}],
+    "tool_choice": ["auto"],
+    "functions": [],
+    "function_call": [],
+    "modalities": [["text"]],
+    "audio": [],
+    "prediction": [],
+    "web_search_options": [],
+    "background": [False],
+    "include": [[]],
+    "max_tool_calls": [],
+    "previous_response_id": [],
+    "prompt": [],
+    "truncation": ["disabled"],
 }

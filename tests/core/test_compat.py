@@ -106,6 +106,7 @@ def test_keywords_of_the_library_are_not_reported(warnings):
     mask = torch.ones_like(ids)
     model(ids, attention_mask=mask, labels=ids, num_items_in_batch=torch.tensor(8), return_dict=True)
     model(ids, output_attentions=True, output_hidden_states=True, output_gates=True, output_window_attentions=True)
+    model.generate(ids, max_new_tokens=2, pad_token_id=0, tokenizer=object())
     ends = torch.tensor([0, 5])
     model(ids[:1], cu_seq_lens_q=ends, cu_seq_lens_k=ends, max_length_q=5, max_length_k=5, is_causal=True)
     model.generate(ids, attention_mask=mask, max_new_tokens=2, num_beams=2, pad_token_id=0)

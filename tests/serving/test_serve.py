@@ -168,3 +168,28 @@ def test_the_plugin_folder_imports_without_vllm():
     """Tools without vLLM list entry points, so importing the function must not need vLLM."""
     code = "from iquest_plt.serving.vllm import register"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(SMALL).parent, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "field, ignored, asked",
+    [
+        ("n", 1, 2),
+        ("logprobs", False, True),
+        ("logprobs", False, 0),
+        ("top_logprobs", 0, 3),
+        ("presence_penalty", 0.0, 0.5),
+        ("response_format", {"type": "text"}, {"type": "json_object"}),
+        ("tool_choice", "auto", "required"),
+        ("functions", None, []),
+    ],
+)
+def test_what_the_server_would_ignore_is_refused(field, ignored, asked):
+    body = {"messages": [{"role": "user", "content": "x"}], "user": "me", "stream_options": {"include_usage": True}}
+    assert find_problem("/v1/chat/completions", {**body, field: ignored}) is None
+    problem = find_problem("/v1/chat/completions", {**body, field: asked})
+    assert problem.field == field and "vLLM" in problem.message
+
+
+def test_a_prompt_is_refused_where_it_is_not_the_input():
+    assert find_problem("/v1/completions", {"prompt": "x", "echo": False}) is None
+    assert find_problem("/v1/responses", {"input": "x", "prompt": {"id": "p"}}).field == "prompt"

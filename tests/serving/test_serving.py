@@ -2,13 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`transformers serve` and `transformers chat` on a local folder, accessed over HTTP like any client."""
 
-import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +14,7 @@ import openai
 import pytest
 import torch
 from paths import SMALL
+from servers import COMMAND, serving
 from transformers import AutoTokenizer
 
 from iquest_plt import IQuestPLTCoderForCausalLM
@@ -27,7 +25,6 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 MESSAGES = [{"role": "user", "content": "def read_lines(path):"}]
-COMMAND = [sys.executable, "-m", "iquest_plt.serving.transformers_cli"]
 TOKENS = 24
 
 
@@ -38,47 +35,6 @@ def folder(tmp_path_factory):
     shutil.copytree(SMALL, path)
     (path / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     return str(path)
-
-
-@contextlib.contextmanager
-def serving(folder, *options, errors=None):
-    """Starts a server, and yields its process and address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"HF_HUB_DISABLE_UPDATE_CHECK": "1"}
-    server = subprocess.Popen(
-        [
-            *COMMAND,
-            "serve",
-            folder,
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--device",
-            "cpu",
-            "--dtype",
-            "float32",
-            *options,
-        ],
-        env=environment,
-        stderr=errors,
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            assert server.poll() is None, "the server has stopped"
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield server, url
-        server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=30) in (0, 1, -signal.SIGINT)  # typer answers an interrupt with 1
-    finally:
-        server.kill()
 
 
 @pytest.fixture(scope="module")
