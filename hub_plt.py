@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What differs from other models when a PLT model is loaded, saved, pushed to the Hub or distributed."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
 from .pickling_plt import PicklesRemoteCode
+from .quantization_plt import packed_scheme
 
 
 logger = logging.get_logger(__name__)
 
 CARD_FIELDS = ("license", "license_name", "license_link", "base_model")
+HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
 MAX_CARD_BYTES = 1_000_000
 MAX_DEPTH, MAX_PARTS = 50, 150_000  # limits for the card's YAML; large cards have a few thousand parts
 MAX_VALUE = 500  # characters
@@ -99,14 +102,36 @@ class PLTHubModel(PicklesRemoteCode, PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path | None, *args, key_mapping: dict | None = None, **kwargs
     ) -> Any:
-        """Like the library's. Also loads training exports, which name the gate `loop_gate_proj`."""
+        """
+        Like the library's. Also loads training exports, which name the gate `loop_gate_proj`, and runs weights of 4
+        and 8 bits on a CPU with PyTorch's kernels (`quantization_plt.py`).
+        """
         key_mapping = {"self_attn.loop_gate_proj": "self_attn.plt_gate"} | (key_mapping or {})
+        if pretrained_model_name_or_path is not None and kwargs.get("device_map") in (None, "cpu"):
+            kwargs = cls._with_cpu_kernels(pretrained_model_name_or_path, kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, key_mapping=key_mapping, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if pretrained_model_name_or_path is not None:  # absolute, since the working directory may change
             folder = Path(pretrained_model_name_or_path)
             model._source = folder.absolute() if folder.is_dir() else str(pretrained_model_name_or_path)
         return loaded
+
+    @classmethod
+    def _with_cpu_kernels(cls, path: str | Path, kwargs: dict) -> dict:
+        """Returns the arguments of `from_pretrained`, changed if the model has weights that a CPU kernel can run."""
+        config, hub = kwargs.get("config"), {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        if config is None:
+            stored = cls.config_class.get_config_dict(path, **hub)[0].get("quantization_config")
+        else:
+            stored = getattr(config, "quantization_config", None)
+        scheme = packed_scheme(stored)
+        if scheme is None or kwargs.get("quantization_config") is not None:
+            return kwargs
+        if config is None:
+            config, kwargs = cls.config_class.from_pretrained(path, return_unused_kwargs=True, **kwargs)
+        config = copy.deepcopy(config)
+        del config.quantization_config  # otherwise the library would use its own quantizer
+        return kwargs | hub | {"config": config, "quantization_config": scheme}
 
     def save_pretrained(self, *args, save_original_format: bool = False, **kwargs) -> None:
         """Like the library's, but always writes the released tensor names, because Trainer reads them unconverted."""

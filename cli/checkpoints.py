@@ -23,6 +23,7 @@ from .options import Dtype, Json, NumLoops, Revision
 
 Kind = Enum("Kind", {"plt": "plt", "dense": "dense"})
 Init = Enum("Init", {"keep": "keep", "zero": "zero"})
+Bits = Enum("Bits", {"int8": "int8", "int4": "int4"})
 
 
 def convert(
@@ -44,6 +45,9 @@ def convert(
         typer.Option("--gate-on-hidden-states/--gate-on-queries", help="Input of the gate. [default: queries]"),
     ] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="[default: as stored]")] = None,
+    quantize: Annotated[
+        Bits | None, typer.Option(help="Bits of the linear layers. Faster and smaller, and less accurate.")
+    ] = None,
     max_shard_size: Annotated[
         int | None, typer.Option(parser=parse_size, metavar="SIZE", help="For example 5GB. [default: keep the shards]")
     ] = None,
@@ -69,6 +73,7 @@ def convert(
             plt={name: value for name, value in plt.items() if value is not None},
             init=init.value,
             dtype=dtype and dtype.value,
+            quantize=quantize and quantize.value,
             max_shard_size=max_shard_size,
             hard_link=hard_link,
             progress=progress,
@@ -116,7 +121,7 @@ def info(
         model = IQuestPLTCoderForCausalLM(config).to(kind)
     length, loops = length or config.max_position_embeddings, config.check_num_loops(num_loops)
     parameters = model.num_parameters()
-    weights, per_sequence = parameters * kind.itemsize, model.kv_bytes_per_sequence(length, loops)
+    weights, per_sequence = layout.weight_bytes(config, model, kind), model.kv_bytes_per_sequence(length, loops)
     document = {
         "path": path,
         "loops": loops,

@@ -32,6 +32,7 @@ from .checkpoint import (
 )
 from .download import fetch
 from .gguf import as_folder
+from .quantize import SCHEMES, quantization_fields, quantized
 from .tokenizer import write_tokenizer
 from .upcycling import INITS, gate_value, starting_fields
 from .verify import check_parts
@@ -57,6 +58,8 @@ class Plan:
 
     config: PreTrainedConfig
     groups: list[dict[str, Tensor]]
+    parameters: int = 0
+    quantization: dict | None = None  # the `quantization_config`
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -72,6 +75,7 @@ def convert(
     plt: dict | None = None,
     init: str = "keep",
     dtype: str | None = None,
+    quantize: str | None = None,
     max_shard_size: int | None = None,
     hard_link: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -90,6 +94,7 @@ def convert(
         init: for a dense source, how loops >= 1 start (see `upcycling.py`): with `"keep"` they compute nearly what the
             dense model does; with `"zero"` their gates are zero.
         dtype: `"bfloat16"`, `"float16"`, `"float32"` or `"float64"`; by default the weights keep theirs.
+        quantize: `"int8"` or `"int4"`: the bits of the linear layers (see `quantize.py`).
         max_shard_size: the maximum bytes of tensors per file; by default the files keep their contents.
         hard_link: whether to hard-link unchanged files to the source instead of copying them. Changing one in place
             then changes both.
@@ -103,9 +108,12 @@ def convert(
         raise ValueError(f"`init` must be one of {', '.join(INITS)}, got {init!r}.")
     if dtype is not None and dtype not in FLOATS:
         raise ValueError(f"`dtype` must be one of {', '.join(FLOATS)}, got {dtype!r}.")
+    if quantize is not None and (quantize not in SCHEMES or to != "plt"):
+        raise ValueError(f"`quantize` must be one of {', '.join(SCHEMES)}, for a PLT; got {quantize!r} for a {to}.")
     if max_shard_size is not None and max_shard_size < 1:
         raise ValueError(f"`max_shard_size` must be at least 1 byte, got {max_shard_size}.")
-    options: dict = {"to": to, "plt": plt or {}, "init": init, "dtype": dtype, "max_shard_size": max_shard_size}
+    options: dict = {"to": to, "plt": plt or {}, "init": init, "dtype": dtype, "quantize": quantize}
+    options["max_shard_size"] = max_shard_size
     if source.endswith(".gguf"):
         with as_folder(Path(source)) as folder:
             return _convert_folder(folder, None, source, Path(target), **options, hard_link=False, progress=progress)
@@ -123,6 +131,7 @@ def _convert_folder(
     plt: dict,
     init: str,
     dtype: str | None,
+    quantize: str | None,
     max_shard_size: int | None,
     hard_link: bool,
     progress: Callable[[int, int], None],
@@ -136,7 +145,8 @@ def _convert_folder(
     checkpoint = open_checkpoint(folder)
     plan = make_plan(fields, checkpoint, to, plt, init)
     stored = _stored_dtype(checkpoint, fields, dtype)
-    plan = _rewrite(plan, FLOATS[dtype] if dtype else stored, max_shard_size)
+    kind = FLOATS[dtype] if dtype else stored
+    plan = _rewrite(plan, kind, quantize, max_shard_size)
 
     total = sum(tensor.nbytes for tensor in plan.tensors.values())
     done = 0
@@ -151,7 +161,7 @@ def _convert_folder(
     links = {name for name, original in originals.items() if original is not None} if hard_link else set()
     needed = sum(tensor.nbytes for name in files.keys() - links for tensor in files[name].values())
     with new_folder(target, needed + SPARE_BYTES, advance) as out:
-        _write_rest(out, plan, folder, is_plt_source(fields), source, commit)  # first, because it may fail
+        _write_rest(out, plan, kind, folder, is_plt_source(fields), source, commit)  # first, because it may fail
         for name, group in files.items():
             original = originals[name]
             if original is None:
@@ -283,8 +293,8 @@ def _stored_dtype(checkpoint: Checkpoint, fields: dict, dtype: str | None) -> to
     return stored
 
 
-def _rewrite(plan: Plan, dtype: torch.dtype, max_shard_size: int | None) -> Plan:
-    """Returns the plan with every tensor in `dtype`, in files of at most `max_shard_size` bytes."""
+def _rewrite(plan: Plan, dtype: torch.dtype, quantize: str | None, max_shard_size: int | None) -> Plan:
+    """Returns the plan with every tensor in `dtype` or quantized, in files of at most `max_shard_size` bytes."""
 
     def cast(tensor: Tensor) -> Tensor:
         if tensor.dtype == dtype:
@@ -294,9 +304,14 @@ def _rewrite(plan: Plan, dtype: torch.dtype, max_shard_size: int | None) -> Plan
         return CastTensor(tensor, dtype)  # type: ignore[arg-type]
 
     groups = [{name: cast(tensor) for name, tensor in group.items()} for group in plan.groups if group]
+    parameters = sum(torch.Size(tensor.shape).numel() for tensor in plan.tensors.values())
+    fields = None
+    if quantize is not None:
+        fields = quantization_fields({name: tensor for group in groups for name, tensor in group.items()}, quantize)
+        groups = [quantized(group, quantize) for group in groups]
     if max_shard_size is not None:
         groups = split({name: tensor for group in groups for name, tensor in group.items()}, max_shard_size)
-    return Plan(plan.config, groups)
+    return Plan(plan.config, groups, parameters, fields)
 
 
 def _unchanged(group: dict[str, Tensor], checkpoint: Checkpoint) -> Path | None:
@@ -312,10 +327,14 @@ def _name(source: str, commit: str | None) -> str:
     return source if commit else Path(source).resolve().name
 
 
-def _write_rest(out: Folder, plan: Plan, folder: Path, from_plt: bool, source: str, commit: str | None) -> None:
+def _write_rest(
+    out: Folder, plan: Plan, dtype: torch.dtype, folder: Path, from_plt: bool, source: str, commit: str | None
+) -> None:
     """Writes everything except weights and manifest."""
     is_plt = isinstance(plan.config, IQuestPLTCoderConfig)
-    config = layout.config_json(plan.config, next(iter(plan.tensors.values())).dtype)
+    config = layout.config_json(plan.config, dtype)
+    if plan.quantization is not None:
+        config["quantization_config"] = plan.quantization
     out.write_json("config.json", config)
     out.write_json("generation_config.json", write_tokenizer(out, folder, plan.config, from_plt))
     if is_plt:
@@ -325,11 +344,10 @@ def _write_rest(out: Folder, plan: Plan, folder: Path, from_plt: bool, source: s
         if not is_unicode(name):  # the manifest could not contain it
             raise ValueError(f"The file name {name!a} is not UTF-8. Rename the file.")
         out.copy(inside(folder, name))
-    parameters = sum(torch.Size(tensor.shape).numel() for tensor in plan.tensors.values())
     notes = ["Loops were added to a dense model. Loops after the first are untrained."]
     card = model_card(
         config,
-        parameters,
+        plan.parameters,
         source=_name(source, commit),
         revision=commit,
         notes=notes if is_plt and not from_plt else (),

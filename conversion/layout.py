@@ -25,6 +25,7 @@ CODE_FILES = sorted({Path(path).name for path in (CONFIGURATION, *get_relative_i
 MANIFEST = "manifest.json"
 # Fields of a source that are read in addition to those of the configuration class.
 OLD_FIELDS = {"dtype", "torch_dtype", "rope_theta", "rope_scaling", "original_max_position_embeddings"}
+OLD_FIELDS |= {"quantization_config"}
 UNUSED_FIELDS = {"architectures", "id2label", "label2id", "num_labels", "transformers_version", "layer_types"}
 GATE = ".self_attn.plt_gate."
 

@@ -24,9 +24,11 @@ from .checkpoint import (
     read_json,
     sha256,
 )
+from .quantize import quantized_shapes
 from .tokenizer import TEMPLATE_SECONDS, as_list, load_tokenizer, render
 
 
+INTEGERS = ("weight_packed", "weight_zero_point", "weight_shape")  # of quantized weights
 LOGITS_TOLERANCE = 1e-3  # relative to the largest logit, in float32
 
 
@@ -120,8 +122,13 @@ def _manifest(folder: Path, notes: list[str]) -> dict | None:
 
 def _check_tensors(config: PreTrainedConfig, checkpoint: Checkpoint) -> list[str]:
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    problems = layout.check_shapes(shapes, layout.expected_shapes(config, shapes.keys()))
-    dtypes = {dtype_name(tensor.dtype) for tensor in checkpoint.tensors.values()}
+    expected = layout.expected_shapes(config, shapes.keys())
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        expected = quantized_shapes(expected, quantization)
+    problems = layout.check_shapes(shapes, expected)
+    numbers = [tensor for name, tensor in checkpoint.tensors.items() if not name.endswith(INTEGERS)]
+    dtypes = {dtype_name(tensor.dtype) for tensor in numbers}
     said = dtype_name(config.dtype)
     if config.dtype is not None and dtypes != {said}:
         problems.append(f"config.json says {said}, but the weights are {', '.join(sorted(dtypes))}.")

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -37,7 +38,7 @@ class NewTensor:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
     def chunks(self) -> Iterator[bytes]:
-        yield _bytes(torch.full(self.shape, self.value, dtype=self.dtype))
+        yield to_bytes(torch.full(self.shape, self.value, dtype=self.dtype))
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,23 @@ class CastTensor:
             cast = values.to(self.dtype)
             if bool((cast.isinf() & values.isfinite()).any()):
                 raise ValueError(f"{self.tensor.path.name} contains numbers that are too large for {self.dtype}.")
-            yield _bytes(cast)
+            yield to_bytes(cast)
 
 
-Tensor = StoredTensor | NewTensor | CastTensor
+class Tensor(Protocol):
+    """A tensor that can be written without being in memory as a whole."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yields the numbers in pieces."""
 
 
 class Folder:
@@ -240,7 +254,8 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _bytes(tensor: torch.Tensor) -> bytes:
+def to_bytes(tensor: torch.Tensor) -> bytes:
+    """Returns the numbers of a tensor as a file stores them."""
     return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
