@@ -69,7 +69,7 @@ def chat(
     from .streamer import TextPrinter, print_text
 
     model, tokenizer = load_model(path, revision, dtype and dtype.value, device)
-    options = sampling(model, tokenizer, max_new_tokens, greedy, temperature, top_p, top_k, stop)
+    options = sampling(model, max_new_tokens, greedy, temperature, top_p, top_k, stop)
     conversation = Conversation(model, tokenizer, system, num_loops, **options)
     set_seed(seed)
     if message is not None:

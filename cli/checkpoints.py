@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from ..utils.terminal import printable
-from .common import check_length, human_size, parse_size, print_result, progress_bar
+from .common import chosen_length, human_size, parse_size, print_result, progress_bar
 from .options import Dtype, DtypeOption, Json, NumLoops, Revision
 
 
@@ -120,7 +120,7 @@ def info(
 
     folder, _ = fetch(path, revision, files=["config.json"], check_hashes=False)
     config = layout.read_plt_config(folder)
-    length = check_length(length, config.max_position_embeddings)
+    length = chosen_length(length, config.max_position_embeddings)
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
     kind = FLOATS[dtype.value] if dtype else stored
     with layout.refusals("config.json"), torch.device("meta"):

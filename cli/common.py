@@ -55,10 +55,10 @@ def require_text(text: str | None, what: str) -> None:
         raise ValueError(f"{what} is not UTF-8 text. Convert it to UTF-8.") from None
 
 
-def check_length(length: int | None, maximum: int) -> int:
-    """Returns the option --length, by default the maximum. Raises ValueError if it is larger."""
+def chosen_length(length: int | None, maximum: int) -> int:
+    """Returns the option --length, by default the model's maximum. Reports on standard error if it is larger."""
     if length is not None and length > maximum:
-        raise ValueError(f"--length must be at most {maximum}, the model's maximum, got {length}.")
+        print(f"note: --length {length} is more than the model's maximum of {maximum} tokens", file=sys.stderr)
     return length or maximum
 
 

@@ -76,6 +76,7 @@ class Conversation:
             past_key_values=cache,
             num_loops=self.num_loops,
             streamer=streamer,
+            tokenizer=self.tokenizer,
             **options,
         )
         note_if_cut(self.model, output[0])

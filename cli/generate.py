@@ -65,7 +65,7 @@ def generate(
     input_ids = inputs.input_ids.to(model.device)
     if not input_ids.shape[1]:
         raise ValueError("The prompt is empty. Pass some text with --prompt or on standard input.")
-    options = sampling(model, tokenizer, max_new_tokens, greedy, temperature, top_p, top_k, stop)
+    options = sampling(model, max_new_tokens, greedy, temperature, top_p, top_k, stop)
     options = bounded(model, input_ids.shape[1], options)
     completion = []
     streamer = TextPrinter(tokenizer, completion.append if as_json else print_text)
@@ -76,6 +76,7 @@ def generate(
         attention_mask=torch.ones_like(input_ids),
         num_loops=num_loops,
         streamer=streamer,
+        tokenizer=tokenizer,
         **options,
     )
     seconds = time.perf_counter() - start

@@ -52,7 +52,6 @@ DtypeOption = Annotated[Dtype | None, typer.Option(help="Type of the weights.", 
 
 def sampling(
     model,
-    tokenizer,
     max_new_tokens: int,
     greedy: bool = False,
     temperature: float | None = None,
@@ -60,7 +59,10 @@ def sampling(
     top_k: int | None = None,
     stop: list[str] | None = None,
 ) -> dict:
-    """Returns arguments of `generate()` that override the model's generation configuration."""
+    """
+    Returns arguments of `generate()` that override the model's generation configuration. `generate()` also needs the
+    tokenizer, for stop texts.
+    """
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens}
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     given = {name: value for name, value in given.items() if value is not None}
@@ -72,7 +74,7 @@ def sampling(
     elif given:
         options |= {"do_sample": True, **given}
     if stop:
-        options |= {"stop_strings": stop, "tokenizer": tokenizer}
+        options["stop_strings"] = stop
     if model.generation_config.pad_token_id is None:
         options["pad_token_id"] = 0
     return options

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..utils.figures import png, try_draw
 from ..utils.terminal import printable
-from .common import check_length, print_result
+from .common import chosen_length, print_result
 from .data import Data, read_texts, sample
 from .diagnose import MaxLength, MaxTokens, Seed, token_bar
 from .options import MAX_LOOPS, Device, DtypeOption, Json, Revision
@@ -66,7 +66,7 @@ def sweep(
     loaded = [load_model(path, revision, dtype and dtype.value, device) for path in paths]
     models = [model for model, _ in loaded]
     maximum = min(model.config.max_position_embeddings for model in models)
-    length, room = check_length(length, maximum), maximum - WARM_UP - 1
+    length, room = chosen_length(length, maximum), maximum - WARM_UP - 1
     if new_tokens >= room:
         raise ValueError(f"--new-tokens must be at most {room - 1} for these models, got {new_tokens}.")
     if max_length is None:  # the same for all models: else losses could not be compared

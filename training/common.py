@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import torch
 from accelerate import PartialState
 from datasets import Dataset, load_dataset
@@ -21,6 +22,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.utils import logging
 
 from ..conversion.layout import check_json, read_plt_config
 from ..conversion.tokenizer import load_tokenizer
@@ -228,11 +230,14 @@ def print_result(folder: Path) -> None:
 
 def run(script: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
     """Runs a script. Expected errors, a diverged loss and Ctrl-C end the program with a one-line message."""
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        logging.disable_progress_bar()
     try:
         joined = TrainingArguments(**training_arguments(args))  # noqa: F841 (joins the process group)
         script(args)
     except (ValueError, OSError, DivergedError) as error:
-        raise SystemExit(printable(" ".join(str(error).split()))) from error
+        raise SystemExit(f"error: {printable(' '.join(str(error).split()))}") from error
     except KeyboardInterrupt:
         if any(args.out.glob("checkpoint-*")):
             advice = f"Run the same command again to resume from the last checkpoint in {printable(args.out)}."

@@ -297,7 +297,7 @@ def main(argv: list[str] | None = None, stdlib: Path | None = None) -> None:
     try:
         train_all(args, stdlib)
     except (ValueError, OSError) as error:
-        raise SystemExit(" ".join(str(error).split())) from error
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from error
     except KeyboardInterrupt:
         print("\nInterrupted. Run the same command again to resume.", file=sys.stderr)
         raise SystemExit(130) from None  # as shells report Ctrl-C
