@@ -67,7 +67,7 @@ class Conversation:
             self._forget()
         cache = self.cache or PLTCache(self.model.config, self.num_loops)
         ids = self.ids + self.tokenizer.encode(text[len(self.text) :], add_special_tokens=False)
-        options = bounded(self.model, len(ids), self.options)
+        options = bounded(self.model, len(ids), self.options, "Shorten the message, or start over with /clear.")
         self._forget()  # until the turn is complete: an interrupted one leaves a partly filled cache
         input_ids = torch.tensor([ids], device=self.model.device)
         output = self.model.generate(

@@ -9,16 +9,16 @@ import torch
 from ..conversion.tokenizer import as_list
 
 
-def bounded(model, prompt_tokens: int, options: dict) -> dict:
+def bounded(model, prompt_tokens: int, options: dict, advice: str = "Shorten the prompt.") -> dict:
     """
-    Returns arguments of `generate()` that stop it at the model's maximum. Raises ValueError if the prompt leaves no
-    room for a reply.
+    Returns arguments of `generate()` that stop it at the model's maximum. Raises ValueError, with advice, if the prompt
+    leaves no room for a reply.
     """
     limit = model.config.max_position_embeddings
     if prompt_tokens >= limit:
         raise ValueError(
             f"The prompt has {prompt_tokens:,} tokens. With this model, prompt and reply together can have at most "
-            f"{limit:,}. Shorten the prompt."
+            f"{limit:,}. {advice}"
         )
     room = limit - prompt_tokens
     return {**options, "max_new_tokens": min(options.get("max_new_tokens", room), room)}

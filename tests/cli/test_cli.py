@@ -272,7 +272,7 @@ def test_the_models_maximum_length(short):
     assert "note: the reply was cut at the model's maximum of 32 tokens, prompt included\n" in error
     assert "note" not in run(*arguments, 4)[2]
     code, output, error = run("chat", short, "--message", "x = 1\n" * 40)
-    assert (code, output) == (1, "") and "Shorten the prompt" in error
+    assert (code, output) == (1, "") and "at most 32. Shorten the message, or start over with /clear." in error
 
 
 def test_only_a_complete_plt_is_run(converted, tmp_path):
@@ -440,6 +440,19 @@ def test_an_error_ends_the_turn_and_not_the_chat(model_and_tokenizer, capsys):
     tokenizer.chat_template = "{{ raise_exception('no such role') }}"
     chat.run_line(Conversation(model, tokenizer), "import os", Console(stderr=True))
     assert "no such role" in capsys.readouterr().err
+
+
+def test_a_chat_that_is_too_long_is_refused(model_and_tokenizer, monkeypatch, capsys):
+    model, tokenizer = model_and_tokenizer
+    conversation = Conversation(model, tokenizer, do_sample=False, max_new_tokens=8)
+    conversation.ask("import os")
+    messages, length = conversation.messages, len(conversation.ids)
+    monkeypatch.setattr(model.config, "max_position_embeddings", length + 2)
+    chat.run_line(conversation, "import sys", Console(stderr=True, width=400))
+    assert "or start over with /clear.; this turn was discarded" in capsys.readouterr().err
+    assert conversation.messages == messages
+    chat.run_line(conversation, "/clear", Console(stderr=True))
+    assert conversation.ask("import sys")["role"] == "assistant"
 
 
 def test_an_interrupted_turn_is_discarded(model_and_tokenizer):
