@@ -90,32 +90,30 @@ def test_limits_that_the_options_repeat():
     assert [*FLOATS] == [*FLOAT_NAMES]
 
 
-def test_version_and_completion():
-    version = importlib.metadata.version("iquest-plt")
-    assert run("--version") == (0, f"iquest-plt {version}\n", "")
-    shown = run("--help")[1]
-    assert "--install-completion" in shown and "--show-completion" not in shown
-    script = run("--show-completion", "bash", env={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"})[1]
-    assert "complete" in script or run("--show-completion")[0] == 0
+def test_version():
+    assert run("--version") == (0, f"iquest-plt {importlib.metadata.version('iquest-plt')}\n", "")
 
 
 LAUNCH = """
 import json, sys
+from iquest_plt_launcher import main
 def launch(*arguments):
     sys.argv = ["iquest-plt", *arguments]
     try:
         main()
     except SystemExit as end:
         return end.code
-from iquest_plt_launcher import main
+def imported():
+    large = "torch transformers peft bitsandbytes numpy huggingface_hub datasets matplotlib"
+    return [name for name in large.split() if name in sys.modules]
 """
 
 
-def launched(code: str) -> str:
-    """Runs `code` in a new process, where `launch` runs the installed command; returns the last line it prints."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "cli" / "launcher")}
+def launched(code: str, **environment) -> list[str]:
+    """Runs `code` in a new process, where `launch` runs the installed command; returns the lines it prints."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "cli" / "launcher")} | environment
     command = [sys.executable, "-c", LAUNCH + code]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.splitlines()[-1]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.splitlines()
 
 
 def test_help_and_wrong_arguments_do_not_import_the_libraries():
@@ -123,12 +121,19 @@ def test_help_and_wrong_arguments_do_not_import_the_libraries():
     code = f"""
 codes = [launch(name, "--help") for name in {list(OPTIONS)!r}] + [launch("--help"), launch("--version")]
 codes += [launch("info"), launch("generate", "x", "--num-loops", "0"), launch("finetune")]
-large = "torch transformers peft bitsandbytes numpy huggingface_hub datasets matplotlib".split()
-print(json.dumps([codes, [name for name in large if name in sys.modules]]))
+print(json.dumps([codes, imported()]))
 """
-    codes, large = json.loads(launched(code))
+    codes, large = json.loads(launched(code)[-1])
     assert codes == [0] * (len(OPTIONS) + 2) + [2, 2, 2]
     assert large == []
+
+
+def test_shell_completion():
+    """Its options do not fill the help, and it answers without importing the libraries."""
+    shown = run("--help")[1]
+    assert "--install-completion" in shown and "--show-completion" not in shown
+    environment = {"_IQUEST_PLT_COMPLETE": "complete_bash", "COMP_WORDS": "iquest-plt ge", "COMP_CWORD": "1"}
+    assert launched("launch(); print(imported())", **environment) == ["generate", "[]"]
 
 
 def test_the_installed_command_registers_the_model_type():
@@ -137,7 +142,15 @@ assert launch("info", {str(SMALL)!r}) == 0
 from transformers import AutoConfig
 print(type(AutoConfig.for_model("iquestpltcoder")).__module__, sys.modules["iquest_plt"].__version__)
 """
-    assert launched(code) == f"iquest_plt.configuration_plt {iquest_plt.__version__}"
+    assert launched(code)[-1] == f"iquest_plt.configuration_plt {iquest_plt.__version__}"
+
+
+def test_the_error_names_the_missing_extra():
+    code = """
+sys.modules["datasets"] = None
+print(launch("finetune", "--model", "x", "--data", "x", "--out", "x"))
+"""
+    assert launched(code)[-1] == "error: datasets is not installed: pip install 'iquest-plt[training]'"
 
 
 def test_exit_codes_of_the_installed_command(tmp_path):
