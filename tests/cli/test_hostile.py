@@ -522,6 +522,7 @@ def test_a_reply_cannot_control_the_terminal(monkeypatch, capsys):
     [
         (["generate", SMALL, "--prompt", "a\udcff"], "--prompt"),
         (["generate", SMALL, "--prompt", "a", "--suffix", "a\udcff"], "--suffix"),
+        (["generate", SMALL, "--prompt", "a", "--stop", "a\udcff"], "--stop"),
         (["chat", SMALL, "--message", "a\udcff"], "--message"),
         (["chat", SMALL, "--message", "a", "--system", "a\udcff"], "--system"),
     ],
