@@ -33,6 +33,7 @@ class PLTGenerationMixin(GenerationMixin):
         self, inputs: torch.Tensor | None = None, generation_config: GenerationConfig | None = None, *args, **kwargs
     ) -> Any:
         inputs, kwargs = _unpack_tokenizer_output(inputs, kwargs)
+        _check_prompt(inputs, kwargs)
         if any(name in kwargs for name in CACHE_NAMES):
             kwargs[CACHE_NAME] = take_cache(kwargs)
         num_loops = kwargs.pop("num_loops", None)
@@ -129,6 +130,18 @@ def _unpack_tokenizer_output(inputs, kwargs: dict) -> tuple:
     if isinstance(inputs, list):
         raise ValueError('`generate()` needs tensors. Call the tokenizer with `return_tensors="pt"`.')
     return inputs, {**fields, **kwargs}
+
+
+def _check_prompt(inputs: torch.Tensor | None, kwargs: dict) -> None:
+    """Raises ValueError for a prompt without tokens, such as a tokenizer makes of an empty text."""
+    prompt = kwargs.get("inputs_embeds")
+    if prompt is None:
+        prompt = kwargs.get("input_ids") if inputs is None else inputs
+    if isinstance(prompt, torch.Tensor) and prompt.ndim > 1 and prompt.shape[1] == 0:
+        raise ValueError(
+            "The prompt has no tokens. Pass at least one. To generate from nothing, pass a start token such as "
+            "`config.bos_token_id`."
+        )
 
 
 def _restoring_layers(get_candidates, config):

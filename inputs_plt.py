@@ -89,6 +89,8 @@ def read_inputs(config, inputs: Inputs, use_cache: bool | None, schedule: str, r
     """
     if schedule not in ("together", "sequence"):
         raise ValueError(f'`loop_schedule` must be "together" or "sequence", got {schedule!r}.')
+    if inputs.embeds.shape[1] == 0:
+        raise ValueError("The input has no tokens. Pass at least one.")
     check_keywords(inputs.keywords, config._attn_implementation, recordable)
     inputs.num_loops = config.check_num_loops(inputs.num_loops)
     if inputs.cache is not None:

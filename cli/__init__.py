@@ -3,23 +3,35 @@
 """
 The command `iquest-plt`. Exit codes: 0 for success, 1 for an error (explained in one line), 2 for wrong arguments.
 
-No command executes Python files from a checkpoint.
+No command executes Python files from a checkpoint. Modules of this folder import PyTorch and Transformers only inside
+functions, so that help is fast (`startup.py`).
 """
 
+import importlib.metadata
 import os
 import sys
+from typing import Annotated
 
 import typer
-from transformers.utils import logging
 from typer.core import TyperGroup
 
 from ..utils.terminal import printable
-from . import chat, checkpoints, diagnose, generate, serve, sweep
+from . import chat, checkpoints, diagnose, generate, scripts, serve, sweep
 from .data import ManyFiles
+from .startup import Command
 
 
 class Commands(TyperGroup):
-    """Command group that passes errors about arguments through `printable`: they may quote file names."""
+    """
+    Command group that passes errors about arguments through `printable`: they may quote file names. Its help does not
+    list `--show-completion`.
+    """
+
+    def get_params(self, ctx):
+        for parameter in self.params:
+            if parameter.name == "show_completion":
+                parameter.hidden = True
+        return super().get_params(ctx)
 
     def invoke(self, ctx):
         try:
@@ -33,11 +45,26 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands,
     name="iquest-plt",
-    help="Parallel Loop Transformers (PLT, LoopCoder-V2): convert, check, describe and run checkpoints.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"iquest-plt {importlib.metadata.version('iquest-plt')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Parallel Loop Transformers (PLT, LoopCoder-V2): convert, check, describe, run and train checkpoints."""
+
+
 for command in (
     checkpoints.convert,
     checkpoints.verify,
@@ -46,20 +73,28 @@ for command in (
     chat.chat,
     serve.serve,
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 for command_of_files in (diagnose.diagnose, sweep.sweep):
     app.command(cls=ManyFiles)(command_of_files)
+for script in (scripts.finetune, scripts.lora, scripts.sft, scripts.humaneval):
+    app.command(cls=scripts.Script, add_help_option=False, rich_help_panel="Training and evaluation")(script)
+
+
+def be_quiet() -> None:
+    """Hides Transformers' warnings, and its progress bars unless a person can watch them."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
 
 
 def main() -> None:
     """
     Runs the command line. Errors are printed as one line on standard error; IQUEST_PLT_DEBUG=1 shows the traceback.
     """
-    logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
     try:
-        app()
+        app(obj=be_quiet)
     except BrokenPipeError:  # the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -6,23 +6,17 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.table import Table
 
-from ..conversion import convert as conversion
-from ..conversion import layout
-from ..conversion import verify as verification
-from ..conversion.checkpoint import dtype_name
-from ..conversion.download import fetch
-from ..modeling_plt import IQuestPLTCoderForCausalLM
 from ..utils.terminal import printable
-from .common import human_size, parse_size, print_result, progress_bar
-from .options import Dtype, Json, NumLoops, Revision
+from .common import chosen_length, human_size, parse_size, print_result, progress_bar
+from .options import Dtype, DtypeOption, Json, NumLoops, Revision
 
 
 Kind = Enum("Kind", {"plt": "plt", "dense": "dense"})
 Init = Enum("Init", {"keep": "keep", "zero": "zero"})
+LENGTHS = (4096, 32768, 131072)  # of the contexts in the table of `info`
 Bits = Enum("Bits", {"int8": "int8", "int4": "int4"})
 
 
@@ -42,14 +36,17 @@ def convert(
     hidden_scale: Annotated[float | None, typer.Option(help="Scale of the state fed back to the next loop.")] = None,
     gate_use_hidden_states: Annotated[
         bool | None,
-        typer.Option("--gate-on-hidden-states/--gate-on-queries", help="Input of the gate. [default: queries]"),
+        typer.Option("--gate-on-hidden-states/--gate-on-queries", help="Input of the gate.", show_default="queries"),
     ] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="[default: as stored]")] = None,
+    dtype: DtypeOption = None,
     quantize: Annotated[
         Bits | None, typer.Option(help="Bits of the linear layers. Faster and smaller, and less accurate.")
     ] = None,
     max_shard_size: Annotated[
-        int | None, typer.Option(parser=parse_size, metavar="SIZE", help="For example 5GB. [default: keep the shards]")
+        int | None,
+        typer.Option(
+            parser=parse_size, metavar="SIZE", help="Largest file, for example 5GB.", show_default="keep the shards"
+        ),
     ] = None,
     hard_link: Annotated[
         bool, typer.Option("--hard-link", help="Hard-link unchanged files; editing one then edits both.")
@@ -57,6 +54,8 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Convert a checkpoint into a self-contained folder: from the vendor's layout, from a dense Llama, or to one."""
+    from ..conversion.convert import convert as run
+
     plt = {
         "plt_num_loops": num_loops,
         "plt_window_size": None if window is None else [window, 0],
@@ -65,7 +64,7 @@ def convert(
         "plt_gate_use_hidden_states": gate_use_hidden_states,
     }
     with progress_bar("Converting") as progress:
-        manifest = conversion.convert(
+        manifest = run(
             source,
             target,
             to=to.value,
@@ -91,11 +90,15 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check that a model folder is complete and matches its configuration and its manifest."""
+    from ..conversion.verify import verify as run
+
     with progress_bar("Reading") as progress:
-        report = verification.verify(path, logits=logits, progress=progress)
+        report = run(path, logits=logits, progress=progress)
     lines = [*report["problems"], *(f"note: {note}" for note in report["notes"])]
     summary = f"{report['tensors']} tensors, {human_size(report['bytes'])}"
-    lines.append(f"{path}: {len(report['problems'])} problems" if report["problems"] else f"{path}: OK, {summary}")
+    count = len(report["problems"])
+    result = f"{count} problem{'s' if count > 1 else ''}" if count else f"OK, {summary}"
+    lines.append(f"{path if path.name else path.resolve()}: {result}")  # "." would look like the end of a sentence
     print_result(report, as_json, "\n".join(lines))
     if report["problems"]:
         raise typer.Exit(1)
@@ -104,24 +107,42 @@ def verify(
 def info(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A folder or a Hub repository id.")],
     length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens per sequence. [default: the model's maximum]")
+        int | None, typer.Option(min=1, help="Tokens per sequence.", show_default="the model's maximum")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences in the batch.")] = 1,
     num_loops: NumLoops = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="[default: the model's]")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights.", show_default="the model's")] = None,
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
     """Show shapes, parameters, and the memory of weights and cache. Reads only config.json."""
+    import torch
+
+    from ..conversion import layout
+    from ..conversion.checkpoint import dtype_name
+    from ..conversion.convert import FLOATS
+    from ..conversion.download import fetch
+    from ..conversion.quantize import SCHEMES, quantization_fields, stored_bytes
+    from ..modeling_plt import IQuestPLTCoderForCausalLM
+
     folder, _ = fetch(path, revision, files=["config.json"], check_hashes=False)
     config = layout.read_plt_config(folder)
+    length = chosen_length(length, config.max_position_embeddings)
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
-    kind = conversion.FLOATS[dtype.value] if dtype else stored
+    kind = FLOATS[dtype.value] if dtype else stored
     with layout.refusals("config.json"), torch.device("meta"):
         model = IQuestPLTCoderForCausalLM(config).to(kind)
-    length, loops = length or config.max_position_embeddings, config.check_num_loops(num_loops)
+    loops = config.check_num_loops(num_loops)
     parameters = model.num_parameters()
-    weights, per_sequence = layout.weight_bytes(config, model, kind), model.kv_bytes_per_sequence(length, loops)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    weights = stored_bytes(shapes, getattr(config, "quantization_config", None), kind.itemsize)
+    per_sequence = model.kv_bytes_per_sequence(length, loops)
+    needed = {}  # memory by precision and length, for one sequence
+    for name in ("bfloat16", *SCHEMES):
+        fields = quantization_fields(shapes, name) if name in SCHEMES else None
+        lengths = [size for size in LENGTHS if size <= config.max_position_embeddings]
+        cache = {size: model.to(torch.bfloat16).kv_bytes_per_sequence(size, loops) for size in lengths}
+        needed[name] = {str(size): stored_bytes(shapes, fields, 2) + cache[size] for size in lengths}
     document = {
         "path": path,
         "loops": loops,
@@ -145,12 +166,17 @@ def info(
             "cache_per_sequence": per_sequence,
             "weights_and_cache": weights + batch * per_sequence,
         },
+        "memory": needed,
     }
     table = Table(show_header=False, box=None)
     for name, value in document.items():
         if name == "bytes":
             for part, size in value.items():
                 table.add_row(part.replace("_", " "), f"{size:,} bytes ({human_size(size)})")
+        elif name == "memory":
+            for precision, sizes in value.items():
+                cells = ", ".join(f"{human_size(size)} for {int(tokens):,} tokens" for tokens, size in sizes.items())
+                table.add_row(f"{precision} weights and cache", cells)
         else:
             table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else printable(value))
     print_result(document, as_json, table)

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from ..conversion.checkpoint import is_unicode
 from ..utils.terminal import HIDDEN, printable
 
 
@@ -50,8 +49,25 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 def require_text(text: str | None, what: str) -> None:
     """Raises ValueError if `text` was read from bytes that are not UTF-8: no tokenizer accepts it."""
-    if text is not None and not is_unicode(text):
-        raise ValueError(f"{what} is not UTF-8 text. Convert it to UTF-8.")
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} is not UTF-8 text. Convert it to UTF-8.") from None
+
+
+def chosen_length(length: int | None, maximum: int) -> int:
+    """Returns the option --length, by default the model's maximum. Reports on standard error if it is larger."""
+    if length is not None and length > maximum:
+        print(f"note: --length {length} is more than the model's maximum of {maximum} tokens", file=sys.stderr)
+    return length or maximum
+
+
+def require_stop(stop: list[str] | None) -> None:
+    """Raises an error unless every stop text can occur in a reply."""
+    for text in stop or []:
+        if not text:
+            raise typer.BadParameter("--stop needs a text that is not empty.")
+        require_text(text, "--stop")
 
 
 def print_result(document: dict, as_json: bool, table: Table | str) -> None:

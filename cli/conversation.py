@@ -8,6 +8,7 @@ from transformers.generation.streamers import BaseStreamer
 from ..cache_plt import PLTCache
 from ..conversion.tokenizer import as_list, render
 from ..tokenization.tool_calls import parse_response
+from .length import bounded, note_if_cut
 
 
 class Conversation:
@@ -54,7 +55,10 @@ class Conversation:
         return 0 if self.cache is None else self.cache.get_seq_length()
 
     def ask(self, content: str, streamer: BaseStreamer | None = None) -> dict:
-        """Returns the reply to `content` as a message and records both; `streamer` receives the tokens as they come."""
+        """
+        Returns the reply to `content` as a message and records both; `streamer` receives the tokens as they come.
+        Raises ValueError, and records nothing, if the chat has become too long for the model.
+        """
         messages = [*self.messages, {"role": "user", "content": content}]
         text = render(self.tokenizer, messages, add_generation_prompt=True)
         new = text.removeprefix(self.text)
@@ -63,6 +67,7 @@ class Conversation:
             self._forget()
         cache = self.cache or PLTCache(self.model.config, self.num_loops)
         ids = self.ids + self.tokenizer.encode(text[len(self.text) :], add_special_tokens=False)
+        options = bounded(self.model, len(ids), self.options, "Shorten the message, or start over with /clear.")
         self._forget()  # until the turn is complete: an interrupted one leaves a partly filled cache
         input_ids = torch.tensor([ids], device=self.model.device)
         output = self.model.generate(
@@ -71,8 +76,10 @@ class Conversation:
             past_key_values=cache,
             num_loops=self.num_loops,
             streamer=streamer,
-            **self.options,
+            tokenizer=self.tokenizer,
+            **options,
         )
+        note_if_cut(self.model, output[0])
         # The cache does not hold the last token yet. If it is an end token, the template adds it in the next turn.
         reply = output[0, len(ids) :].tolist()
         if reply[-1] in as_list(self.model.generation_config.eos_token_id):

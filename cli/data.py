@@ -7,15 +7,16 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from transformers import PreTrainedTokenizerBase
-from typer.core import TyperCommand
 
-from ..diagnostics import encode_documents
-from ..diagnostics.lens import tokenize
 from ..utils.files import visible_files
+from .startup import Command
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 Data = Annotated[
@@ -24,7 +25,7 @@ Data = Annotated[
 ]
 
 
-class ManyFiles(TyperCommand):
+class ManyFiles(Command):
     """Command whose `--data` takes every argument up to the next option, so that `--data *.py` works."""
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
@@ -93,7 +94,7 @@ def _read(path: Path) -> Iterator[tuple[tuple[Path, str], str]]:
 
 
 def sample(
-    tokenizer: PreTrainedTokenizerBase, texts: dict[str, str], max_tokens: int, seed: int
+    tokenizer: "PreTrainedTokenizerBase", texts: dict[str, str], max_tokens: int, seed: int
 ) -> tuple[dict[str, str], str]:
     """
     Draws texts at random until they have `max_tokens` tokens, and returns them in their original order.
@@ -101,6 +102,8 @@ def sample(
     Texts are kept whole, except that a text longer than `max_tokens` is cut to its beginning. The second value says
     what was left out, "" if nothing. Raises the ValueErrors of `encode_documents`.
     """
+    from ..diagnostics import encode_documents
+
     order = list(texts)
     random.Random(seed).shuffle(order)
     chosen, cut, tokens = {}, [], 0
@@ -120,7 +123,9 @@ def sample(
     return {name: chosen[name] for name in texts if name in chosen}, " ".join(notes)
 
 
-def _first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> str:
+def _first_tokens(tokenizer: "PreTrainedTokenizerBase", text: str, count: int) -> str:
     """Returns the text of the first `count` − 1 tokens: the end token, added later, is counted too."""
+    from ..diagnostics.lens import tokenize
+
     _, parts = tokenize(tokenizer, text)
     return "".join(parts[: count - 1]) or parts[0]

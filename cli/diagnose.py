@@ -6,24 +6,23 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from ..configuration_plt import MAX_LOOPS
-from ..conversion.loading import load_model
-from ..diagnostics import AttentionMaps, GainCost, LoopLens, attention_maps, encode_documents, loop_lens, measure
-from ..diagnostics.interpretation import documents_text
 from ..utils.figures import note_missing, png, try_draw
 from ..utils.terminal import printable
 from .common import print_result
 from .data import Data, read_text, read_texts, sample
-from .options import Device, DtypeOption, Json, Model, Revision
+from .options import MAX_LOOPS, Device, DtypeOption, Json, Model, Revision
 from .output_folder import check_folder, report_folder, require_modules
 
+
+if TYPE_CHECKING:
+    from ..diagnostics import AttentionMaps, GainCost, LoopLens
 
 RESULT, REPORT = "gain_cost.json", "report.html"
 PICTURES = ("gain_cost.png", "rule.png", "metrics.png", "gates.png", "attention.png")
@@ -32,7 +31,8 @@ LENS_BYTES = 16_000  # of text shown in the lens, to keep the report small
 MAP_TOKENS = 48
 
 MaxLength = Annotated[
-    int | None, typer.Option(min=1, help="Tokens per piece of a long text. [default: 1024, or the model's maximum]")
+    int | None,
+    typer.Option(min=1, help="Tokens per piece of a long text.", show_default="1024, or the model's maximum"),
 ]
 MaxTokens = Annotated[
     int,
@@ -48,9 +48,11 @@ def diagnose(
     max_loops: Annotated[int, typer.Option(min=1, max=MAX_LOOPS, help="Largest number of loops to measure.")] = 4,
     text: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Text for the lens and the attention maps. [default: the first of FILES]"),
+        typer.Option(
+            metavar="FILE", help="Text for the lens and the attention maps.", show_default="the first of FILES"
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the model in the report. [default: PATH]")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model in the report.", show_default="PATH")] = None,
     note: Annotated[str | None, typer.Option(help="A sentence about the data to put in the report.")] = None,
     max_length: MaxLength = None,
     max_tokens: MaxTokens = 100_000,
@@ -61,6 +63,10 @@ def diagnose(
     as_json: Json = False,
 ) -> None:
     """Measure what each loop gains and costs on held-out text, and write an HTML report with numbers and pictures."""
+    from ..conversion.loading import load_model
+    from ..diagnostics import attention_maps, encode_documents, loop_lens, measure
+    from ..diagnostics.interpretation import documents_text
+
     require_modules("matplotlib")
     check_folder(out, FILES, RESULT)
     texts = read_texts(data)
@@ -87,7 +93,7 @@ def diagnose(
     print_result(result.to_dict(), as_json, summary)
 
 
-def write(out: Path, result: GainCost, lens: LoopLens, maps: AttentionMaps, notes: list[str]) -> None:
+def write(out: Path, result: "GainCost", lens: "LoopLens", maps: "AttentionMaps", notes: list[str]) -> None:
     """
     Writes all files of a report or none. If a picture or the HTML page fails, it is skipped with a note on standard
     error. Raises ValueError if the folder holds other files or the disk is full.

@@ -6,13 +6,9 @@ import sys
 import time
 from typing import Annotated
 
-import torch
 import typer
-from transformers import set_seed
 
-from ..conversion.loading import load_model
-from ..tokenization.fim import fim_inputs
-from .common import print_result, require_text
+from .common import print_result, require_stop, require_text
 from .options import (
     Device,
     DtypeOption,
@@ -23,20 +19,25 @@ from .options import (
     NumLoops,
     Revision,
     SamplingSeed,
+    Stop,
     Temperature,
+    TopK,
+    TopP,
     sampling,
 )
-from .streamer import TextPrinter, print_text
 
 
 def generate(
     path: Model,
-    prompt: Annotated[str | None, typer.Option(help="Text to continue. [default: standard input]")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text to continue.", show_default="standard input")] = None,
     suffix: Annotated[str | None, typer.Option(help="Text after the gap, to fill in the middle.")] = None,
     max_new_tokens: MaxNewTokens = 256,
     num_loops: NumLoops = None,
     greedy: Greedy = False,
     temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    stop: Stop = None,
     seed: SamplingSeed = 0,
     dtype: DtypeOption = None,
     device: Device = None,
@@ -46,6 +47,15 @@ def generate(
     """Continue a text or fill a gap in it."""
     require_text(prompt, "--prompt")
     require_text(suffix, "--suffix")
+    require_stop(stop)
+    import torch
+    from transformers import set_seed
+
+    from ..conversion.loading import load_model
+    from ..tokenization.fim import fim_inputs
+    from .length import bounded, note_if_cut
+    from .streamer import TextPrinter, print_text
+
     model, tokenizer = load_model(path, revision, dtype and dtype.value, device)
     prompt = read_standard_input() if prompt is None else prompt
     if suffix is None:
@@ -55,6 +65,8 @@ def generate(
     input_ids = inputs.input_ids.to(model.device)
     if not input_ids.shape[1]:
         raise ValueError("The prompt is empty. Pass some text with --prompt or on standard input.")
+    options = sampling(model, max_new_tokens, greedy, temperature, top_p, top_k, stop)
+    options = bounded(model, input_ids.shape[1], options)
     completion = []
     streamer = TextPrinter(tokenizer, completion.append if as_json else print_text)
     set_seed(seed)
@@ -64,9 +76,11 @@ def generate(
         attention_mask=torch.ones_like(input_ids),
         num_loops=num_loops,
         streamer=streamer,
-        **sampling(model, max_new_tokens, greedy, temperature),
+        tokenizer=tokenizer,
+        **options,
     )
     seconds = time.perf_counter() - start
+    note_if_cut(model, output[0])
     if as_json:
         document = {
             "prompt": prompt,
@@ -81,6 +95,8 @@ def generate(
 
 def read_standard_input() -> str:
     """Reads standard input to its end. Raises ValueError if it is not UTF-8 text."""
+    if sys.stdin.isatty():
+        print("Type the prompt, then press Ctrl-D on a new line. (Or pass it with --prompt.)", file=sys.stderr)
     try:
         text = sys.stdin.read()
     except UnicodeDecodeError:

@@ -9,9 +9,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..conversion.writer import PARTIAL, Folder, new_folder
 
+if TYPE_CHECKING:
+    from ..conversion.writer import Folder
 
 NEW, OLD = ".iquest-plt-new", ".iquest-plt-old"  # suffixes that only this module uses
 
@@ -23,6 +25,8 @@ def check_folder(path: Path, files: frozenset[str], marker: str) -> None:
     A valid path does not exist, is empty, or holds the results of an earlier run: the file `marker`, and no other files
     than `files`. It is not a mount point, and its parent folder is writable.
     """
+    from ..conversion.writer import PARTIAL
+
     path = path.absolute()
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent} does not exist. Create it first.")
@@ -43,12 +47,14 @@ def check_folder(path: Path, files: frozenset[str], marker: str) -> None:
 
 
 @contextlib.contextmanager
-def report_folder(path: Path, files: frozenset[str], marker: str) -> Iterator[Folder]:
+def report_folder(path: Path, files: frozenset[str], marker: str) -> Iterator["Folder"]:
     """
     Yields a folder that becomes `path` when the block ends, and replaces an earlier one. If the block raises, nothing
     changes. Leftovers of an earlier run that was killed are removed. Takes the arguments of `check_folder` and raises
     its errors.
     """
+    from ..conversion.writer import new_folder
+
     check_folder(path, files, marker)
     path = path.absolute()
     new, old = _beside(path)

@@ -10,9 +10,6 @@ from typing import Annotated
 
 import typer
 
-from ..conversion import layout
-from ..conversion.download import fetch
-from ..serving.transformers_cli import check_model
 from .options import DtypeOption, Model, NumLoops, Revision
 
 
@@ -27,7 +24,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     max_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of prompt plus reply. [default: the model's maximum]")
+        int | None, typer.Option(min=1, help="Tokens of prompt plus reply.", show_default="the model's maximum")
     ] = None,
     parsers: Annotated[bool, typer.Option(help="Separate thoughts and tool calls from the text.")] = True,
     num_loops: NumLoops = None,
@@ -36,6 +33,10 @@ def serve(
     revision: Revision = None,
 ) -> None:
     """Serve the model with OpenAI's API on /v1, with vLLM if it is installed, else with Transformers."""
+    from ..conversion import layout
+    from ..conversion.download import fetch
+    from ..serving.transformers_cli import check_model
+
     folder, _ = fetch(path, revision, check_hashes=False)
     config = layout.read_plt_config(folder)
     if max_length is not None and not 2 <= max_length <= config.max_position_embeddings:

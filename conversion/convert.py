@@ -307,7 +307,7 @@ def _rewrite(plan: Plan, dtype: torch.dtype, quantize: str | None, max_shard_siz
     parameters = sum(torch.Size(tensor.shape).numel() for tensor in plan.tensors.values())
     fields = None
     if quantize is not None:
-        fields = quantization_fields({name: tensor for group in groups for name, tensor in group.items()}, quantize)
+        fields = quantization_fields({name: tensor.shape for name, tensor in plan.tensors.items()}, quantize)
         groups = [quantized(group, quantize) for group in groups]
     if max_shard_size is not None:
         groups = split({name: tensor for group in groups for name, tensor in group.items()}, max_shard_size)

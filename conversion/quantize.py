@@ -9,7 +9,7 @@ several to minimize the squared error. The gates, norms, embeddings and the outp
 read in pieces of whole rows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,11 +116,14 @@ def read_rows(tensor: Tensor) -> Iterator[torch.Tensor]:
 def can_quantize(name: str, shape: tuple[int, ...], scheme: str) -> bool:
     """Returns whether a tensor is the weight of a linear layer inside a decoder layer, in a size that kernels take."""
     bits, group_size = SCHEMES[scheme]
-    is_linear = len(shape) == 2 and name.startswith("model.layers.") and GATE not in name and name.endswith(".weight")
-    return is_linear and shape[0] % ROWS == 0 and shape[1] % (group_size or 32 // bits) == 0
+    return _is_linear(name, shape) and shape[0] % ROWS == 0 and shape[1] % (group_size or 32 // bits) == 0
 
 
-def quantized(tensors: dict[str, Tensor], scheme: str) -> dict[str, Tensor]:
+def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and name.startswith("model.layers.") and name.endswith(".weight") and GATE not in name
+
+
+def quantized(tensors: Mapping[str, Tensor], scheme: str) -> dict[str, Tensor]:
     """Returns the tensors of a file with those of linear layers quantized."""
     result: dict[str, Any] = {}
     for name, tensor in tensors.items():
@@ -132,11 +135,11 @@ def quantized(tensors: dict[str, Tensor], scheme: str) -> dict[str, Tensor]:
     return result
 
 
-def quantization_fields(tensors: dict[str, Tensor], scheme: str) -> dict:
-    """Returns the `quantization_config` of `config.json` for the tensors of the unquantized model."""
+def quantization_fields(shapes: dict[str, tuple[int, ...]], scheme: str) -> dict:
+    """Returns the `quantization_config` of `config.json` for a model whose unquantized tensors have these shapes."""
     bits, group_size = SCHEMES[scheme]
-    linear = [n for n, t in tensors.items() if len(t.shape) == 2 and n.startswith("model.layers.") and GATE not in n]
-    ignored = [name.removesuffix(".weight") for name in linear if not can_quantize(name, tensors[name].shape, scheme)]
+    linear = [name for name, shape in shapes.items() if _is_linear(name, shape)]
+    ignored = [name.removesuffix(".weight") for name in linear if not can_quantize(name, shapes[name], scheme)]
     return {
         "quant_method": "compressed-tensors",
         "format": FORMAT,
@@ -181,3 +184,15 @@ def quantized_shapes(shapes: dict[str, tuple[int, ...]], fields: dict) -> dict[s
         else:
             result[name] = shape
     return result
+
+
+def stored_bytes(shapes: dict[str, tuple[int, ...]], fields: dict | None, itemsize: int) -> int:
+    """
+    Returns the bytes of a model's weights. `shapes` are those of the unquantized parameters, `fields` is the
+    `quantization_config` if there is one, and `itemsize` the bytes of a number that is not quantized.
+    """
+    sizes = {"packed": 4, "zero_point": 4, "shape": 8}
+    stored = quantized_shapes(shapes, fields) if fields else shapes
+    return sum(
+        torch.Size(shape).numel() * sizes.get(name.split("weight_")[-1], itemsize) for name, shape in stored.items()
+    )

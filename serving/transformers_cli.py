@@ -77,9 +77,11 @@ def main() -> None:
         if sys.argv[1:2] == ["serve"]:
             from . import transformers_server
 
-            transformers_server.install(take_max_length(sys.argv))
-            if len(sys.argv) > 2 and not sys.argv[2].startswith("-"):
-                check_model(sys.argv[2])
+            max_length = take_max_length(sys.argv)
+            model = next((word for word in sys.argv[2:3] if not word.startswith("-")), None)
+            transformers_server.install(max_length, model)
+            if model is not None:
+                check_model(model)
     except ValueError as error:
         sys.exit(f"error: {printable(' '.join(str(error).split()))}")
     except ImportError as error:

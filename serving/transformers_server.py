@@ -1,12 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Adds to Transformers' server what it lacks: bounded replies and checks of request bodies.
+Adds to Transformers' server what it lacks: bounded replies, checks of request bodies, and the list of models.
 
 * Prompt plus reply cannot exceed the model's maximum or the requested number of tokens. A longer prompt gets a 400. A
   reply that reaches the limit ends with `finish_reason` "length".
 * A reply ends at the next token if its client hangs up or the server is told to stop.
 * An invalid field gets a 400 that names the field. A chat request without a chat template gets a 400 too.
+* `/v1/models` lists the served model. Older versions of Transformers list the Hub's cache instead.
 
 It replaces two classes: `GenerateManager` of Transformers' server, and `uvicorn.Server`, which receives the finished
 app and handles signals.
@@ -32,14 +33,20 @@ _stopping = threading.Event()
 _hung_up: ContextVar[threading.Event | None] = ContextVar("hung_up", default=None)
 
 
-def install(max_length: int | None = None) -> None:
-    """Bounds replies by `max_length` tokens or the model's maximum. Call this before the server is created."""
+def install(max_length: int | None = None, model: str | None = None) -> None:
+    """
+    Bounds replies by `max_length` tokens or the model's maximum. `/v1/models` lists `model`, if given. Call this before
+    the server is created.
+    """
 
     class Manager(BoundedGenerateManager):
         max_tokens = max_length
 
+    class NamedServer(Server):
+        model_name = model
+
     utils.GenerateManager = Manager
-    uvicorn.Server = Server  # type: ignore[misc]
+    uvicorn.Server = NamedServer  # type: ignore[misc]
 
 
 class Stop(StoppingCriteria):
@@ -87,10 +94,12 @@ class BoundedGenerateManager(utils.GenerateManager):
 class Server(uvicorn.Server):
     """Runs the app behind `Guard`, and ends replies when the server is told to stop."""
 
+    model_name: str | None = None
+
     def __init__(self, config: uvicorn.Config):
         _stopping.clear()
         config.app.add_exception_handler(ValueError, _refuse)  # type: ignore[union-attr]
-        config.app = Guard(config.app)
+        config.app = Guard(config.app, self.model_name)
         if config.timeout_graceful_shutdown is None:
             config.timeout_graceful_shutdown = SECONDS_TO_STOP
         super().__init__(config)
@@ -113,13 +122,24 @@ def refusal(message: str, field: str | None = None) -> JSONResponse:
     return JSONResponse({"error": error}, status_code=400)
 
 
-class Guard:
-    """An ASGI app that checks the request bodies of another app, and notices clients that hang up."""
+def list_of(model: str) -> JSONResponse:
+    """Returns the response of `/v1/models`, in the format of OpenAI's API."""
+    entry = {"id": model, "object": "model", "created": 0, "owned_by": "local"}
+    return JSONResponse({"object": "list", "data": [entry]})
 
-    def __init__(self, app):
-        self.app = app
+
+class Guard:
+    """
+    An ASGI app in front of another one. It checks request bodies, lists the model, and notices clients that hang up.
+    """
+
+    def __init__(self, app, model: str | None = None):
+        self.app, self.model = app, model
 
     async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] == "http" and (scope["method"], scope["path"]) == ("GET", "/v1/models") and self.model:
+            await list_of(self.model)(scope, receive, send)
+            return
         if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].startswith("/v1/"):
             await self.app(scope, receive, send)
             return

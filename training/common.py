@@ -1,12 +1,14 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Helpers shared by the training scripts: options, model, data, and training that resumes."""
+"""Helpers shared by the training scripts: model, data, and training that resumes. `options.py` has the options."""
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import torch
 from accelerate import PartialState
 from datasets import Dataset, load_dataset
@@ -20,46 +22,16 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.utils import logging
 
 from ..conversion.layout import check_json, read_plt_config
 from ..conversion.tokenizer import load_tokenizer
 from ..utils.files import visible_files
 from ..utils.terminal import printable
 from .divergence import DivergedError, Guard
+from .interrupts import saving_on_interrupt
 from .progress import Progress
 from .run_files import last_checkpoint, read_json, write_json
-
-
-def count(text: str) -> int:
-    """Parses an integer of at least 1; argparse reports anything else as an "invalid count"."""
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
-def make_parser(description: str, lr: float) -> argparse.ArgumentParser:
-    """Makes a parser with the options that all scripts share."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="model folder")
-    parser.add_argument("--data", type=Path, required=True, help="file or folder to train on")
-    parser.add_argument("--heldout", type=Path, help="file or folder to evaluate on; default: a share of --data")
-    parser.add_argument("--heldout-share", type=float, default=0.05, help="share of --data to hold out; 0: none")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--num-loops", type=count, help="loops to train for; default: the model's")
-    parser.add_argument("--length", type=count, default=1024, help="maximum number of tokens in a piece")
-    parser.add_argument("--batch", type=count, default=4, help="rows or pieces per pass")
-    parser.add_argument("--accumulate", type=count, default=1, help="passes per step")
-    parser.add_argument("--epochs", type=count, default=1)
-    parser.add_argument("--steps", type=count, help="total number of steps, instead of --epochs")
-    parser.add_argument("--lr", type=float, default=lr, help="learning rate after the warm-up")
-    parser.add_argument("--bf16", action="store_true", help="bf16 arithmetic; trained weights stay in float32")
-    parser.add_argument("--checkpointing", action="store_true", help="recompute activations to save memory")
-    parser.add_argument("--log-steps", type=count, default=10)
-    parser.add_argument(
-        "--save-steps", type=count, default=100, help="steps between checkpoints and held-out evaluations"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    return parser
 
 
 def training_arguments(args: argparse.Namespace) -> dict:
@@ -186,7 +158,13 @@ def train(trainer: Trainer, args: argparse.Namespace) -> dict[str, torch.Tensor]
             before = {"num_processes": "1", **read_json(file)}
             changed = [f"--{name.replace('_', '-')}" for name in settings if settings[name] != before.get(name)]
             if changed:
-                raise ValueError(f"{args.out} has a run with a different {', '.join(changed)}. Choose a new folder.")
+                problem = f"{args.out} has a run with a different {', '.join(changed)}. Choose a new folder."
+                if "--steps" in changed or "--epochs" in changed:
+                    problem += (
+                        " A run cannot get longer, because its learning rate falls to 0 at the planned last step. To "
+                        "train on, make the result the --model of a new run."
+                    )
+                raise ValueError(problem)
             results = [args.out / name for name in ("model", "adapter") if (args.out / name).is_dir()]
             if args.steps and results and int(checkpoint.name.split("-")[1]) >= args.steps:
                 raise ValueError(f"This run is complete, and {results[0]} is its result. Choose a new folder.")
@@ -206,7 +184,8 @@ def train(trainer: Trainer, args: argparse.Namespace) -> dict[str, torch.Tensor]
         trainer.add_callback(Progress(tokens_per_step, bytes_per_token))
     trainer.add_callback(Guard())
     trainer.pop_callback(PrinterCallback)  # replaced by Progress
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with saving_on_interrupt(trainer):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return gather(trainer)
 
 
@@ -242,13 +221,28 @@ def save(
         weights = {name: weight.to(model.dtype) for name, weight in weights.items() if name not in tied}
     model.save_pretrained(args.out / "model", state_dict=weights)
     tokenizer.save_pretrained(args.out / "model")
+    print_result(args.out / "model")
+
+
+def print_result(folder: Path) -> None:
+    print(f"The result is in {printable(folder)}", flush=True)
 
 
 def run(script: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
-    """Runs a script. Expected errors and a diverged loss end the program with a one-line message."""
+    """Runs a script. Expected errors, a diverged loss and Ctrl-C end the program with a one-line message."""
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        logging.disable_progress_bar()
     try:
         joined = TrainingArguments(**training_arguments(args))  # noqa: F841 (joins the process group)
         script(args)
     except (ValueError, OSError, DivergedError) as error:
-        raise SystemExit(printable(" ".join(str(error).split()))) from error
+        raise SystemExit(f"error: {printable(' '.join(str(error).split()))}") from error
+    except KeyboardInterrupt:
+        if any(args.out.glob("checkpoint-*")):
+            advice = f"Run the same command again to resume from the last checkpoint in {printable(args.out)}."
+        else:
+            advice = "There is no checkpoint yet: the same command starts from the beginning."
+        print(f"\nInterrupted. {advice}", file=sys.stderr)
+        raise SystemExit(130) from None  # as shells report Ctrl-C
     PartialState().destroy_process_group()

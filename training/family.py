@@ -19,6 +19,7 @@ import json
 import math
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -288,12 +289,18 @@ def main(argv: list[str] | None = None, stdlib: Path | None = None) -> None:
         parser.error(f"--seeds must be 1 to {max(STUDENT_T)}, --texts at least 1.")
     if not set(args.loops) <= set(LOOPS):
         parser.error(f"--loops must be among {', '.join(map(str, LOOPS))}.")
-    if args.tokens < 4 * ROW or args.vocab < 300:
-        parser.error(f"--tokens must be at least {4 * ROW}, --vocab at least 300.")
+    if args.vocab < 300:
+        parser.error("--vocab must be at least 300.")
+    recipe = recipe_of(Variant("", 1, True), 0, args.tokens, args.hidden, args.vocab)
+    if recipe.steps < recipe.log_steps:  # the picture needs a loss
+        parser.error(f"--tokens must be at least {recipe.log_steps * recipe.tokens_per_step}.")
     try:
         train_all(args, stdlib)
     except (ValueError, OSError) as error:
-        raise SystemExit(" ".join(str(error).split())) from error
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from error
+    except KeyboardInterrupt:
+        print("\nInterrupted. Run the same command again to resume.", file=sys.stderr)
+        raise SystemExit(130) from None  # as shells report Ctrl-C
 
 
 def train_all(args: argparse.Namespace, stdlib: Path | None) -> None:
@@ -310,6 +317,7 @@ def train_all(args: argparse.Namespace, stdlib: Path | None) -> None:
         (args.out / "family.md").write_text(f"{table(metrics)}\n\n{gaps(metrics)}\n")
         try_draw("family.png", draw, args.out / "family.png", metrics)
     print(table(metrics))
+    print(f"The models are in {args.out}/RUN/model, and family.md and family.png beside them.")
     print(json.dumps({"runs": len(metrics), "torch": torch.__version__}))
 
 

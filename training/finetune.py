@@ -1,14 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Trains all weights of a PLT on text, with Transformers' Trainer. Run the same command again to resume:
-
-    python -m iquest_plt.training.finetune --model my-model --data sources --out runs/tuned
-
-The data are a text file, a folder of text files, or JSON Lines with a field `text`. Documents are cut into pieces of at
-most LENGTH tokens. The pieces of a batch share one row, separated by `position_ids` that restart: attention, windows
-and the shift between the loops do not cross from one piece to the next. With --padded, each piece has its own row; the
-losses are the same. The result is OUT/model. To see the losses: `tensorboard --logdir OUT/logs`.
+Trains all weights of a PLT on text, with Transformers' Trainer. `iquest-plt finetune --help` describes it.
 """
 
 import argparse
@@ -26,7 +19,8 @@ from transformers import (
 )
 
 from ..tokenization import bpe
-from .common import load_model, make_parser, run, save, split_data, train, training_arguments
+from .common import load_model, run, save, split_data, train, training_arguments
+from .options import parse_finetune
 
 
 def cut(documents: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
@@ -90,15 +84,8 @@ def finetune(args: argparse.Namespace) -> Trainer:
     return trainer
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options for text data."""
-    parser.add_argument("--padded", action="store_true", help="one row per piece, padded to the longest")
-
-
 def main(argv: list[str] | None = None) -> None:
-    parser = make_parser(__doc__, lr=2e-5)
-    add_options(parser)
-    run(finetune, parser.parse_args(argv))
+    run(finetune, parse_finetune(argv))
 
 
 if __name__ == "__main__":

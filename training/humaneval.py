@@ -1,17 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""HumanEval: completes functions with a model, runs them against their tests, and computes pass@k.
+"""
+HumanEval: completes functions with a model, runs them against their tests, and computes pass@k.
 
-    python -m iquest_plt.training.humaneval --model PATH --out runs/humaneval --allow-code-execution
-
-The problems come with `pip install 'iquest-plt[evaluation]'`, or from `--problems FILE`: a JSONL file, gzipped or not,
-with `task_id`, `prompt`, `entry_point`, `test` and, for `--self-check`, `canonical_solution`.
-
-OUT/completions.jsonl has the completions, OUT/results.jsonl their verdicts, and OUT/summary.json the last printed line.
-Run the same command again to resume; use another folder if the model has changed. Without `--allow-code-execution`,
-completions are generated but not run. See `sandbox.py` for what a running program can and cannot do.
-
-`--self-check` needs no model. It runs the reference solutions, which must pass, and empty ones, which must fail.
+`iquest-plt humaneval --help` describes it. See `sandbox.py` for what a running program can and cannot do.
 """
 
 import argparse
@@ -37,11 +29,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging
 
-from ..conversion.convert import FLOATS
 from ..conversion.loading import load_model
 from ..conversion.tokenizer import render
 from ..tokenization.tool_calls import parse_response
 from ..utils.terminal import printable
+from .options import parse_humaneval
 from .run_files import read_json, write_json
 from .sandbox import Limits, Sandbox, Verdict
 
@@ -314,44 +306,23 @@ def self_check(args: argparse.Namespace) -> dict:
     return {"reference": 1.0, "empty": 0.0, "problems": len(problems), "protections": sandbox.protections}
 
 
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="model folder or Hub repository id")
-    parser.add_argument("--out", type=Path, default=Path("runs/humaneval"), help="folder of the run")
-    parser.add_argument("--problems", type=Path, metavar="FILE", help="use these problems instead of HumanEval's")
-    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N problems")
-    parser.add_argument("--samples", type=positive, default=1, help="completions per problem")
-    parser.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0: likeliest token")
-    parser.add_argument("--top-p", type=float, default=0.95, help="top-p of sampling")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of sampling")
-    parser.add_argument("--max-new-tokens", type=positive, default=512)
-    parser.add_argument("--num-loops", type=positive, help="loops per token; default: the model's")
-    parser.add_argument("--chat", action="store_true", help="ask for the function in a chat")
-    parser.add_argument("--batch-size", type=positive, default=8)
-    parser.add_argument("--dtype", choices=list(FLOATS), help="default: as stored")
-    parser.add_argument("--device", help="default: cuda if available, else cpu")
-    parser.add_argument("--timeout", type=float, default=10.0, help="seconds per program")
-    parser.add_argument("--allow-code-execution", action="store_true", help="run the model's code; see above")
-    parser.add_argument("--self-check", action="store_true", help="check the problems, without a model")
-    args = parser.parse_args(argv)
-    if args.model is None and not args.self_check:
-        parser.error("--model is required")
-    if not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
-        parser.error("--temperature must be at least 0, --top-p above 0 and at most 1")
+def run_or_exit(args: argparse.Namespace) -> None:
+    """Runs the command. Expected errors and Ctrl-C end the program with a one-line message."""
     logging.set_verbosity_error()
     try:
         summary = self_check(args) if args.self_check else run(args)
     except (ValueError, OSError, MemoryError) as error:
         sys.exit(f"error: {printable(' '.join(str(error).split()))}")
+    except KeyboardInterrupt:
+        print("\nInterrupted. Run the same command again to resume.", file=sys.stderr)
+        raise SystemExit(130) from None  # as shells report Ctrl-C
     if not args.self_check and not args.allow_code_execution:
         print("No code was run. Add --allow-code-execution to the command to run it.", file=sys.stderr)
     print(json.dumps(summary))
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_or_exit(parse_humaneval(argv))
 
 
 if __name__ == "__main__":

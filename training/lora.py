@@ -1,15 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Trains low-rank adapters of a PLT on text (LoRA, with PEFT), optionally on frozen 4-bit weights (as in QLoRA):
-
-    python -m iquest_plt.training.lora --model my-model --data sources --out runs/adapted --bits 4 --merge
-
-Data and options are as in `finetune.py`. Adapters are added to the Linear layers of attention, of the MLP, or of both,
-and are shared by all loops. Gates are small and not Linear layers: they are trained in full, unless --no-gates is set.
-The result is OUT/adapter, for `PeftModel.from_pretrained(model, "OUT/adapter")`; `model` may be remote code. With
---merge there is also OUT/model, an ordinary model. An adapter does not store its number of loops: after --num-loops R,
-load its model with `plt_num_loops=R`.
+Trains low-rank adapters of a PLT on text (LoRA, with PEFT). `iquest-plt lora --help` describes it.
 """
 
 import argparse
@@ -19,21 +11,14 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from transformers import BitsAndBytesConfig, Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from .common import count, load_model, make_parser, run, save, train
-from .finetune import add_options as add_data_options
+from .common import load_model, print_result, run, save, train
 from .finetune import make_trainer
+from .options import parse_lora
 
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 MLP = ["gate_proj", "up_proj", "down_proj"]  # the first is SwiGLU's, not PLT's gate
 TARGETS = {"attention": ATTENTION, "mlp": MLP, "all": ATTENTION + MLP}
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options for adapters."""
-    parser.add_argument("--rank", type=count, default=16, help="rank of the adapters; their scale is 2")
-    parser.add_argument("--targets", choices=TARGETS, default="all", help="layers that get adapters")
-    parser.add_argument("--gates", action=argparse.BooleanOptionalAction, default=True, help="also train the gates")
 
 
 def lora_config(args: argparse.Namespace) -> LoraConfig:
@@ -83,18 +68,14 @@ def adapt(args: argparse.Namespace) -> Trainer:
     weights = train(trainer, args)
     if weights is not None:
         model.save_pretrained(args.out / "adapter", state_dict=weights)
+        print_result(args.out / "adapter")
         if args.merge:
             merge(args)
     return trainer
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = make_parser(__doc__, lr=2e-4)
-    add_data_options(parser)
-    add_options(parser)
-    parser.add_argument("--bits", type=int, choices=(4, 8), help="quantise the frozen weights (bitsandbytes)")
-    parser.add_argument("--merge", action="store_true", help="also write OUT/model")
-    run(adapt, parser.parse_args(argv))
+    run(adapt, parse_lora(argv))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Trains a PLT on conversations, with TRL's SFTTrainer. Run the same command again to resume:
-
-    python -m iquest_plt.training.sft --model my-model --data chats.jsonl --out runs/chat
-
-The data are JSON Lines with a field `messages`, in the format of chat templates, and optionally `tools`. The loss
-counts the assistant's tokens, including `<|im_end|>`, or all tokens with --all-text. Conversations share rows of up to
-LENGTH tokens (packed), share one row per batch (flat), or have one row each (padded). Attention, windows and the shift
-between the loops do not cross from one conversation to the next. Conversations longer than LENGTH are cut; with `flat`
-they are an error. The result is OUT/model, or OUT/adapter with --lora.
+Trains a PLT on conversations, with TRL's SFTTrainer. `iquest-plt sft --help` describes it.
 """
 
 import argparse
@@ -21,8 +13,9 @@ from trl import SFTConfig, SFTTrainer
 
 from ..conversion.tokenizer import check_template
 from ..tokenization.chat import training_chat_template
-from .common import load_model, make_parser, run, save, split_data, train, training_arguments
-from .lora import add_options, lora_config
+from .common import load_model, print_result, run, save, split_data, train, training_arguments
+from .lora import lora_config
+from .options import parse_sft
 
 
 def make_trainer(
@@ -74,18 +67,14 @@ def tune(args: argparse.Namespace) -> SFTTrainer:
     weights = train(trainer, args)
     if weights is not None and args.lora:
         trainer.model.save_pretrained(args.out / "adapter", state_dict=weights)
+        print_result(args.out / "adapter")
     elif weights is not None:
         save(model, tokenizer, args, weights)
     return trainer
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = make_parser(__doc__, lr=2e-5)
-    parser.add_argument("--rows", choices=("packed", "flat", "padded"), default="packed")
-    parser.add_argument("--all-text", action="store_true", help="count every token in the loss")
-    parser.add_argument("--lora", action="store_true", help="train adapters, as lora.py does; use a higher --lr")
-    add_options(parser)
-    run(tune, parser.parse_args(argv))
+    run(tune, parse_sft(argv))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from tiny import llama_of, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from iquest_plt import diagnostics
 from iquest_plt.benchmarks import small_report
 from iquest_plt.cli import data as cli_data
 from iquest_plt.cli import diagnose, output_folder, sweep
@@ -165,8 +166,8 @@ def test_quick_steps_that_may_fail_run_before_the_measurement(checkpoint, data, 
         raise ValueError("no picture")
 
     measured = []
-    for command, module, name in (("diagnose", diagnose, "attention_maps"), ("sweep", sweep, "time_rows")):
-        monkeypatch.setattr(module, "measure", lambda *args, **kwargs: measured.append(args))
+    monkeypatch.setattr(diagnostics, "measure", lambda *args, **kwargs: measured.append(args))
+    for command, module, name in (("diagnose", diagnostics, "attention_maps"), ("sweep", sweep, "time_rows")):
         monkeypatch.setattr(module, name, fail)
         code, _, error = run(command, checkpoint, "--data", data, "--out", tmp_path / "out")
         assert (code, error) == (1, "no picture")

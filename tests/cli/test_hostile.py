@@ -36,6 +36,7 @@ from iquest_plt.conversion.writer import new_folder
 from iquest_plt.hub_plt import CARD_FIELDS, card_fields
 from iquest_plt.serving.transformers_cli import check_model
 from iquest_plt.tokenization.tool_calls import RESPONSE_TEMPLATE, ToolCallStream, parse_response
+from iquest_plt.training.options import parse_finetune
 from iquest_plt.utils.terminal import printable
 
 
@@ -478,8 +479,7 @@ def test_an_error_of_training_cannot_control_the_terminal(tmp_path):
     common = pytest.importorskip("iquest_plt.training.common")
     humaneval = pytest.importorskip("iquest_plt.training.humaneval")
     folder = tmp_path / "no\x1b[31m"
-    options = ["--model", str(folder), "--data", str(folder), "--out", str(tmp_path)]
-    args = common.make_parser("", 1e-4).parse_args(options)
+    args = parse_finetune(["--model", str(folder), "--data", str(folder), "--out", str(tmp_path)])
     folder.write_text("{}")
     for command in (
         lambda: common.run(common.load_model, args),
@@ -522,6 +522,7 @@ def test_a_reply_cannot_control_the_terminal(monkeypatch, capsys):
     [
         (["generate", SMALL, "--prompt", "a\udcff"], "--prompt"),
         (["generate", SMALL, "--prompt", "a", "--suffix", "a\udcff"], "--suffix"),
+        (["generate", SMALL, "--prompt", "a", "--stop", "a\udcff"], "--stop"),
         (["chat", SMALL, "--message", "a\udcff"], "--message"),
         (["chat", SMALL, "--message", "a", "--system", "a\udcff"], "--system"),
     ],

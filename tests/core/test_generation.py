@@ -294,3 +294,25 @@ def test_a_model_with_another_number_of_loops_shares_the_weights():
     assert torch.equal(
         twin.generate(ids.repeat(2, 1), **arguments), model.generate(ids.repeat(2, 1), num_loops=1, **arguments)
     )
+
+
+@pytest.mark.parametrize("num_loops", [1, 2])
+def test_an_empty_prompt_is_refused(num_loops):
+    """Llama's error is a RuntimeError about a reshape. A tokenizer returns floats for an empty text."""
+    model = tiny_model(bos_token_id=1)
+    empty, embeds = torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, 0, model.config.hidden_size)
+    prompts = [
+        {"inputs": empty},
+        {"input_ids": empty.float()},
+        {"inputs": {"input_ids": empty}},
+        {"inputs_embeds": embeds},
+    ]
+    for prompt in prompts:
+        with pytest.raises(ValueError, match=r"The prompt has no tokens\. Pass at least one\."):
+            model.generate(**prompt, max_new_tokens=2, num_loops=num_loops, **GREEDY)
+    for inputs in ({"input_ids": empty}, {"inputs_embeds": embeds}):
+        with pytest.raises(ValueError, match=r"The input has no tokens\. Pass at least one\."):
+            model(**inputs, num_loops=num_loops)
+    assert model.generate(max_new_tokens=2, num_loops=num_loops, **GREEDY).shape == (1, 3)  # from the start token
+    embeds = model.get_input_embeddings()(tokens(1, 4))
+    assert model.generate(inputs_embeds=embeds, max_new_tokens=2, num_loops=num_loops, **GREEDY).shape == (1, 2)

@@ -230,6 +230,10 @@ def test_wheel_contains_exactly_the_package(setup_cfg, tmp_path):
         folder = ROOT.joinpath(*package.split(".")[1:])
         assert (folder / "__init__.py").is_file(), package
         expected |= {f"{package.replace('.', '/')}/{file.name}" for file in folder.glob("*.py")}
+    for module in setup_cfg["options"]["py_modules"].split():
+        expected.add(f"{module}.py")
+        assert (ROOT / "cli" / "launcher" / f"{module}.py").is_file()
+    assert "iquest-plt = iquest_plt_launcher:main" in setup_cfg["options.entry_points"]["console_scripts"]
     others = ("chat_template.jinja", "config.json", "diagnostics/report.html.jinja", "training/configs/ddp.yaml")
     assert expected >= {f"iquest_plt/{name}" for name in ("__init__.py", *REMOTE_CODE, *others)}
     assert contents == expected

@@ -63,6 +63,14 @@ def test_chat_completion(url, folder, expected):
     assert answer.usage.completion_tokens == TOKENS
 
 
+def test_the_served_model_is_listed(url, folder):
+    """The cache of the tests is empty, and older versions of Transformers answer with a 500 then."""
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    (model,) = client.models.list()
+    assert model.id == folder
+    assert ask(url, model.id, max_tokens=1).usage.completion_tokens == 1
+
+
 def test_streaming_and_hanging_up(url, folder, expected):
     pieces = [chunk.choices[0].delta.content or "" for chunk in ask(url, folder, max_tokens=TOKENS, stream=True)]
     assert "".join(pieces) == expected and len(pieces) > 3

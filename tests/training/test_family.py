@@ -107,7 +107,16 @@ def test_a_family_is_trained_once(library, tmp_path, capsys, monkeypatch):
 
 
 def test_arguments_are_checked(tmp_path, capsys):
-    for wrong in ("--hidden 100", "--seeds 0", "--seeds 11", "--loops 0", "--loops 5", "--texts 0", "--tokens 9"):
+    for wrong in (
+        "--hidden 100",
+        "--seeds 0",
+        "--seeds 11",
+        "--loops 0",
+        "--loops 5",
+        "--texts 0",
+        "--tokens 9",
+        "--tokens 20479",
+    ):
         with pytest.raises(SystemExit, match="2"):
             family.main(["--out", str(tmp_path), *wrong.split()])
         assert "error: --" in capsys.readouterr().err

@@ -5,12 +5,14 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import run
 from paths import ROOT
 from tiny import tiny_model, tokens
 from transformers import AutoTokenizer, DataCollatorWithFlattening, LlamaConfig, LlamaForCausalLM
@@ -31,7 +33,7 @@ from transformers import Trainer, TrainerState, TrainingArguments
 
 from iquest_plt.conversion.convert import convert
 from iquest_plt.conversion.verify import verify
-from iquest_plt.training import common, divergence, finetune, run_files, small
+from iquest_plt.training import common, divergence, finetune, options, progress, run_files, small
 
 
 ROWS = [{"input_ids": tokens(length, seed=length).tolist()} for length in (3, 17, 9, 2, 12, 5, 7, 11)]
@@ -262,6 +264,89 @@ def test_a_killed_run_resumes_exactly(command, tmp_path, monkeypatch, capsys):
     assert weights[0] == weights[1]
     with pytest.raises(SystemExit, match="has a run with a different --lr, --seed"):
         finetune.main([*command, "--lr", "1e-3", "--seed", "1"])
+
+
+def interrupt(monkeypatch, step: int, times: int = 1) -> None:
+    """Presses Ctrl-C in the given step."""
+    begin = progress.Progress.on_step_begin
+
+    def pressed(self, args, state, control, **kwargs):
+        begin(self, args, state, control, **kwargs)
+        if state.global_step == step - 1:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(progress.Progress, "on_step_begin", pressed)
+
+
+def test_an_interrupted_run_saves_and_resumes_exactly(command, tmp_path, monkeypatch, capsys):
+    finetune.main([*command, "--out", str(tmp_path / "whole")])
+    assert capsys.readouterr().out.splitlines()[-1] == f"The result is in {tmp_path / 'whole' / 'model'}"
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        interrupt(patch, step=3)
+        with pytest.raises(SystemExit, match="130"):
+            finetune.main(command)
+    said = capsys.readouterr().err
+    assert "Saving a checkpoint after this step. Press Ctrl-C again to stop at once.\n" in said
+    assert (
+        f"Interrupted. Run the same command again to resume from the last checkpoint in {tmp_path / 'run'}.\n" in said
+    )
+    assert signal.getsignal(signal.SIGINT) is before
+    assert (tmp_path / "run" / "checkpoint-3").is_dir() and not (tmp_path / "run" / "model").exists()
+    finetune.main(command)
+    assert "Resuming from checkpoint-3" in capsys.readouterr().out
+    assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
+    weights = [(tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("run", "whole")]
+    assert weights[0] == weights[1]
+
+
+def test_an_interrupt_in_the_last_step_loses_nothing(command, tmp_path, monkeypatch):
+    interrupt(monkeypatch, step=5)
+    finetune.main(command)
+    assert verify(tmp_path / "run" / "model")["problems"] == []
+
+
+def test_a_second_interrupt_stops_at_once(command, tmp_path, monkeypatch, capsys):
+    interrupt(monkeypatch, step=1, times=2)
+    with pytest.raises(SystemExit, match="130"):
+        finetune.main(command)
+    assert "There is no checkpoint yet: the same command starts from the beginning.\n" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("option", ["--steps", "--epochs"])
+def test_a_run_cannot_get_longer(option, command, tmp_path):
+    """Its learning rate has been falling to 0 at the last step."""
+    finetune.main([*command, option, "2"])
+    with pytest.raises(
+        SystemExit, match=rf"a different {option}\. Choose a new folder\. A run cannot get longer, because"
+    ):
+        finetune.main([*command, option, "3"])
+
+
+def test_the_command_line_runs_the_script(command, tmp_path):
+    code, output, _ = run("finetune", *command)
+    assert code == 0 and output.endswith(f"The result is in {tmp_path / 'run' / 'model'}\n")
+    code, output, _ = run("finetune", *command, "--lr", "1")
+    assert code == 1 and output.startswith("error: ") and "has a run with a different --lr" in output
+    assert run("finetune", "--model", "x")[0] == run("finetune", *command, "--no-such-option")[0] == 2
+
+
+@pytest.mark.parametrize("name", ["finetune", "lora", "sft", "humaneval"])
+def test_the_help_shows_the_defaults(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        getattr(options, f"parse_{name}")(["--help"], f"iquest-plt {name}")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.startswith(f"usage: iquest-plt {name} [-h]")
+    assert "(default: None)" not in shown and "(default: False)" not in shown and "default: default" not in shown
+    expected = {
+        "humaneval": ["512", "runs/humaneval", "0.95"],
+        "lora": ["0.0002", "all", "16"],
+        "sft": ["packed", "16"],
+    }
+    for value in ["0", "1", "the model's", *expected.get(name, ["2e-05", "1024"])]:
+        assert f"(default: {value})" in shown, value
 
 
 def test_stops_when_diverged(command):
