@@ -14,7 +14,7 @@ from transformers.utils import logging
 from typer.core import TyperGroup
 
 from ..utils.terminal import printable
-from . import chat, checkpoints, diagnose, generate, serve, sweep
+from . import chat, checkpoints, diagnose, generate, mlx, serve, sweep
 from .data import ManyFiles
 
 
@@ -47,6 +47,7 @@ for command in (
     serve.serve,
 ):
     app.command()(command)
+app.command(context_settings=mlx.PASS_ON)(mlx.mlx)
 for command_of_files in (diagnose.diagnose, sweep.sweep):
     app.command(cls=ManyFiles)(command_of_files)
 

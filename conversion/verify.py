@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig, PreTrainedConfig
 
 from ..modeling_plt import IQuestPLTCoderForCausalLM
-from . import layout
+from . import layout, mlx_folder
 from .checkpoint import (
     INDEX,
     Checkpoint,
@@ -89,7 +89,7 @@ def _check_parts(folder: Path, checkpoint: Checkpoint | None, notes: list[str]) 
     problems = []
     config = _attempt(problems, layout.read_config, folder)
     if checkpoint is not None and config is not None:
-        problems += _attempt(problems, _check_tensors, config, checkpoint) or []
+        problems += _attempt(problems, _check_tensors, folder, config, checkpoint) or []
     if checkpoint is not None:
         total = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
         problems += _attempt(problems, _check_index, folder, total) or []
@@ -118,10 +118,15 @@ def _manifest(folder: Path, notes: list[str]) -> dict | None:
     return manifest
 
 
-def _check_tensors(config: PreTrainedConfig, checkpoint: Checkpoint) -> list[str]:
+def _check_tensors(folder: Path, config: PreTrainedConfig, checkpoint: Checkpoint) -> list[str]:
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    problems = layout.check_shapes(shapes, layout.expected_shapes(config, shapes.keys()))
+    expected = layout.expected_shapes(config, shapes.keys())
     dtypes = {dtype_name(tensor.dtype) for tensor in checkpoint.tensors.values()}
+    quantization = mlx_folder.quantization_of(folder)
+    if quantization is not None:
+        expected = mlx_folder.quantized_shapes(expected, set(shapes), quantization)
+        dtypes.discard(dtype_name(torch.uint32))  # packed weights
+    problems = layout.check_shapes(shapes, expected)
     said = dtype_name(config.dtype)
     if config.dtype is not None and dtypes != {said}:
         problems.append(f"config.json says {said}, but the weights are {', '.join(sorted(dtypes))}.")

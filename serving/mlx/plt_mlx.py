@@ -4,8 +4,8 @@
 The Parallel Loop Transformer for mlx-lm. `iquest-plt convert --to mlx` copies this file into the model's folder, where
 mlx-lm runs it as the folder's `model_file`. It therefore imports only mlx and mlx_lm.
 
-    loop 0:     x = E_i                                               a = causal(q, K⁰, V⁰)
-    loop r:     x = emb_scale · E_i + hidden_scale · H^{r-1}_{i-1}    a = g · causal(q, K⁰, V⁰) + (1 - g) · window(q, k, v)
+    loop 0:    x = E_i                                              a = causal(q, K⁰, V⁰)
+    loop r:    x = emb_scale · E_i + hidden_scale · H^{r-1}_{i-1}   a = g · causal(q, K⁰, V⁰) + (1 - g) · window(q, k, v)
 
 One new token runs all loops in one pass over the weights: they are rows of the batch, loop by loop. The tokens of a
 prompt depend on each other, so their loops run one after another.
@@ -164,7 +164,7 @@ class LoopCaches(CacheList):
 
     def trim(self, n: int):
         raise ValueError(
-            "The cache of a PLT with several loops cannot be trimmed, because it holds only the end of each loop's keys. "
+            "The cache of a PLT with several loops cannot be trimmed, because it holds only the last keys of each loop. "
             "Process the text again with a new cache."
         )
 
