@@ -83,7 +83,7 @@ def write_quantized(
             raise ValueError(f"the width of no matrix is a multiple of {GROUP_SIZE}. Leave out --bits")
         parameters = dict(tree_flatten(model.parameters()))
         model.update(tree_map(lambda _: mx.array([]), model.parameters()))  # so that written weights are freed
-        groups = split(parameters, MAX_SHARD_BYTES if max_shard_size is None else max_shard_size)  # type: ignore[arg-type]
+        groups = split(parameters, MAX_SHARD_BYTES if max_shard_size is None else max_shard_size)
         parameters.clear()
         names = name_files(groups)
         groups.clear()

@@ -5,7 +5,7 @@ The Parallel Loop Transformer for mlx-lm. `iquest-plt convert --to mlx` copies t
 mlx-lm runs it as the folder's `model_file`. It therefore imports only mlx and mlx_lm.
 
     loop 0:    x = E_i                                              a = causal(q, K⁰, V⁰)
-    loop r:    x = emb_scale · E_i + hidden_scale · H^{r-1}_{i-1}   a = g · causal(q, K⁰, V⁰) + (1 - g) · window(q, k, v)
+    loop r:    x = emb_scale · E_i + hidden_scale · H^{r-1}_{i-1}   a = g · causal(q, K⁰, V⁰) + (1 - g) · window(q)
 
 One new token runs all loops in one pass over the weights: they are rows of the batch, loop by loop. The tokens of a
 prompt depend on each other, so their loops run one after another.
@@ -164,8 +164,8 @@ class LoopCaches(CacheList):
 
     def trim(self, n: int):
         raise ValueError(
-            "The cache of a PLT with several loops cannot be trimmed, because it holds only the last keys of each loop. "
-            "Process the text again with a new cache."
+            "The cache of a PLT with several loops cannot be trimmed: it holds only the last keys of each loop. Process "
+            "the text again with a new cache."
         )
 
     def extract(self, idx: int) -> "LoopCaches":
@@ -432,7 +432,9 @@ class PLTModel(nn.Module):
     def _run(self, x: mx.array, shared: list, cells: Cells, caches: list[LayerCache]) -> mx.array:
         """Runs all layers. `shared` holds each layer's keys and values of loop 0, and is updated."""
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
-            x, *shared[index] = layer(x, *shared[index], cells, cache)
+            keys0, values0 = shared[index]
+            x, keys0, values0 = layer(x, keys0, values0, cells, cache)
+            shared[index] = (keys0, values0)
         return x
 
     def _finish(self, x: mx.array, loop: int) -> mx.array:
