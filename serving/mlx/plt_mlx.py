@@ -164,8 +164,8 @@ class LoopCaches(CacheList):
 
     def trim(self, n: int):
         raise ValueError(
-            "The cache of a PLT with several loops cannot be trimmed: it holds only the last keys of each loop. Process "
-            "the text again with a new cache."
+            "The cache of a PLT with several loops cannot be trimmed: it holds only the last keys of each loop. "
+            "Process the text again with a new cache."
         )
 
     def extract(self, idx: int) -> "LoopCaches":

@@ -1,15 +1,27 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""MLX copies of Transformers models, and their logits."""
+"""MLX copies of Transformers models, and their logits. Importing this skips a test file if MLX is not installed."""
 
+import importlib
+import os
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
+import pytest
 import torch
-from mlx_lm import utils
 
-from iquest_plt.serving.mlx import launcher
+from iquest_plt.conversion.mlx_folder import require_mlx
+
+
+os.environ.setdefault("MLX_DISABLE_COMPILE", "1")  # on a CPU, compiling takes longer than these small models
+try:
+    require_mlx()
+except ValueError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+mx, nn = importlib.import_module("mlx.core"), importlib.import_module("mlx.nn")
+utils = importlib.import_module("mlx_lm.utils")
+launcher = importlib.import_module("iquest_plt.serving.mlx.launcher")
 
 
 TOLERANCE = 1e-4  # of logits in float32, absolute
@@ -28,7 +40,14 @@ def expected_logits(model, ids: torch.Tensor, **kwargs) -> np.ndarray:
         return model(ids, use_cache=False, **kwargs).logits.numpy()
 
 
-def array(ids: torch.Tensor) -> mx.array:
+def args_of(config):
+    """Returns the arguments of the MLX model for a configuration."""
+    from iquest_plt.serving.mlx.plt_mlx import ModelArgs
+
+    return ModelArgs.from_dict(config.to_dict())
+
+
+def array(ids: torch.Tensor):
     return mx.array(ids.numpy())
 
 

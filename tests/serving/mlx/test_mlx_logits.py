@@ -2,20 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The MLX model computes what the Transformers model computes, however the tokens are fed."""
 
-import mlx.core as mx
 import numpy as np
 import pytest
 import torch
-from mlx.utils import tree_flatten
-from mlx_models import TOLERANCE, array, expected_logits, fed_in_chunks, largest_difference, mlx_copy
+from mlx_models import TOLERANCE, args_of, array, expected_logits, fed_in_chunks, largest_difference, mlx_copy, mx, nn
 from paths import SMALL
 from reference import WRONG, Reference
 from tiny import ROPES, tiny_config, tiny_model, tokens
 
 from iquest_plt import IQuestPLTCoderForCausalLM
 from iquest_plt.grid_plt import GridShape, plan
-from iquest_plt.serving.mlx import plt_mlx
 
+
+tree_flatten = pytest.importorskip("mlx.utils").tree_flatten
+plt_mlx = pytest.importorskip("iquest_plt.serving.mlx.plt_mlx")
 
 LENGTH = 36  # much longer than the tiny models' window of 4, and than what their 3 layers see through it
 # The sizes of the chunks, and how many of their logits are never read, as in mlx-lm.
@@ -149,10 +149,6 @@ def test_later_loops_run_over_the_end_of_a_prompt(num_loops, length):
     assert model._tails(length) == expected
 
 
-def args_of(config) -> plt_mlx.ModelArgs:
-    return plt_mlx.ModelArgs.from_dict(config.to_dict())
-
-
 @pytest.mark.parametrize("num_loops", [1, 2, 4])
 def test_a_decode_step_reads_the_weights_once(num_loops, monkeypatch):
     rows = []
@@ -168,7 +164,6 @@ def test_a_decode_step_reads_the_weights_once(num_loops, monkeypatch):
 
 def test_gradient_checkpointing_changes_nothing(tmp_path):
     """Gradients flow through loop 0's keys and values, which are arguments of the layers."""
-    import mlx.nn as nn
     from mlx_lm.tuner.trainer import grad_checkpoint
 
     copy = mlx_copy(tiny_model(initializer_range=0.05, plt_num_loops=3), tmp_path)
@@ -191,8 +186,6 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
 
 
 def test_gradients_equal_those_of_transformers(tmp_path):
-    import mlx.nn as nn
-
     model = tiny_model(initializer_range=0.05, plt_num_loops=3)
     copy, ids = mlx_copy(model, tmp_path), tokens(2, 12)
     model(ids, labels=ids).loss.backward()
