@@ -24,12 +24,12 @@ MAX_SHARD_BYTES = 5_000_000_000
 
 
 def require_mlx() -> None:
-    """Raises ValueError if mlx-lm is missing or has an unsupported version."""
+    """Raises ValueError if mlx-lm or MLX is missing, or if mlx-lm has an unsupported version."""
     install = "pip install 'iquest-plt[mlx]' (on Linux also 'mlx[cpu]')"
     try:
         version = importlib.metadata.version("mlx-lm")
-        importlib.metadata.version("mlx")
-    except importlib.metadata.PackageNotFoundError:
+        import mlx.core  # noqa: F401  on Linux, mlx-lm does not install it
+    except ImportError:
         raise ValueError(f"This needs mlx-lm, which is not installed: {install}.") from None
     if tuple(int(part) for part in version.split(".")[:2]) != SUPPORTED:
         wanted = ".".join(map(str, SUPPORTED))

@@ -33,7 +33,7 @@ from mlx_lm.models.base import (
     create_causal_mask,
     scaled_dot_product_attention,
 )
-from mlx_lm.models.cache import ArraysCache, BatchRotatingKVCache, CacheList, KVCache, RotatingKVCache
+from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache
 from mlx_lm.models.rope_utils import initialize_rope
 
 
@@ -326,14 +326,13 @@ def last_rows(mask, count: int):
 
 
 def append_end(window, keys: mx.array, values: mx.array, skipped: int) -> None:
-    """Appends the last keys of a chunk to a window. The `skipped` tokens before the given ones were not computed."""
+    """
+    Appends the last keys of a chunk to a window. The `skipped` tokens before the given ones were not computed. Nothing
+    sees the gap, because the appended keys fill the window.
+    """
     size = window.max_size
-    skipped += keys.shape[2] - size
     window.update_and_fetch(keys[:, :, -size:], values[:, :, -size:])
-    window.offset = window.offset + skipped
-    if isinstance(window, BatchRotatingKVCache):
-        window._offset += skipped
-        window.left_padding = window.left_padding - skipped
+    window.offset = window.offset + skipped + keys.shape[2] - size
 
 
 class MLP(nn.Module):

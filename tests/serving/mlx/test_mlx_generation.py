@@ -136,6 +136,8 @@ def test_the_size_of_a_cache(tiny):
     cache = tiny.make_cache()
     for size in (300, 1, 1):
         tiny(array(tokens(1, size)), cache=cache)
+        for layer in cache if loops > 1 else ():
+            assert {window.offset for window in layer.caches[1:loops]} == {layer[0].offset}
     mx.eval([one.state for one in cache])
     assert len(cache) == 3
     if loops > 1:

@@ -149,6 +149,23 @@ def test_later_loops_run_over_the_end_of_a_prompt(num_loops, length):
     assert model._tails(length) == expected
 
 
+def test_the_caches_of_a_prompt_need_only_its_end(tmp_path, monkeypatch):
+    """They do not depend on the pass over all tokens, whose results are destroyed here."""
+    model = tiny_model(initializer_range=0.05)
+    copy, ids = mlx_copy(model, tmp_path), tokens(1, LENGTH)
+    run = plt_mlx.PLTModel._later_loops
+
+    def only_ends(self, embeds, state0, before, shared, cells, caches, starts=None):
+        states = run(self, embeds, state0, before, shared, cells, caches, starts)
+        return states if starts else [state * float("nan") for state in states]
+
+    monkeypatch.setattr(plt_mlx.PLTModel, "_later_loops", only_ends)
+    found = fed_in_chunks(copy, ids, [30] + [1] * 6, unread=1)
+    assert largest_difference(found, expected_logits(model, ids)[:, 30:]) <= TOLERANCE
+    cache = copy.make_cache()
+    assert np.isnan(np.array(copy(array(ids), cache=cache))).all()
+
+
 @pytest.mark.parametrize("num_loops", [1, 2, 4])
 def test_a_decode_step_reads_the_weights_once(num_loops, monkeypatch):
     rows = []
