@@ -15,7 +15,7 @@ COMMANDS = ("generate", "chat", "server", "cache_prompt", "convert", "lora", "fu
 REFUSED = {
     "--kv-bits": ("--kv-b", "mlx-lm cannot quantize the cache of a PLT with several loops"),
     "--max-kv-size": ("--max-k", "mlx-lm cannot limit the cache of a PLT, whose loops all read loop 0's keys"),
-    "--draft-model": ("--dr", "drafts need a cache that can be trimmed, and that of a PLT with several loops cannot"),
+    "--draft-model": ("--dr", "mlx-lm cannot use drafts for a PLT: they need a cache that can be trimmed"),
 }
 
 

@@ -25,7 +25,7 @@ from iquest_plt.cli.conversation import Conversation
 # The public options, which scripts rely on.
 OPTIONS = {
     "convert": "--to --revision --init --num-loops --window --emb-scale --hidden-scale --gate-on-hidden-states "
-    "--gate-on-queries --dtype --max-shard-size --hard-link --json",
+    "--gate-on-queries --dtype --max-shard-size --hard-link --bits --json",
     "verify": "--logits --json",
     "info": "--length --batch --num-loops --dtype --revision --json",
     "generate": "--prompt --suffix --max-new-tokens --num-loops --greedy --temperature --seed --dtype --device "
@@ -37,6 +37,7 @@ OPTIONS = {
     "sweep": "--data --out --max-loops --length --new-tokens --max-length --max-tokens --seed --dtype --device "
     "--revision --json",
     "serve": "--host --port --max-length --parsers --no-parsers --num-loops --tensor-parallel --dtype --revision",
+    "mlx": "",  # all options go to mlx-lm
 }
 
 

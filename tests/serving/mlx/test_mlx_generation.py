@@ -40,7 +40,7 @@ def check_greedy(model, copy, prompt: list[int], count: int, num_loops: int) -> 
     model.generation_config.eos_token_id = None
     ids = torch.tensor([prompt])
     expected = model.generate(ids, max_new_tokens=count, do_sample=False, num_loops=num_loops)[0, len(prompt) :]
-    assert len(set(expected.tolist())) > 10  # not a repetition of few tokens
+    assert len(set(expected.tolist())) > 5  # not a repetition of very few tokens
     assert greedy(copy, prompt, count) == expected.tolist()
 
 
@@ -53,8 +53,10 @@ def test_greedy_tokens_equal_those_of_transformers(num_loops, mini_plt, mini_fol
     check_greedy(model, copy, torch.randint(8192, (60,)).tolist(), 100, num_loops)
 
 
-@pytest.mark.slow  # MLX's matrix products on a CPU are slow
-@pytest.mark.parametrize("num_loops", [1, 2, 3])
+SLOW = [pytest.param(num_loops, marks=pytest.mark.slow) for num_loops in (1, 3)]
+
+
+@pytest.mark.parametrize("num_loops", [2, *SLOW])
 def test_greedy_tokens_of_the_small_checkpoint(num_loops, small, small_folder):
     """200 tokens after 100, with windows of 64."""
     copy, _ = utils.load_model(small_folder, model_config={"plt_num_loops": num_loops})
