@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ..conversion import layout
+from ..conversion import layout, mlx_folder
 from ..conversion.download import fetch
 from ..serving.transformers_cli import check_model
 from .options import DtypeOption, Model, NumLoops, Revision
@@ -38,6 +38,7 @@ def serve(
     """Serve the model with OpenAI's API on /v1, with vLLM if it is installed, else with Transformers."""
     folder, _ = fetch(path, revision, check_hashes=False)
     config = layout.read_plt_config(folder)
+    mlx_folder.refuse_quantized(folder)
     if max_length is not None and not 2 <= max_length <= config.max_position_embeddings:
         raise ValueError(
             f"--max-length must be 2 to {config.max_position_embeddings} for this model, got {max_length}."

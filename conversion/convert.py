@@ -165,6 +165,8 @@ def _convert_folder(
     with new_folder(target, needed + SPARE_BYTES, advance) as out:
         # First, because it may fail.
         config = _write_rest(out, plan, folder, is_plt_source(fields), source, commit, to == "mlx", bits)
+        if to == "mlx":
+            mlx_folder.check_loads(out.path, has_weights=False)
         if bits is not None:
             files = mlx_folder.write_quantized(out, plan.tensors, config, bits, max_shard_size)
         else:

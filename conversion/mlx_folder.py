@@ -48,12 +48,15 @@ def config_fields(config: dict, bits: int | None) -> dict:
     return fields | {"quantization": quantization, "quantization_config": quantization}
 
 
-def check_loads(folder: Path) -> None:
-    """Raises ValueError if mlx-lm cannot load the folder, whose model file is this package's. Reads no weights."""
+def check_loads(folder: Path, has_weights: bool = True) -> None:
+    """
+    Raises ValueError if mlx-lm cannot load the folder, whose model file is this package's. Reads only the headers of
+    weights; without them (`has_weights`), checks the configuration.
+    """
     from mlx_lm.utils import load_model
 
     with layout.refusals("mlx-lm cannot load the result"), _no_output():
-        load_model(folder, lazy=True, trust_remote_code=True)
+        load_model(folder, lazy=True, strict=has_weights, trust_remote_code=True)
 
 
 def write_quantized(
@@ -80,7 +83,7 @@ def write_quantized(
         del weights
         model, _ = quantize_model(model, fields, GROUP_SIZE, bits)
         if not any(isinstance(module, nn.QuantizedLinear) for module in model.modules()):
-            raise ValueError(f"the width of no matrix is a multiple of {GROUP_SIZE}. Leave out --bits")
+            raise ValueError(f"the width of no matrix is a multiple of {GROUP_SIZE}. Leave out --bits.")
         parameters = dict(tree_flatten(model.parameters()))
         model.update(tree_map(lambda _: mx.array([]), model.parameters()))  # so that written weights are freed
         groups = split(parameters, MAX_SHARD_BYTES if max_shard_size is None else max_shard_size)
@@ -139,6 +142,15 @@ def quantization_of(folder: Path) -> dict | None:
     if not all(type(number) is int and number > 0 for number in numbers):
         raise ValueError("config.json: `quantization` must have integers `bits` and `group_size`.")
     return quantization
+
+
+def refuse_quantized(folder: Path) -> None:
+    """Raises ValueError if the weights in `folder` are quantized for MLX, which only mlx-lm can run."""
+    if quantization_of(folder) is not None:
+        raise ValueError(
+            f"The weights in {folder} are quantized for MLX. Run them with `iquest-plt mlx`, or convert the original "
+            "weights again without --bits."
+        )
 
 
 def quantized_shapes(

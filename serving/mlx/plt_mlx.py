@@ -403,6 +403,8 @@ class PLTModel(nn.Module):
             )
         if loops == 1:
             return [LayerCache(one) for one in cache], None
+        for index, one in enumerate(cache):  # mlx-lm loads saved caches as its own class
+            cache[index] = one if isinstance(one, LoopCaches) else LoopCaches(*one.caches)
         return [LayerCache(one[0], tuple(one.caches[1:loops])) for one in cache], cache[0].caches[-1]
 
     def _check_rope(self, cache: LayerCache) -> None:

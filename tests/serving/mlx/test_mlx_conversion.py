@@ -241,6 +241,16 @@ def test_one_loop_needs_no_shift(tmp_path):
     assert largest_difference(found, expected_logits(model, ids)) <= TOLERANCE
 
 
+def test_quantized_folders_are_only_for_mlx(mini_plt, tmp_path):
+    folder = tmp_path / "out"
+    convert(str(mini_plt), folder, to="mlx", bits=4)
+    for command in (["generate", folder, "--prompt", "x"], ["serve", folder]):
+        code, _, error = run(*command)
+        assert code == 1 and "quantized for MLX. Run them with `iquest-plt mlx`" in error
+    code, _, error = run("convert", folder, tmp_path / "again")
+    assert code == 1 and "Quantised weights cannot be converted" in error
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -156,9 +156,15 @@ def looped(tmp_path_factory):
     return mlx_copy(tiny_model(plt_num_loops=2), tmp_path_factory.mktemp("looped"))
 
 
-def test_a_quantized_cache_is_refused(looped):
+def test_a_quantized_cache_is_refused(looped, tmp_path):
     with pytest.raises(ValueError, match=r"cannot be quantized\. Leave out `--kv-bits`"):
         greedy(looped, [1, 2, 3], 2, kv_bits=8)
+    cache = looped.make_cache()
+    looped(array(tokens(1, 4)), cache=cache)
+    caches.save_prompt_cache(str(tmp_path / "cache.safetensors"), cache)
+    loaded = caches.load_prompt_cache(str(tmp_path / "cache.safetensors"))
+    with pytest.raises(ValueError, match=r"cannot be quantized\. Leave out `--kv-bits`"):
+        greedy(looped, [1, 2, 3], 2, kv_bits=8, prompt_cache=loaded)
 
 
 def test_drafts_and_trimming_are_refused(looped):
