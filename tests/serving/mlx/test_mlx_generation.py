@@ -148,6 +148,17 @@ def test_the_size_of_a_cache(tiny):
         assert [carry.shape for carry in cache[0].caches[-1].cache] == [(1, 32)] * (loops - 1)
 
 
+def test_with_one_loop_a_cache_can_be_quantized_and_trimmed(mini_folder):
+    """It is a Llama's cache then."""
+    launcher.register()
+    model, _ = utils.load_model(mini_folder, model_config={"plt_num_loops": 1})
+    prompt = tokens(20).tolist()
+    expected = greedy(model, prompt, 20)
+    steps = generate.speculative_generate_step(mx.array(prompt), model, model, max_tokens=20)
+    assert [token for token, _, _ in steps] == expected
+    assert len(greedy(model, prompt, 20, kv_bits=8, kv_group_size=32, quantized_kv_start=0)) == 20
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
