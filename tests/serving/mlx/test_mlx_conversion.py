@@ -16,7 +16,7 @@ from paths import ROOT, SMALL
 from safetensors.torch import load_file, save_file
 from tiny import ROPES, llama_of, tiny_model, tokens
 
-from iquest_plt import IQuestPLTCoderForCausalLM
+from iquest_plt import IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM
 from iquest_plt.conversion.convert import convert
 from iquest_plt.conversion.verify import verify
 
@@ -47,6 +47,24 @@ def test_the_model_file_needs_only_mlx_and_mlx_lm():
     names |= {node.module for node in sources}
     assert {name.split(".")[0] for name in names} <= {"mlx", "mlx_lm"} | sys.stdlib_module_names
     assert "__future__" not in names  # mlx-lm does not register the module, which such dataclasses need
+
+
+def test_the_released_configuration():
+    """The names and sizes of the released tensors, from its config.json as it is. MLX makes no weights here."""
+    plt_mlx = pytest.importorskip("iquest_plt.serving.mlx.plt_mlx")
+    fields = json.loads((ROOT / "config.json").read_text())
+    args = plt_mlx.ModelArgs.from_dict(fields)
+    assert args.rope["base"] == 500000 and args.rope["scaling_config"] == {"rope_type": "default"}
+    found = {name: value.shape for name, value in tree_flatten(plt_mlx.Model(args).parameters())}
+    with torch.device("meta"):
+        model = IQuestPLTCoderForCausalLM(IQuestPLTCoderConfig(**fields))
+    assert found == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert len(found) == 171
+    # A checkpoint may rely on the defaults of its configuration class.
+    defaults, expected = plt_mlx.ModelArgs(), IQuestPLTCoderConfig()
+    names = vars(defaults).keys() & vars(expected).keys() - {"rope_parameters", "rope_scaling", "rope_theta", "rope"}
+    assert {name: getattr(defaults, name) for name in names} == {name: getattr(expected, name) for name in names}
+    assert len(names) > 20 and defaults.rope_theta == expected.rope_parameters["rope_theta"]
 
 
 def test_the_folder(mini_folder, mini_plt):
