@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..utils.terminal import printable
-from . import chat, checkpoints, diagnose, generate, scripts, serve, sweep
+from . import chat, checkpoints, diagnose, generate, mlx, scripts, serve, sweep
 from .data import ManyFiles
 from .startup import Command
 
@@ -74,6 +74,7 @@ for command in (
     serve.serve,
 ):
     app.command(cls=Command)(command)
+app.command(cls=Command, context_settings=mlx.PASS_ON)(mlx.mlx)
 for command_of_files in (diagnose.diagnose, sweep.sweep):
     app.command(cls=ManyFiles)(command_of_files)
 for script in (scripts.finetune, scripts.lora, scripts.sft, scripts.humaneval):

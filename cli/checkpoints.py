@@ -14,7 +14,7 @@ from .common import chosen_length, human_size, parse_size, print_result, progres
 from .options import Dtype, DtypeOption, Json, NumLoops, Revision
 
 
-Kind = Enum("Kind", {"plt": "plt", "dense": "dense"})
+Kind = Enum("Kind", {"plt": "plt", "dense": "dense", "mlx": "mlx"})
 Init = Enum("Init", {"keep": "keep", "zero": "zero"})
 LENGTHS = (4096, 32768, 131072)  # of the contexts in the table of `info`
 Bits = Enum("Bits", {"int8": "int8", "int4": "int4"})
@@ -23,7 +23,9 @@ Bits = Enum("Bits", {"int8": "int8", "int4": "int4"})
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A folder, a .gguf file, or a Hub repository id.")],
     target: Annotated[Path, typer.Argument(metavar="DST", help="A folder that does not exist yet.")],
-    to: Annotated[Kind, typer.Option(help="plt, or dense: a Llama that equals the PLT run with one loop.")] = Kind.plt,
+    to: Annotated[
+        Kind, typer.Option(help="plt; mlx: for mlx-lm; or dense: a Llama that equals the PLT run with one loop.")
+    ] = Kind.plt,
     revision: Revision = None,
     num_loops: Annotated[int | None, typer.Option(min=1, help="Loops of a PLT made from a dense model.")] = None,
     init: Annotated[
@@ -51,6 +53,7 @@ def convert(
     hard_link: Annotated[
         bool, typer.Option("--hard-link", help="Hard-link unchanged files; editing one then edits both.")
     ] = False,
+    bits: Annotated[int | None, typer.Option(help="With --to mlx: quantize the weights to 4 or 8 bits.")] = None,
     as_json: Json = False,
 ) -> None:
     """Convert a checkpoint into a self-contained folder: from the vendor's layout, from a dense Llama, or to one."""
@@ -75,6 +78,7 @@ def convert(
             quantize=quantize and quantize.value,
             max_shard_size=max_shard_size,
             hard_link=hard_link,
+            bits=bits,
             progress=progress,
         )
     size = sum(entry["size"] for entry in manifest["files"].values())

@@ -33,12 +33,13 @@ def serve(
     revision: Revision = None,
 ) -> None:
     """Serve the model with OpenAI's API on /v1, with vLLM if it is installed, else with Transformers."""
-    from ..conversion import layout
+    from ..conversion import layout, mlx_folder
     from ..conversion.download import fetch
     from ..serving.transformers_cli import check_model
 
     folder, _ = fetch(path, revision, check_hashes=False)
     config = layout.read_plt_config(folder)
+    mlx_folder.refuse_quantized(folder)
     if max_length is not None and not 2 <= max_length <= config.max_position_embeddings:
         raise ValueError(
             f"--max-length must be 2 to {config.max_position_embeddings} for this model, got {max_length}."

@@ -17,6 +17,7 @@ from .checkpoint import dtype_name, inside
 from .layout import config_from
 
 
+MLX_TAGS = ["plt", "looped-transformer", "mlx"]
 PLT_TAGS = ["plt", "looped-transformer", "custom_code"]
 LICENSE_FIELDS = ("license", "license_name", "license_link")
 
@@ -38,6 +39,26 @@ Without it, Transformers 5.16.1 or later runs the code files in this folder:
 
 ```python
 {load_remote}
+```
+"""
+
+MLX = """
+# {title}
+
+A Parallel Loop Transformer (PLT, [arXiv 2510.24824](https://arxiv.org/abs/2510.24824)) for mlx-lm. Its layers run
+several times per token, here {loops}. During generation, all loops of a token run in one pass over the weights and
+share one cache.{quantized}
+
+With the package `iquest-plt[mlx]` installed, no code from this folder runs:
+
+```text
+iquest-plt mlx generate --model PATH --prompt "Write a function that reads a file."
+```
+
+Without it, mlx-lm 0.32 runs the file `plt_mlx.py` in this folder:
+
+```text
+mlx_lm.generate --model PATH --trust-remote-code --prompt "Write a function that reads a file."
 ```
 """
 
@@ -69,7 +90,7 @@ REST = """
 
 ## Origin
 
-Converted from {origin} by iquest-plt {version}. Values were rounded only where the source had another dtype.{notes}
+Converted from {origin} by iquest-plt {version}. {rounding}{notes}
 `manifest.json` lists every file with its SHA-256, and every tensor with its dtype and shape.
 
 ## What has not been verified
@@ -83,6 +104,8 @@ measured.
 {license} {code}
 """
 
+ROUNDED = "Values were rounded only where the source had another dtype."
+QUANTIZED = "mlx-lm rounded the weights to {bits} bits."
 NO_LICENSE = "The source's card names no licence for the weights. Ask their publisher."
 
 
@@ -97,6 +120,7 @@ def model_card(
     license_name: str | None = None,
     license_link: str | None = None,
     notes: Sequence[str] = (),
+    bits: int | None = None,
 ) -> str:
     """
     Returns the README.md of a converted checkpoint: a block of YAML, then Markdown.
@@ -109,7 +133,9 @@ def model_card(
         base_model: the Hub id of the model that the weights come from; `source` by default, if it is an id.
         license, license_name, license_link: the Hub's licence fields, see [`license_of`].
         notes: further sentences about the checkpoint's origin.
+        bits: of the quantized weights in a folder for mlx-lm.
     """
+    is_mlx = isinstance(config, dict) and "model_file" in config
     if isinstance(config, dict):
         config_class = IQuestPLTCoderConfig if config["model_type"] == IQuestPLTCoderConfig.model_type else LlamaConfig
         config = config_from(config_class, config)
@@ -119,15 +145,17 @@ def model_card(
         license=license,
         license_name=license_name,
         license_link=license_link,
-        library_name="transformers",
+        library_name="mlx" if is_mlx else "transformers",
         pipeline_tag="text-generation",
-        tags=PLT_TAGS if is_plt else None,
+        tags=MLX_TAGS if is_mlx else PLT_TAGS if is_plt else None,
         base_model=base_model or (source if revision else None),
     )
     name = source.split("/")[-1]
-    text = (PLT if is_plt else DENSE) + REST
+    text = (MLX if is_mlx else PLT if is_plt else DENSE) + REST
     text = text.format(
-        title=f"{name} for Transformers" if is_plt else f"{name}, dense",
+        title=f"{name} for {'MLX' if is_mlx else 'Transformers'}" if is_plt else f"{name}, dense",
+        quantized=f" The weights are quantized to {bits} bits; gates and norms are not." if bits else "",
+        rounding=QUANTIZED.format(bits=bits) if bits else ROUNDED,
         loops=config.plt_num_loops if is_plt else 1,  # type: ignore[union-attr]
         load=LOAD.format(argument=""),
         load_remote=LOAD.format(argument=", trust_remote_code=True"),

@@ -1,7 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Converts checkpoints: the vendor's layout or a dense Llama to a PLT folder that loads anywhere, and a PLT to a Llama.
+Converts checkpoints: the vendor's layout or a dense Llama to a PLT folder that loads anywhere or to one for mlx-lm, and
+a PLT to a Llama.
 
 Weights are never loaded as a whole. A file whose tensors keep their names and dtypes is copied byte for byte. Other
 files are rewritten in pieces. The result appears only when it is complete.
@@ -17,7 +18,7 @@ from transformers import CONFIG_MAPPING, LlamaConfig, PreTrainedConfig
 
 from .. import __version__
 from ..configuration_plt import IQuestPLTCoderConfig
-from . import layout
+from . import layout, mlx_folder
 from .card import license_of, model_card
 from .checkpoint import (
     Checkpoint,
@@ -78,6 +79,7 @@ def convert(
     quantize: str | None = None,
     max_shard_size: int | None = None,
     hard_link: bool = False,
+    bits: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict:
     """
@@ -88,7 +90,8 @@ def convert(
             vendor's or this package's layout, or a dense model (Llama, IQuestCoder, or Mistral without a sliding
             window).
         target: a folder that does not exist yet. It appears when it is complete.
-        to: `"plt"`, or `"dense"`: the Llama that equals the PLT with one loop and needs no code of this package.
+        to: `"plt"`; `"mlx"`: a PLT for mlx-lm; or `"dense"`: the Llama that equals the PLT with one loop and needs no
+            code of this package.
         plt: for a dense source, fields of [`IQuestPLTCoderConfig`] that begin with `plt_`. One loop always
             equals the dense model.
         init: for a dense source, how loops >= 1 start (see `upcycling.py`): with `"keep"` they compute nearly what the
@@ -98,12 +101,21 @@ def convert(
         max_shard_size: the maximum bytes of tensors per file; by default the files keep their contents.
         hard_link: whether to hard-link unchanged files to the source instead of copying them. Changing one in place
             then changes both.
+        bits: for `"mlx"`, 4 or 8 to quantize the weights with mlx-lm. Gates and norms keep their dtype.
         progress: called with the bytes of weights done so far and in total.
 
     Raises ValueError, with the reason, for anything that cannot be converted exactly. Nothing is written in that case.
     """
-    if to not in ("plt", "dense"):
-        raise ValueError(f'`to` must be "plt" or "dense", got {to!r}.')
+    if to not in ("plt", "dense", "mlx"):
+        raise ValueError(f'`to` must be "plt", "dense" or "mlx", got {to!r}.')
+    if bits is not None and to != "mlx":
+        raise ValueError(
+            "--bits is for folders for MLX (--to mlx). For Transformers and vLLM, use --quantize int8 or int4."
+        )
+    if bits is not None and bits not in mlx_folder.BITS:
+        raise ValueError(f"`bits` must be {' or '.join(map(str, mlx_folder.BITS))}, got {bits!r}.")
+    if to == "mlx":
+        mlx_folder.require_mlx()
     if init not in INITS:
         raise ValueError(f"`init` must be one of {', '.join(INITS)}, got {init!r}.")
     if dtype is not None and dtype not in FLOATS:
@@ -112,7 +124,7 @@ def convert(
         raise ValueError(f"`quantize` must be one of {', '.join(SCHEMES)}, for a PLT; got {quantize!r} for a {to}.")
     if max_shard_size is not None and max_shard_size < 1:
         raise ValueError(f"`max_shard_size` must be at least 1 byte, got {max_shard_size}.")
-    options: dict = {"to": to, "plt": plt or {}, "init": init, "dtype": dtype, "quantize": quantize}
+    options: dict = {"to": to, "plt": plt or {}, "init": init, "dtype": dtype, "quantize": quantize, "bits": bits}
     options["max_shard_size"] = max_shard_size
     if source.endswith(".gguf"):
         with as_folder(Path(source)) as folder:
@@ -134,6 +146,7 @@ def _convert_folder(
     quantize: str | None,
     max_shard_size: int | None,
     hard_link: bool,
+    bits: int | None,
     progress: Callable[[int, int], None],
 ) -> dict:
     """`convert` from a folder on this machine. `source` and `commit` are for its card and manifest."""
@@ -156,21 +169,29 @@ def _convert_folder(
         done += size
         progress(min(done, total), total)
 
-    files = name_files(plan.groups)
+    files: dict = name_files(plan.groups)
     originals = {name: _unchanged(group, checkpoint) for name, group in files.items()}
     links = {name for name, original in originals.items() if original is not None} if hard_link else set()
     needed = sum(tensor.nbytes for name in files.keys() - links for tensor in files[name].values())
     with new_folder(target, needed + SPARE_BYTES, advance) as out:
-        _write_rest(out, plan, kind, folder, is_plt_source(fields), source, commit)  # first, because it may fail
-        for name, group in files.items():
-            original = originals[name]
-            if original is None:
-                out.write_tensors(name, group)
-            elif name in links:
-                out.link(original, name)
-            else:
-                out.copy(original, name)
+        # First, because it may fail.
+        config = _write_rest(out, plan, kind, folder, is_plt_source(fields), source, commit, to == "mlx", bits)
+        if to == "mlx":
+            mlx_folder.check_loads(out.path, has_weights=False)
+        if bits is not None:
+            files = mlx_folder.write_quantized(out, plan.tensors, config, bits, max_shard_size)
+        else:
+            for name, group in files.items():
+                original = originals[name]
+                if original is None:
+                    out.write_tensors(name, group)
+                elif name in links:
+                    out.link(original, name)
+                else:
+                    out.copy(original, name)
         write_index(out, files)
+        if to == "mlx":
+            mlx_folder.check_loads(out.path)
         manifest = _manifest(out, files, source, commit)
         out.write_json(layout.MANIFEST, manifest)
         # The source may have changed since its headers were read, or its parts may not fit together.
@@ -191,7 +212,7 @@ def make_plan(fields: dict, checkpoint: Checkpoint, to: str, plt: dict, init: st
         config = layout.config_from(IQuestPLTCoderConfig, fields)
         layout.check_rotary(config, config)
         _check(config, groups)
-        return Plan(config, groups) if to == "plt" else _without_gates(config, groups)
+        return _without_gates(config, groups) if to == "dense" else Plan(config, groups)
     if to == "dense":
         raise ValueError(f"{model_type!r} is not a PLT, so it cannot be made dense.")
     if model_type not in DENSE:
@@ -328,16 +349,29 @@ def _name(source: str, commit: str | None) -> str:
 
 
 def _write_rest(
-    out: Folder, plan: Plan, dtype: torch.dtype, folder: Path, from_plt: bool, source: str, commit: str | None
-) -> None:
-    """Writes everything except weights and manifest."""
+    out: Folder,
+    plan: Plan,
+    dtype: torch.dtype,
+    folder: Path,
+    from_plt: bool,
+    source: str,
+    commit: str | None,
+    is_mlx: bool,
+    bits: int | None,
+) -> dict:
+    """Writes everything except weights and manifest. Returns the fields of `config.json`."""
     is_plt = isinstance(plan.config, IQuestPLTCoderConfig)
     config = layout.config_json(plan.config, dtype)
     if plan.quantization is not None:
         config["quantization_config"] = plan.quantization
+    if is_mlx:
+        config = mlx_folder.config_fields(config, bits)
     out.write_json("config.json", config)
-    out.write_json("generation_config.json", write_tokenizer(out, folder, plan.config, from_plt))
-    if is_plt:
+    tokenizer = write_tokenizer(out, folder, plan.config, from_plt, with_code=not is_mlx)
+    out.write_json("generation_config.json", tokenizer)
+    if is_mlx:
+        out.copy(layout.ROOT / "serving" / "mlx" / mlx_folder.MODEL_FILE)
+    elif is_plt:
         for name in layout.CODE_FILES:
             out.copy(layout.ROOT / name, name)
     for name in sorted(path.name for path in folder.glob("LICENSE*") if path.is_file()):
@@ -351,9 +385,11 @@ def _write_rest(
         source=_name(source, commit),
         revision=commit,
         notes=notes if is_plt and not from_plt else (),
+        bits=bits,
         **license_of(folder),
     )
     out.write_text("README.md", card)
+    return config
 
 
 def _manifest(out: Folder, files: dict[str, dict[str, Tensor]], source: str, commit: str | None) -> dict:

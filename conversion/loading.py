@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling_plt import IQuestPLTCoderForCausalLM
-from . import layout
+from . import layout, mlx_folder
 from .convert import FLOATS
 from .download import FILES, fetch
 from .tokenizer import load_tokenizer
@@ -23,6 +23,7 @@ def load_model(
     small = [name for name in FILES if "safetensors" not in name]
     folder, _ = fetch(path, revision, files=small, check_hashes=False)  # too slow at every start
     layout.read_plt_config(folder)
+    mlx_folder.refuse_quantized(folder)
     layout.check_json(folder)
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:

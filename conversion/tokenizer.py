@@ -32,11 +32,14 @@ LOAD_SECONDS, CONVERSION_SECONDS, TOKENIZER_BYTES = 60, 1200, 4 << 30
 PROBE = "".join(map(chr, range(32, 127))) + "\taaaaaaaa 1234\n    é ß 中文 🙂 ▁"
 
 
-def write_tokenizer(out: Folder, source: Path, config: PreTrainedConfig, is_plt_source: bool) -> dict:
+def write_tokenizer(
+    out: Folder, source: Path, config: PreTrainedConfig, is_plt_source: bool, with_code: bool = True
+) -> dict:
     """
     Writes the tokenizer and chat template of the folder `source` to `out`, if it has any. `tokenizer.json` is copied,
     or made from the SentencePiece model `tokenizer.model`. References to the source's code are removed. A PLT source
-    (`is_plt_source`) with a ChatML vocabulary but no template gets this package's template.
+    (`is_plt_source`) with a ChatML vocabulary but no template gets this package's template. `with_code` copies the
+    tokenizer class for a PLT; without it, the library's own class is named, which gives the same ids.
 
     Returns the fields of `generation_config.json`: the source's own, or the recommended sampling for the released
     vocabulary. The stop tokens always include all tokens that end a turn. Raises ValueError for a tokenizer that cannot
@@ -74,9 +77,10 @@ def write_tokenizer(out: Folder, source: Path, config: PreTrainedConfig, is_plt_
             if (source / name).exists():
                 out.copy(inside(source, name))
         fields = {name: value for name, value in fields.items() if name not in DROPPED}
-        named = chat.tokenizer_config_fields() if is_plt else {"tokenizer_class": "PreTrainedTokenizerFast"}
+        has_class = is_plt and with_code
+        named = chat.tokenizer_config_fields() if has_class else {"tokenizer_class": "PreTrainedTokenizerFast"}
         out.write_json("tokenizer_config.json", fields | named)
-        if is_plt:
+        if has_class:
             out.copy(layout.ROOT / chat.TOKENIZER_FILE, chat.TOKENIZER_FILE)
         if (source / TEMPLATE).exists():
             out.copy(inside(source, TEMPLATE))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig, PreTrainedConfig
 
 from ..modeling_plt import IQuestPLTCoderForCausalLM
-from . import layout
+from . import layout, mlx_folder
 from .checkpoint import (
     INDEX,
     Checkpoint,
@@ -91,7 +91,7 @@ def _check_parts(folder: Path, checkpoint: Checkpoint | None, notes: list[str]) 
     problems = []
     config = _attempt(problems, layout.read_config, folder)
     if checkpoint is not None and config is not None:
-        problems += _attempt(problems, _check_tensors, config, checkpoint) or []
+        problems += _attempt(problems, _check_tensors, folder, config, checkpoint) or []
     if checkpoint is not None:
         total = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
         problems += _attempt(problems, _check_index, folder, total) or []
@@ -120,15 +120,18 @@ def _manifest(folder: Path, notes: list[str]) -> dict | None:
     return manifest
 
 
-def _check_tensors(config: PreTrainedConfig, checkpoint: Checkpoint) -> list[str]:
+def _check_tensors(folder: Path, config: PreTrainedConfig, checkpoint: Checkpoint) -> list[str]:
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     expected = layout.expected_shapes(config, shapes.keys())
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is not None:
-        expected = quantized_shapes(expected, quantization)
-    problems = layout.check_shapes(shapes, expected)
     numbers = [tensor for name, tensor in checkpoint.tensors.items() if not name.endswith(INTEGERS)]
     dtypes = {dtype_name(tensor.dtype) for tensor in numbers}
+    for_mlx = mlx_folder.quantization_of(folder)
+    if for_mlx is not None:
+        expected = mlx_folder.quantized_shapes(expected, set(shapes), for_mlx)
+        dtypes.discard(dtype_name(torch.uint32))  # packed weights
+    elif getattr(config, "quantization_config", None) is not None:
+        expected = quantized_shapes(expected, config.quantization_config)
+    problems = layout.check_shapes(shapes, expected)
     said = dtype_name(config.dtype)
     if config.dtype is not None and dtypes != {said}:
         problems.append(f"config.json says {said}, but the weights are {', '.join(sorted(dtypes))}.")

@@ -121,6 +121,13 @@ class Folder:
             return
         self.files[name] = {"size": source.stat().st_size, "sha256": sha256(source, self.progress)}
 
+    def record(self, name: str) -> None:
+        """Records a file that something else wrote to the folder."""
+        path = self.path / name
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        self.files[name] = {"size": path.stat().st_size, "sha256": sha256(path, self.progress)}
+
     def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Writes a safetensors file. Needs memory only for the header and a piece of a tensor, or one new tensor."""
         header: dict[str, dict] = {"__metadata__": {"format": "pt"}}

@@ -34,7 +34,7 @@ from iquest_plt.utils.dtypes import FLOAT_NAMES
 # The public options, which scripts rely on.
 OPTIONS = {
     "convert": "--to --revision --init --num-loops --window --emb-scale --hidden-scale --gate-on-hidden-states "
-    "--gate-on-queries --dtype --max-shard-size --hard-link --json",
+    "--gate-on-queries --dtype --quantize --max-shard-size --hard-link --bits --json",
     "verify": "--logits --json",
     "info": "--length --batch --num-loops --dtype --revision --json",
     "generate": "--prompt --suffix --max-new-tokens --num-loops --greedy --temperature --top-p --top-k --stop --seed "
@@ -47,6 +47,7 @@ OPTIONS = {
     "--revision --json",
     "serve": "--host --port --max-length --parsers --no-parsers --num-loops --tensor-parallel --dtype --revision",
     **dict.fromkeys(("finetune", "lora", "sft", "humaneval"), ""),  # they have parsers of their own
+    "mlx": "",  # all options go to mlx-lm
 }
 
 
@@ -505,3 +506,10 @@ def test_invalid_sizes_are_refused(text):
 
 def test_sizes_for_people():
     assert [human_size(size) for size in (12, 1234, 15_231_499_360)] == ["12 B", "1.23 kB", "15.23 GB"]
+
+
+def test_the_help_of_mlx_lists_the_launchers_commands():
+    from iquest_plt.cli import mlx
+    from iquest_plt.serving.mlx import launcher
+
+    assert mlx.COMMANDS == launcher.COMMANDS

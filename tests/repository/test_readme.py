@@ -15,7 +15,7 @@ from iquest_plt.cli import app
 
 
 README = (ROOT / "README.md").read_text()
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/callers.md", "docs/serving.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/callers.md", "docs/mlx.md", "docs/serving.md"]
 
 
 def blocks(language: str) -> list[str]:
