@@ -272,7 +272,7 @@ def test_quantized_folders_are_only_for_mlx(mini_plt, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--bits", "4"], "Only folders for MLX can be quantized. Add --to mlx"),
+        (["--bits", "4"], "--bits is for folders for MLX (--to mlx)"),
         (["--to", "mlx", "--bits", "3"], "`bits` must be 4 or 8, got 3"),
     ],
 )
