@@ -32,6 +32,7 @@ def environment(device: str) -> dict:
         lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
         name = f"{model or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+        name += f", {torch.backends.cpu.get_cpu_capability()}"
     return {
         "date": datetime.date.today().isoformat(),
         "device": name,
