@@ -24,6 +24,7 @@ import torch
 
 from ..configuration_plt import IQuestPLTCoderConfig
 from ..conversion.layout import ROOT
+from ..conversion.quantize import SCHEMES
 from ..conversion.writer import Folder, name_files, split, write_index
 from ..modeling_plt import IQuestPLTCoderForCausalLM
 from .common import RELEASED, parse, report
@@ -102,6 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="empty folder with 31 GB free; emptied at the end")
     parser.add_argument("--config", type=Path, help="folder with a config.json; default: LoopCoder-V2's")
+    parser.add_argument("--quantize", choices=SCHEMES, help="quantize the weights on conversion")
     parser.add_argument("--tokens", type=int, default=8, help="tokens to generate")
     parser.add_argument("--save", metavar="NAME", help="also write benchmarks/results/DATE-NAME.md and .json")
     arguments = parse(parser)
@@ -115,7 +117,8 @@ def main() -> None:
     start = time.perf_counter()
     count = write_source(source, arguments.config or RELEASED)
     note("write the source", time.perf_counter() - start, None, f"{count} tensors, {size_of(source):,} bytes")
-    answer, seconds, peak = run("convert", source, target)
+    options = ["--quantize", arguments.quantize] if arguments.quantize else []
+    answer, seconds, peak = run("convert", source, target, *options)
     note("convert", seconds, peak, f"{len(answer['tensors'])} tensors, {size_of(target):,} bytes")
     shutil.rmtree(source)
     answer, seconds, peak = run("verify", target)

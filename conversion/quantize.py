@@ -196,3 +196,14 @@ def stored_bytes(shapes: dict[str, tuple[int, ...]], fields: dict | None, itemsi
     return sum(
         torch.Size(shape).numel() * sizes.get(name.split("weight_")[-1], itemsize) for name, shape in stored.items()
     )
+
+
+def parameter_count(shapes: dict[str, tuple[int, ...]], fields: dict | None) -> int:
+    """Returns the number of parameters of a model from the shapes of its stored tensors."""
+    sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
+    if fields is None:
+        return sum(sizes.values())
+    (group,) = fields["config_groups"].values()
+    per_word = 32 // group["weights"]["num_bits"]
+    counts = {"packed": per_word, "scale": 0, "zero_point": 0, "shape": 0}
+    return sum(size * counts.get(name.split("weight_")[-1], 1) for name, size in sizes.items())

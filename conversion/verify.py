@@ -24,7 +24,7 @@ from .checkpoint import (
     read_json,
     sha256,
 )
-from .quantize import quantized_shapes
+from .quantize import parameter_count, quantized_shapes
 from .tokenizer import TEMPLATE_SECONDS, as_list, load_tokenizer, render
 
 
@@ -66,7 +66,7 @@ def verify(
         tensors = checkpoint.tensors.values()
         report |= {
             "tensors": len(tensors),
-            "parameters": sum(torch.Size(tensor.shape).numel() for tensor in tensors),
+            "parameters": _attempt([], _parameters, folder, checkpoint) or 0,
             "bytes": sum(tensor.nbytes for tensor in tensors),
         }
         hashes = _attempt(problems, _scan, checkpoint, manifest is not None, problems, progress) or {}
@@ -136,6 +136,12 @@ def _check_tensors(folder: Path, config: PreTrainedConfig, checkpoint: Checkpoin
     if config.dtype is not None and dtypes != {said}:
         problems.append(f"config.json says {said}, but the weights are {', '.join(sorted(dtypes))}.")
     return problems
+
+
+def _parameters(folder: Path, checkpoint: Checkpoint) -> int:
+    fields = {} if mlx_folder.quantization_of(folder) else read_json(inside(folder, "config.json"))
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    return parameter_count(shapes, fields.get("quantization_config"))
 
 
 def _check_index(folder: Path, total: int) -> list[str]:

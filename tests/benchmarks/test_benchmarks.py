@@ -9,6 +9,8 @@ import sys
 
 import pytest
 import torch
+from paths import ROOT
+from paths import SMALL as CHECKPOINT
 from tiny import tiny_config
 
 from iquest_plt.benchmarks import common
@@ -22,6 +24,7 @@ RUNS = {
     "training": f"{SMALL} --length 8 --loops 1 2 --repeats 1",
     "full_size": "--prompt 5 --tokens 2 --loops 1 2 --sequence",
     "profile_decode": f"{SMALL} --prompt 5 --steps 2 --loops 1 2",
+    "quantized": f"{SMALL} --prompt 5 --tokens 2 --loops 1 2",
 }
 ROWS = {
     "decode": ["Llama", 1, 2, 2] * 2,
@@ -30,6 +33,7 @@ ROWS = {
     "training": ["Llama", 1, 2] * 2,
     "full_size": ["Llama", 1, 2, 2],
     "profile_decode": ["Llama", 1, 2],
+    "quantized": [1, 2] * 3,
 }
 
 
@@ -87,3 +91,25 @@ def test_rehearsal(monkeypatch, tmp_path, capsys):
     assert "39 tensors" in results[0]["result"] and "39 tensors" in results[1]["result"]
     assert results[2]["result"].endswith(" 0 problems") and results[3]["result"].startswith("3 tokens with 2 loops")
     assert not list((tmp_path / "work").iterdir())
+
+
+def test_upcycling_trains_each_run_once(tmp_path, capsys, monkeypatch):
+    from iquest_plt.benchmarks import upcycling
+
+    monkeypatch.setattr(upcycling, "RUNS", {name: upcycling.RUNS[name] for name in ("two loops", "dense")})
+    (tmp_path / "texts").mkdir()
+    for name in ("grid_plt.py", "loops_plt.py"):
+        (tmp_path / "texts" / name).write_text((ROOT / name).read_text())
+    options = (
+        f"--model {CHECKPOINT} --data {tmp_path}/texts --heldout {tmp_path}/texts --tokens 256 --length 64 --batch 2"
+    )
+    for expected in (3, 0):  # the second call finds all runs done
+        upcycling.main([*options.split(), "--device", "cpu", "--lr", "1e-3", "--out", str(tmp_path / "out")])
+        lines = capsys.readouterr().out.splitlines()
+        assert sum(line in ("before training", "two loops", "dense") for line in lines) == expected
+    runs = json.loads((tmp_path / "out" / "upcycling.json").read_text())["runs"]
+    assert [len(run["training_loss"]) for run in runs.values()] == [0, 2, 2]
+    before, two, dense = (run["heldout"] for run in runs.values())
+    assert two["2"] < before["2"] and dense["1"] < before["1"]
+    with pytest.raises(ValueError, match="other settings"):
+        upcycling.main([*options.split(), "--device", "cpu", "--lr", "2e-3", "--out", str(tmp_path / "out")])

@@ -9,32 +9,30 @@ import pytest
 import torch
 from real_text import QUESTIONS, chat, held_out, loss
 from servers import serving
-from transformers import AutoModelForCausalLM, TorchAoConfig
+from transformers import AutoModelForCausalLM
 
+from iquest_plt.conversion.convert import convert
 from iquest_plt.diagnostics import encode_documents, measure
 
 
 TOKENS = 24
 
 
-@pytest.mark.parametrize("bits, limit", [(8, 0.005), (4, 0.08)])
-def test_quantized_weights(folder, tokenizer, bits, limit):
-    """The file's weights have 4 bits in other groups, so 4 bits quantize them a second time."""
-    quantization = pytest.importorskip("torchao.quantization")
-    kinds = {8: quantization.Int8WeightOnlyConfig(), 4: quantization.IntxWeightOnlyConfig(torch.int4)}
-    if bits == 4:
-        kinds[4].granularity = quantization.PerGroup(32)
+@pytest.mark.parametrize("scheme, limit", [("int8", 0.005), ("int4", 0.06)])
+def test_quantized_weights(folder, tokenizer, tmp_path, scheme, limit):
+    """The file's weights have about 4 bits on another grid, so int4 quantizes them a second time."""
+    convert(str(folder), tmp_path / scheme, dtype="bfloat16", quantize=scheme)
     whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    small = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.bfloat16, quantization_config=TorchAoConfig(kinds[bits])
-    )
+    small = AutoModelForCausalLM.from_pretrained(tmp_path / scheme, dtype="auto")
     rows = held_out(tokenizer)
     for loops in (1, 2):
         expected = loss(whole, rows, num_loops=loops)
         assert loss(small, rows, num_loops=loops) == pytest.approx(expected, rel=limit)
     inputs = chat(tokenizer, QUESTIONS[0])
-    tokens = small.generate(**inputs, max_new_tokens=12, do_sample=False)
+    options = {"max_new_tokens": 12, "do_sample": False}
+    tokens = small.generate(**inputs, **options)
     assert "Paris" in tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :])
+    assert torch.equal(tokens, small.generate(**inputs, **options, loop_schedule="sequence"))
 
 
 def test_diagnostics_measure_the_models_loss(plt, tokenizer):
