@@ -16,7 +16,7 @@ from .common import RESULTS
 try:
     from matplotlib.figure import Figure
 except ImportError as error:
-    raise ImportError("matplotlib is not installed: pip install 'iquest-plt[benchmarks]'") from error
+    raise ImportError("matplotlib is not installed: pip install '.[benchmarks]' in a checkout of iquest-plt") from error
 
 
 PICTURES = RESULTS.parents[1] / "docs"

@@ -107,4 +107,6 @@ def require_modules(*modules: str) -> None:
         try:
             importlib.import_module(module)
         except ImportError:
-            raise ValueError(f"{module} is not installed: pip install 'iquest-plt[diagnostics]'") from None
+            raise ValueError(
+                f"{module} is not installed: pip install '.[diagnostics]' in a checkout of iquest-plt"
+            ) from None

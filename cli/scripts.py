@@ -34,7 +34,9 @@ def naming_extra(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is not installed: pip install 'iquest-plt[{extra}]'") from None
+        raise ValueError(
+            f"{error.name} is not installed: pip install '.[{extra}]' in a checkout of iquest-plt"
+        ) from None
 
 
 def finetune(ctx: typer.Context) -> None:

@@ -49,7 +49,7 @@ A Parallel Loop Transformer (PLT, [arXiv 2510.24824](https://arxiv.org/abs/2510.
 several times per token, here {loops}. During generation, all loops of a token run in one pass over the weights and
 share one cache.{quantized}
 
-With the package `iquest-plt[mlx]` installed, no code from this folder runs:
+With the package iquest-plt and its extra `mlx` installed, no code from this folder runs:
 
 ```text
 iquest-plt mlx generate --model PATH --prompt "Write a function that reads a file."

@@ -25,7 +25,7 @@ MAX_SHARD_BYTES = 5_000_000_000
 
 def require_mlx() -> None:
     """Raises ValueError if mlx-lm or MLX is missing, or if mlx-lm has an unsupported version."""
-    install = "pip install 'iquest-plt[mlx]' (on Linux also 'mlx[cpu]')"
+    install = "pip install '.[mlx]' in a checkout of iquest-plt (on Linux also 'mlx[cpu]')"
     try:
         version = importlib.metadata.version("mlx-lm")
         import mlx.core  # noqa: F401  on Linux, mlx-lm does not install it

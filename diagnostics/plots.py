@@ -17,7 +17,9 @@ import numpy as np
 try:
     import matplotlib
 except ImportError as error:
-    raise ImportError("matplotlib is not installed: pip install 'iquest-plt[diagnostics]'") from error
+    raise ImportError(
+        "matplotlib is not installed: pip install '.[diagnostics]' in a checkout of iquest-plt"
+    ) from error
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure

@@ -85,7 +85,7 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"error: {printable(' '.join(str(error).split()))}")
     except ImportError as error:
-        sys.exit(f"{error}. To install the requirements for serving, run: pip install 'iquest-plt[serving]'")
+        sys.exit(f"{error}. Serving needs an extra: pip install '.[serving]' in a checkout of iquest-plt")
     sys.argv[0] = "transformers"
     transformers_main()
 

@@ -68,7 +68,9 @@ def library(tmp_path_factory):
 @pytest.fixture(scope="session")
 def spm_tokenizer(tmp_path_factory):
     """A small converted SentencePiece tokenizer, whose decoder drops a leading space."""
-    sentencepiece = pytest.importorskip("sentencepiece", reason="pip install 'iquest-plt[conversion]'")
+    sentencepiece = pytest.importorskip(
+        "sentencepiece", reason="pip install '.[conversion]' in a checkout of iquest-plt"
+    )
     from transformers import PreTrainedTokenizerFast
 
     from iquest_plt.tokenization import spm

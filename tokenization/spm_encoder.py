@@ -131,7 +131,8 @@ def _parse(file: Path):
         from sentencepiece import sentencepiece_model_pb2
     except ImportError as error:
         raise ValueError(
-            f'Reading {file} needs SentencePiece and protobuf. Run: pip install "iquest-plt[conversion]"'
+            f"Reading {file} needs SentencePiece and protobuf. "
+            "Run: pip install '.[conversion]' in a checkout of iquest-plt"
         ) from error
     try:
         proto = sentencepiece_model_pb2.ModelProto.FromString(file.read_bytes())

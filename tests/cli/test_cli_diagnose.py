@@ -14,8 +14,8 @@ import torch
 from paths import ROOT
 
 
-pytest.importorskip("matplotlib", reason="pip install 'iquest-plt[diagnostics]'")
-pytest.importorskip("greenlet", reason="pip install 'iquest-plt[diagnostics]'")
+pytest.importorskip("matplotlib", reason="pip install '.[diagnostics]' in a checkout of iquest-plt")
+pytest.importorskip("greenlet", reason="pip install '.[diagnostics]' in a checkout of iquest-plt")
 
 from command_line import run
 from tiny import llama_of, tiny_model
@@ -230,7 +230,10 @@ def test_the_error_without_matplotlib_names_the_extra(checkpoint, data, tmp_path
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for command in ("diagnose", "sweep"):
         code, _, error = run(command, checkpoint, "--data", data, "--out", tmp_path / "out")
-        assert code == 1 and error == "matplotlib is not installed: pip install 'iquest-plt[diagnostics]'"
+        assert (
+            code == 1
+            and error == "matplotlib is not installed: pip install '.[diagnostics]' in a checkout of iquest-plt"
+        )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,7 +11,7 @@ from command_line import run
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 
-gguf = pytest.importorskip("gguf", reason="pip install 'iquest-plt[conversion]'")
+gguf = pytest.importorskip("gguf", reason="pip install '.[conversion]' in a checkout of iquest-plt")
 
 HIDDEN, HEADS, KV_HEADS, LAYERS = 64, 4, 2, 2
 WORDS = ["<|endoftext|>", "<s>", "</s>", *(chr(code) for code in range(97, 123)), "\u0120", "th", "he", "the"]

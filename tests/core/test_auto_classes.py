@@ -63,7 +63,9 @@ def write_all(out: Path) -> None:
     tokenizer.save_pretrained(out / "llama")
     convert(str(out / "llama"), out / "converted from a Llama", plt={"plt_num_loops": 2})
 
-    pytest.importorskip("datasets", reason="the training scripts need it: pip install 'iquest-plt[training]'")
+    pytest.importorskip(
+        "datasets", reason="the training scripts need it: pip install '.[training]' in a checkout of iquest-plt"
+    )
     from iquest_plt.training import common, export
 
     arguments = argparse.Namespace(model=first, out=out / "training")

@@ -158,8 +158,10 @@ def test_pipelines(task, tmp_path, caplog):
 
 def test_reward_trainer(tmp_path):
     """TRL loads the reward model by its path, and training lowers the loss."""
-    datasets = pytest.importorskip("datasets", reason="TRL needs it: pip install 'iquest-plt[training]'")
-    trl = pytest.importorskip("trl", reason="pip install 'iquest-plt[training]'")
+    datasets = pytest.importorskip(
+        "datasets", reason="TRL needs it: pip install '.[training]' in a checkout of iquest-plt"
+    )
+    trl = pytest.importorskip("trl", reason="pip install '.[training]' in a checkout of iquest-plt")
     folder = write_model(tmp_path / "model")
     rows = [{"chosen": "def good():\n    return 1", "rejected": "def bad():\n    pass pass"}] * 4
     arguments = trl.RewardConfig(

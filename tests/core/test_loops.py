@@ -100,7 +100,7 @@ def test_changes_to_one_apply_to_both(by_twin):
 
 
 def test_adapters_apply_to_both_models():
-    peft = pytest.importorskip("peft", reason="adapters need it: pip install 'iquest-plt[training]'")
+    peft = pytest.importorskip("peft", reason="adapters need it: pip install '.[training]' in a checkout of iquest-plt")
     model, twin = pair()
     plain = model(IDS).logits
     config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
@@ -153,7 +153,7 @@ def test_patched_methods_stay_with_their_model():
 
 @torch.no_grad()
 def test_hooks_that_move_tensors_work_for_both():
-    hooks = pytest.importorskip("accelerate.hooks", reason="pip install 'iquest-plt[serving]'")
+    hooks = pytest.importorskip("accelerate.hooks", reason="pip install '.[serving]' in a checkout of iquest-plt")
     moved = []
 
     class Recording(hooks.ModelHook):

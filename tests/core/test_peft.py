@@ -13,7 +13,7 @@ from paths import ROOT
 from tiny import llama_of, tiny_model, tokens
 
 
-peft = pytest.importorskip("peft", reason="adapters need it: pip install 'iquest-plt[training]'")
+peft = pytest.importorskip("peft", reason="adapters need it: pip install '.[training]' in a checkout of iquest-plt")
 
 from iquest_plt import IQuestPLTCoderConfig  # noqa: E402
 from iquest_plt.peft_plt import add_peft_targets  # noqa: E402

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 
-pytest.importorskip("matplotlib", reason="pip install 'iquest-plt[diagnostics]'")
+pytest.importorskip("matplotlib", reason="pip install '.[diagnostics]' in a checkout of iquest-plt")
 
 from iquest_plt.diagnostics import (
     METRICS,

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""The README's code runs in the order of the page, and its commands exist."""
+"""The code in the README and in docs runs in the order of the page, and its commands and links exist."""
 
 import re
 import shlex
@@ -14,43 +14,54 @@ from typer.testing import CliRunner
 from iquest_plt.cli import app
 
 
-README = (ROOT / "README.md").read_text()
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/callers.md", "docs/mlx.md", "docs/serving.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+# Pages whose Python blocks and console commands run, in an order in which each finds what it needs.
+EXECUTED = ["README.md", "docs/generation.md", "docs/conversion.md", "docs/quantized.md", "docs/diagnostics.md"]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def test_commands_and_python_blocks_run(monkeypatch, tmp_path):
-    """Runs the commands first, since later examples use their output."""
+    """Runs the commands of a page first, since its examples use their output. The pages share variables."""
+    assert set(EXECUTED) == {page for page in PAGES if blocks(page, "python")}
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     monkeypatch.chdir(tmp_path)
-    commands = [line for block in blocks("console") for line in block.splitlines() if line.startswith("iquest-plt ")]
-    assert {command.split()[1] for command in commands} == {"convert", "verify", "info", "generate", "chat"}
-    for command in commands:
-        arguments = shlex.split(command, comments=True)[1:]
-        result = CliRunner().invoke(app, arguments, input="import os\n/exit\n", catch_exceptions=False)
-        assert result.exit_code == 0, command
-    names = {}
-    assert len(blocks("python")) >= 6
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), names)
+    names, commands = {}, set()
+    for page in EXECUTED:
+        for line in (line for block in blocks(page, "console") for line in block.splitlines()):
+            arguments = shlex.split(line, comments=True)
+            if arguments[0] == "iquest-plt" and not (arguments[1] == "convert" and (tmp_path / arguments[3]).exists()):
+                result = CliRunner().invoke(app, arguments[1:], input="import os\n/exit\n", catch_exceptions=False)
+                assert result.exit_code == 0, line
+                commands.add(arguments[1])
+        for block in blocks(page, "python"):
+            exec(compile(block, page, "exec"), names)
+    assert commands == {"convert", "verify", "info", "generate", "chat"}
     assert names["cache"].get_seq_length() > 0
     assert isinstance(names["reply"], str)
 
 
 def test_console_commands_exist():
-    commands = [line.split("#")[0].split() for block in blocks("console") for line in block.splitlines()]
+    lines = [line for page in EXECUTED for block in blocks(page, "console") for line in block.splitlines()]
+    commands = [line.split("#")[0].split() for line in lines]
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert {target for command, target, *_ in commands if command == "make"} <= targets
     assert {command for command, *_ in commands} == {"make", "iquest-plt"}
 
 
-def test_files_named_by_the_readme_exist():
-    assert "PLACEHOLDER" not in README
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_headings_named_by_the_docs_exist(page):
+    text = (ROOT / page).read_text()
+    assert "PLACEHOLDER" not in text
+    for target, _, heading in re.findall(r"\]\((?!http)([^)#]*)(#([^)]*))?\)", text):
+        path = ((ROOT / page).parent / target).resolve() if target else ROOT / page
+        assert path.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", path.read_text(), flags=re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, heading
 
 
 @pytest.mark.parametrize("page", PAGES)

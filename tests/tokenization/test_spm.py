@@ -588,7 +588,7 @@ def test_changed_bytes(models, tmp_path):
 
 def test_without_the_extra(models, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(ValueError, match=re.escape('pip install "iquest-plt[conversion]"')):
+    with pytest.raises(ValueError, match=re.escape("pip install '.[conversion]'")):
         spm.convert(models("vendor"))
 
 

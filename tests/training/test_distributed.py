@@ -16,8 +16,12 @@ from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
 
-pytest.importorskip("accelerate", reason="the training scripts need it: pip install 'iquest-plt[training]'")
-pytest.importorskip("datasets", reason="the training scripts need it: pip install 'iquest-plt[training]'")
+pytest.importorskip(
+    "accelerate", reason="the training scripts need it: pip install '.[training]' in a checkout of iquest-plt"
+)
+pytest.importorskip(
+    "datasets", reason="the training scripts need it: pip install '.[training]' in a checkout of iquest-plt"
+)
 
 import distributed_worker as worker
 from finetuning import one_thread, write_model, write_texts  # noqa: F401 (a fixture for all)

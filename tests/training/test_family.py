@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 
-pytest.importorskip("accelerate", reason="Trainer needs accelerate: pip install 'iquest-plt[training]'")
+pytest.importorskip(
+    "accelerate", reason="Trainer needs accelerate: pip install '.[training]' in a checkout of iquest-plt"
+)
 family = pytest.importorskip("iquest_plt.training.family")
 
 

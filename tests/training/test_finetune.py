@@ -18,8 +18,12 @@ from tiny import tiny_model, tokens
 from transformers import AutoTokenizer, DataCollatorWithFlattening, LlamaConfig, LlamaForCausalLM
 
 
-pytest.importorskip("accelerate", reason="the training scripts need it: pip install 'iquest-plt[training]'")
-pytest.importorskip("datasets", reason="the training scripts need it: pip install 'iquest-plt[training]'")
+pytest.importorskip(
+    "accelerate", reason="the training scripts need it: pip install '.[training]' in a checkout of iquest-plt"
+)
+pytest.importorskip(
+    "datasets", reason="the training scripts need it: pip install '.[training]' in a checkout of iquest-plt"
+)
 
 from finetuning import (
     Gradients,

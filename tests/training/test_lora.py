@@ -12,8 +12,10 @@ from tiny import tokens
 from transformers import AutoModelForCausalLM
 
 
-pytest.importorskip("datasets", reason="the training scripts need it: pip install 'iquest-plt[training]'")
-pytest.importorskip("peft", reason="adapters need it: pip install 'iquest-plt[training]'")
+pytest.importorskip(
+    "datasets", reason="the training scripts need it: pip install '.[training]' in a checkout of iquest-plt"
+)
+pytest.importorskip("peft", reason="adapters need it: pip install '.[training]' in a checkout of iquest-plt")
 
 import peft
 from finetuning import (

@@ -13,8 +13,8 @@ from paths import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-pytest.importorskip("trl", reason="the script needs it: pip install 'iquest-plt[training]'")
-pytest.importorskip("peft", reason="the script needs it: pip install 'iquest-plt[training]'")
+pytest.importorskip("trl", reason="the script needs it: pip install '.[training]' in a checkout of iquest-plt")
+pytest.importorskip("peft", reason="the script needs it: pip install '.[training]' in a checkout of iquest-plt")
 
 import peft
 from finetuning import (

@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 
-pytest.importorskip("peft", reason="adapters need it: pip install 'iquest-plt[training]'")
-pytest.importorskip("trl", reason="preference training needs it: pip install 'iquest-plt[training]'")
+pytest.importorskip("peft", reason="adapters need it: pip install '.[training]' in a checkout of iquest-plt")
+pytest.importorskip("trl", reason="preference training needs it: pip install '.[training]' in a checkout of iquest-plt")
 
 from datasets import Dataset
 from finetuning import one_thread, write_model  # noqa: F401 (a fixture for all)

@@ -18,7 +18,9 @@ from iquest_plt import IQuestPLTCoderForCausalLM
 from iquest_plt.training import data, evaluate, kernels, optimizer
 
 
-pytest.importorskip("accelerate", reason="Trainer needs accelerate: pip install 'iquest-plt[training]'")
+pytest.importorskip(
+    "accelerate", reason="Trainer needs accelerate: pip install '.[training]' in a checkout of iquest-plt"
+)
 small = pytest.importorskip("iquest_plt.training.small")
 
 needs_checkpoint = pytest.mark.skipif(not (SMALL / "metrics.json").exists(), reason="no shipped checkpoint")

@@ -10,7 +10,9 @@ from tiny import llama_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-pytest.importorskip("datasets", reason="the training scripts need it: pip install 'iquest-plt[training]'")
+pytest.importorskip(
+    "datasets", reason="the training scripts need it: pip install '.[training]' in a checkout of iquest-plt"
+)
 
 from finetuning import one_thread, write_model, write_texts  # noqa: F401 (a fixture for all)
 
