@@ -19,6 +19,7 @@ logger = logging.get_logger(__name__)
 
 CARD_FIELDS = ("license", "license_name", "license_link", "base_model")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
+NOT_FIELDS = ("dtype", "torch_dtype")  # arguments of `from_pretrained` that must not become fields of the configuration
 MAX_CARD_BYTES = 1_000_000
 MAX_DEPTH, MAX_PARTS = 50, 150_000  # limits for the card's YAML; large cards have a few thousand parts
 MAX_VALUE = 500  # characters
@@ -119,7 +120,8 @@ class PLTHubModel(PicklesRemoteCode, PreTrainedModel):
     @classmethod
     def _with_cpu_kernels(cls, path: str | Path, kwargs: dict) -> dict:
         """Returns the arguments of `from_pretrained`, changed if the model has weights that a CPU kernel can run."""
-        config, hub = kwargs.get("config"), {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        kwargs, config = dict(kwargs), kwargs.get("config")
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         if config is None:
             stored = cls.config_class.get_config_dict(path, **hub)[0].get("quantization_config")
         else:
@@ -128,10 +130,12 @@ class PLTHubModel(PicklesRemoteCode, PreTrainedModel):
         if scheme is None or kwargs.get("quantization_config") is not None:
             return kwargs
         if config is None:
+            kept = {name: kwargs.pop(name) for name in NOT_FIELDS if name in kwargs}
             config, kwargs = cls.config_class.from_pretrained(path, return_unused_kwargs=True, **kwargs)
+            kwargs |= kept | hub
         config = copy.deepcopy(config)
         del config.quantization_config  # otherwise the library would use its own quantizer
-        return kwargs | hub | {"config": config, "quantization_config": scheme}
+        return kwargs | {"config": config, "quantization_config": scheme}
 
     def save_pretrained(self, *args, save_original_format: bool = False, **kwargs) -> None:
         """Like the library's, but always writes the released tensor names, because Trainer reads them unconverted."""

@@ -15,6 +15,7 @@ from paths import SMALL
 from tiny import tiny_model, tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from iquest_plt import IQuestPLTCoderForCausalLM
 from iquest_plt.conversion.convert import convert
 from iquest_plt.conversion.quantize import quantize, read_rows
 from iquest_plt.conversion.verify import verify
@@ -171,6 +172,18 @@ def test_remote_code(folders, tmp_path):
     assert torch.equal(
         torch.load(tmp_path / "logits.pt"), AutoModelForCausalLM.from_pretrained(folders / "int4")(ids).logits
     )
+
+
+@torch.no_grad()
+def test_the_class_itself_takes_what_the_auto_class_takes(folders):
+    expected, ids = AutoModelForCausalLM.from_pretrained(folders / "int8", num_loops=2)(tokens(1, 12)), tokens(1, 12)
+    options = {"dtype": "auto", "num_loops": 2, "attn_implementation": "sdpa", "local_files_only": True}
+    model, found = IQuestPLTCoderForCausalLM.from_pretrained(folders / "int8", output_loading_info=True, **options)
+    assert model.dtype == torch.float32 and model.config.plt_num_loops == 2 and not found["missing_keys"]
+    assert isinstance(model.model.layers[0].mlp.down_proj, PackedLinear)
+    assert torch.equal(model(ids).logits, expected.logits)
+    half = IQuestPLTCoderForCausalLM.from_pretrained(folders / "int8", dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
 
 
 def test_what_is_refused(models, folders, tmp_path):
