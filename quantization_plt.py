@@ -44,6 +44,12 @@ class PackedLinear(nn.Module):
     into the order that PyTorch's CPU kernels read.
     """
 
+    weight_packed: torch.Tensor
+    weight_scale: torch.Tensor
+    weight_zero_point: torch.Tensor
+    values: torch.Tensor
+    scale: torch.Tensor
+
     def __init__(self, in_features: int, out_features: int, bits: int, group_size: int | None, dtype: torch.dtype):
         super().__init__()
         self.in_features, self.out_features, self.bits, self.group_size = in_features, out_features, bits, group_size
@@ -103,11 +109,14 @@ def packed_scheme(stored: dict | QuantizationConfigMixin | None) -> "PackedConfi
     if fields.get("quant_method") != "compressed-tensors" or fields.get("format") != FORMAT or len(groups) != 1:
         return None
     weights = groups[0].get("weights") or {}
-    kind = tuple(weights.get(name) for name in ("type", "num_bits", "strategy", "symmetric"))
-    is_known = kind in (("int", 4, "group", False), ("int", 8, "channel", True))
-    if not is_known or groups[0].get("targets") != ["Linear"] or groups[0].get("input_activations") is not None:
+    if groups[0].get("targets") != ["Linear"] or groups[0].get("input_activations") is not None:
         return None
-    return PackedConfig(kind[1], weights["group_size"] if kind[1] == 4 else None, fields.get("ignore") or [])
+    match tuple(weights.get(name) for name in ("type", "num_bits", "strategy", "symmetric")):
+        case ("int", 4, "group", False):
+            return PackedConfig(4, weights["group_size"], fields.get("ignore"))
+        case ("int", 8, "channel", True):
+            return PackedConfig(8, None, fields.get("ignore"))
+    return None
 
 
 class PackedConfig(QuantizationConfigMixin):

@@ -3,7 +3,6 @@
 """Commands that import PyTorch and Transformers only when they run. Their help does not wait for these imports."""
 
 import importlib
-from collections.abc import Callable
 
 import typer
 from typer.core import TyperCommand
@@ -13,13 +12,13 @@ def load_package() -> None:
     """Executes the package's `__init__.py`, which registers the model type, unless it has been executed."""
     package = importlib.import_module("iquest_plt")
     if not hasattr(package, "IQuestPLTCoderConfig"):  # put off by the launcher
-        package.__spec__.loader.exec_module(package)
+        package.__spec__.loader.exec_module(package)  # type: ignore[union-attr]
 
 
 def prepare(ctx: typer.Context) -> None:
     """Loads the package, then runs the function that `main` passes in the context."""
     load_package()
-    if isinstance(ctx.obj, Callable):
+    if callable(ctx.obj):
         ctx.obj()
 
 

@@ -108,6 +108,7 @@ def _lazy(tensor: Tensor, name: str):
         if mx.any(mx.isinf(cast) & mx.isfinite(values)).item():
             raise ValueError(f"{name} contains numbers that are too large for {tensor.dtype}")
         return _lazy(tensor.tensor, name).astype(_mlx_dtype(tensor.dtype))  # not `cast`, whose values are in memory
+    assert isinstance(tensor, StoredTensor)
     return mx.load(str(tensor.path))[_stored_names(tensor.path)[tensor]]
 
 

@@ -83,9 +83,16 @@ class Recipe:
     @classmethod
     def continued(cls, initial: str | Path, tokens: int = 7_600_000) -> "Recipe":
         """Returns the recipe of a further stage: more data, and half the learning rates of a new model."""
-        rates = {name: getattr(cls, name) / 2 for name in ("muon_lr", "adamw_lr", "embedding_lr")}
-        data_ = {"initial": str(initial), "wheels": tuple(data.WHEELS)}
-        return cls(tokens=tokens, tokens_per_step=8192, decay_share=0.9, **data_, **rates)
+        return cls(
+            wheels=tuple(data.WHEELS),
+            initial=str(initial),
+            tokens=tokens,
+            tokens_per_step=8192,
+            decay_share=0.9,
+            muon_lr=cls.muon_lr / 2,
+            adamw_lr=cls.adamw_lr / 2,
+            embedding_lr=cls.embedding_lr / 2,
+        )
 
     @property
     def steps(self) -> int:
