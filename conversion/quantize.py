@@ -26,37 +26,53 @@ PIECE = 1 << 18  # weights per piece: fits into a cache
 ROWS = 16  # the CPU kernel for 4 bits needs a multiple of this number of rows
 
 
+class QuantizedWeight:
+    """A weight to be quantized. Its parts are written one after the other, but computed together."""
+
+    def __init__(self, source: Tensor, bits: int, group_size: int | None):
+        self.source, self.bits, self.group_size = source, bits, group_size
+        self._small: dict[str, list[bytes]] = {}  # the parts that wait to be written, a few per cent of the whole
+
+    def chunks(self, part: str) -> Iterator[bytes]:
+        """Yields the bytes of a part. Those of the small parts are kept when `packed` is read, until they are read."""
+        if part == "shape":
+            yield to_bytes(torch.tensor(self.source.shape))
+        elif part in self._small:
+            yield from self._small.pop(part)
+        else:
+            kept: dict[str, list[bytes]] = {"scale": [], "zero_point": []}
+            for rows in read_rows(self.source):
+                values, scale, zero = quantize(rows, self.bits, self.group_size)
+                kept["scale"].append(to_bytes(scale))
+                kept["zero_point"].append(to_bytes(pack(zero.T, self.bits).T))
+                if part == "packed":
+                    yield to_bytes(pack(values, self.bits))
+            self._small = kept
+            if part != "packed":
+                yield from self._small.pop(part)
+
+
 @dataclass(frozen=True)
 class QuantizedPart:
     """One of the tensors that a quantized weight is stored as: `weight_packed`, `weight_scale` or `weight_shape`."""
 
-    source: Tensor
+    weight: QuantizedWeight
     part: str
-    bits: int
-    group_size: int | None
 
     @property
     def dtype(self) -> torch.dtype:
-        return {"scale": self.source.dtype, "shape": torch.int64}.get(self.part, torch.int32)
+        return {"scale": self.weight.source.dtype, "shape": torch.int64}.get(self.part, torch.int32)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return part_shapes(self.source.shape, self.bits, self.group_size)[self.part]
+        return part_shapes(self.weight.source.shape, self.weight.bits, self.weight.group_size)[self.part]
 
     @property
     def nbytes(self) -> int:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
     def chunks(self) -> Iterator[bytes]:
-        if self.part == "shape":
-            yield to_bytes(torch.tensor(self.source.shape))
-            return
-        for rows in read_rows(self.source):
-            values, scale, zero = quantize(rows, self.bits, self.group_size)
-            if self.part == "packed":
-                yield to_bytes(pack(values, self.bits))
-            else:
-                yield to_bytes(scale if self.part == "scale" else pack(zero.T, self.bits).T)
+        return self.weight.chunks(self.part)
 
 
 def part_shapes(shape: tuple[int, ...], bits: int, group_size: int | None) -> dict[str, tuple[int, ...]]:
@@ -128,8 +144,9 @@ def quantized(tensors: Mapping[str, Tensor], scheme: str) -> dict[str, Tensor]:
     result: dict[str, Any] = {}
     for name, tensor in tensors.items():
         if can_quantize(name, tensor.shape, scheme):
+            weight = QuantizedWeight(tensor, *SCHEMES[scheme])
             for part in part_shapes(tensor.shape, *SCHEMES[scheme]):
-                result[f"{name}_{part}"] = QuantizedPart(tensor, part, *SCHEMES[scheme])
+                result[f"{name}_{part}"] = QuantizedPart(weight, part)
         else:
             result[name] = tensor
     return result
