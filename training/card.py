@@ -19,7 +19,7 @@ tags: [plt, looped-transformer, python, code]
 
 A Parallel Loop Transformer of {parameters:.1f} million parameters that completes Python. It is small enough to ship
 with its code: for tests, demonstrations and benchmarks, not for real work. It was trained with R = {loops} loops on the
-sources of the standard library of Python {python_version}, with one command: `python -m iquest_plt.training.small`.
+sources of {sources}, with `python -m iquest_plt.training.small`.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -60,8 +60,8 @@ Greedy continuation of the first {prompt_lines} lines, 64 tokens:
 * Tokenizer: byte-level BPE of {vocab_size} entries learned from the training files; no BOS is added.
 * {layers} layers of width {hidden_size}, {heads} query heads and {kv_heads} key/value head(s), window 64, gate on the
   residual stream.
-* {tokens:,} tokens in steps of {tokens_per_step}; rows of {early_row} tokens, {row} in the last {long_row_share:.0%}
-  of the run. Rows are contiguous slices of the token stream, in which an end token separates the files. Muon for the
+* {before}{tokens:,} tokens in steps of {tokens_per_step}; rows of {early_row} tokens, {row} in the last
+  {long_row_share:.0%} of the run. Rows are contiguous slices of the token stream, in which an end token separates the files. Muon for the
   layers' matrices (learning rate {muon_lr}), AdamW for the rest ({adamw_lr},
   embeddings {embedding_lr}); warm-up, constant, then linear decay to 0.
   float32 weights, bf16 arithmetic.
@@ -72,7 +72,7 @@ It knows the standard library's style and little else: names are plausible, prog
 on chats; the chat and fill-in-the-middle tokens are untrained. It never saw more than {row} tokens at once.
 
 Weights and code: Apache-2.0. The training text is Python's standard library, PSF-2.0 (with the licences of the parts
-named there); longer verbatim output may fall under it.
+named there){licences}; longer verbatim output may fall under it.
 """
 
 
@@ -84,14 +84,21 @@ def render_card(metrics: dict, manifest: dict, recipe: dict, sample: str) -> str
         for name, m in metrics["bits_per_byte"].items()
     ]
     model, totals = recipe["model"], manifest["totals"]
+    wheels = manifest.get("wheels", [])
+    sources = f"the standard library of Python {metrics['python_version']}"
+    if wheels:
+        sources += f" and of {', '.join(wheel['name'] for wheel in wheels)}"
+    before = metrics["training"].get("tokens_before")
     return TEMPLATE.format(
+        sources=sources,
+        before=f"{before:,} tokens in earlier runs, on the standard library alone at first; then " if before else "",
+        licences="".join(f", and {w['name']} {w['version']}, {w['licence']}" for w in wheels),
         **{name: recipe[name] for name in ("tokens_per_step", "row", "early_row", "long_row_share", "muon_lr")},
         adamw_lr=recipe["adamw_lr"],
         embedding_lr=recipe["embedding_lr"],
         vocab_size=recipe["vocab_size"],
         parameters=metrics["parameters"] / 1e6,
         loops=2,
-        python_version=metrics["python_version"],
         heldout_files=totals["heldout"]["files"],
         heldout_bytes=totals["heldout"]["bytes"],
         train_files=totals["train"]["files"],

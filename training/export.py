@@ -49,6 +49,8 @@ def export(out: str | Path, folder: str | Path, stdlib: Path | None = None) -> d
         "steps": state["global_step"],
         "finished": state["global_step"] >= state["max_steps"],
     }
+    if recipe.get("initial"):
+        metrics["training"]["tokens_before"] = tokens_of(Path(recipe["initial"]))
     metrics["python_version"] = manifest["python_version"]
     write_json(folder / "metrics.json", metrics)
     try_draw("training_curve.png", plot_curve, folder / "training_curve.png", log, manifest, metrics)
@@ -56,6 +58,12 @@ def export(out: str | Path, folder: str | Path, stdlib: Path | None = None) -> d
     (folder / "README.md").write_text(render_card(metrics, manifest, recipe, sample))
     print(json.dumps(metrics["bits_per_byte"]), flush=True)
     return metrics
+
+
+def tokens_of(folder: Path) -> int:
+    """Returns how many tokens a model folder written by `export` was trained on, in all stages."""
+    training = read_json(folder / "metrics.json")["training"]
+    return training["tokens"] + training.get("tokens_before", 0)
 
 
 def write_model(checkpoint: Path, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

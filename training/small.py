@@ -6,12 +6,16 @@
 
 Collects and splits the sources, trains the tokenizer and then the model with Transformers' Trainer, evaluates on the
 held-out files, and exports a model folder to OUT/export. A resumed run has the same losses as an uninterrupted one.
-`--tokens N` sets the length; it may be changed on resuming until the learning rate starts to decay. `--export FOLDER`
-only exports the last checkpoint, finished or not. To see the logs: `tensorboard --logdir OUT/logs`.
+`--tokens N` sets the length; it may be changed on resuming until the learning rate starts to decay. `--init FOLDER`
+trains on from an earlier model, with its tokenizer and more data: wheels with permissive licences, downloaded by pip.
+The held-out files are the same. `--export FOLDER` only exports the last checkpoint, finished or not.
+
+To see the logs: `tensorboard --logdir OUT/logs`.
 """
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +40,7 @@ from ..tokenization import bpe
 from . import data
 from .divergence import DivergedError, Guard
 from .export import export
+from .interrupts import saving_on_interrupt
 from .kernels import chunked_cross_entropy, register_attention
 from .optimizer import make_optimizer
 from .progress import Progress
@@ -294,7 +299,8 @@ def train(
     checkpoint = last_checkpoint(out)
     if checkpoint is not None:
         print(f"Resuming from {checkpoint.name}", flush=True)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with saving_on_interrupt(trainer):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer
 
 
@@ -308,9 +314,14 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if args.export is None:
             train(args.out, Recipe.continued(args.init, args.tokens) if args.init else Recipe(tokens=args.tokens))
-        export(args.out, args.export or args.out / "export")
+        folder = args.export or args.out / "export"
+        export(args.out, folder)
+        print(f"The model is in {folder}.", flush=True)
     except (ValueError, OSError, DivergedError) as error:
-        raise SystemExit(" ".join(str(error).split())) from error
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from error
+    except KeyboardInterrupt:
+        print("\nInterrupted. Run the same command again to resume from the last checkpoint.", file=sys.stderr)
+        raise SystemExit(130) from None  # as shells report Ctrl-C
 
 
 if __name__ == "__main__":

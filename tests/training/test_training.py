@@ -6,6 +6,8 @@ import dataclasses
 import importlib.metadata
 import json
 import math
+import subprocess
+import zipfile
 
 import pytest
 import torch
@@ -45,6 +47,9 @@ TINY = small.Recipe(
     eval_rows=2,
     log_steps=1,
 )
+
+
+NEW_TEXT = "".join(f"def function_{n}(argument):\n    return argument * {n} + {n * n}\n\n" for n in range(60))
 
 
 @pytest.mark.parametrize("time", [40, 64, 300])
@@ -124,6 +129,79 @@ def test_collect_packages(library, monkeypatch):
     monkeypatch.setitem(data.PACKAGES, "unheard-of", "MIT")
     with pytest.raises(ValueError, match="pip install unheard-of"):
         data.collect(library, ["unheard-of"])
+
+
+def write_wheel(folder, name: str, **texts: str) -> None:
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+        for path, text in texts.items():
+            wheel.writestr(f"{name}/{path}.py", text)
+
+
+def test_collect_wheels(tmp_path, monkeypatch):
+    """Reads wheels that pip has downloaded; refuses others, and reports a failed download."""
+    monkeypatch.setattr(data, "WHEELS", {"one==1.0": "MIT"})
+    calls = []
+
+    def pip(command):
+        calls.append(command)
+        folder.mkdir(exist_ok=True)
+        write_wheel(folder, "one", module="x = 1\n" * 20, short="y", binary="z" * 99)
+        return subprocess.CompletedProcess(command, status)
+
+    folder, status = tmp_path / "wheels", 0
+    monkeypatch.setattr(data.subprocess, "run", pip)
+    documents = data.collect_wheels(["one==1.0"], folder)
+    assert {document.path for document in documents} == {"one/module.py", "one/binary.py"}
+    assert calls[0][-1] == "one==1.0" and "--no-deps" in calls[0]
+    assert data.manifest(documents, wheels=["one==1.0"])["wheels"] == [
+        {"name": "one", "version": "1.0", "licence": "MIT"}
+    ]
+    with pytest.raises(ValueError, match=r"choose from one==1\.0"):
+        data.collect_wheels(["two==1.0"], folder)
+    status = 1
+    with pytest.raises(ValueError, match=r"download of one==1\.0 failed"):
+        data.collect_wheels(["one==1.0"], folder)
+
+
+def test_wheels_overlap_with_nothing_held_out(library):
+    """Files that resemble a held-out one are left out; those that resemble a training file only if they are copies."""
+    documents = data.split(data.collect(library), heldout_share=0.5)
+    sides = {
+        side: next(d for d in documents if d.split == side and d.num_bytes > 4000) for side in ("train", "heldout")
+    }
+    halves = {side: d.text[: 2 * len(d.text) // 3] + NEW_TEXT for side, d in sides.items()}
+    candidates = [data.Document(f"{side}_half.py", text) for side, text in halves.items()]
+    candidates += [data.Document(f"{side}_copy.py", d.text) for side, d in sides.items()]
+    candidates += [data.Document(f"{side}_edited.py", d.text + "\nx = 1\n") for side, d in sides.items()]
+    candidates += [data.Document("new.py", NEW_TEXT.replace("argument", "other").replace("*", "-"))]
+    kept = {document.path for document in data.without_overlap(candidates, documents)}
+    assert kept == {"train_half.py", "new.py"}
+
+
+@pytest.mark.slow
+def test_a_second_stage_starts_from_the_first(library, tmp_path, monkeypatch):
+    """It keeps tokenizer and held-out files, adds wheels, and its card counts the tokens of both."""
+    first = small.train(tmp_path / "first", TINY, library)
+    small.export(tmp_path / "first", tmp_path / "model", library)
+    wheel = data.Document("one/module.py", NEW_TEXT * 5)
+    monkeypatch.setattr(data, "WHEELS", {"one==1.0": "MIT"})
+    monkeypatch.setattr(data, "collect_wheels", lambda requirements, folder: [wheel])
+    recipe = dataclasses.replace(TINY, initial=str(tmp_path / "model"), wheels=("one==1.0",))
+    start = small.build_model(recipe, None)
+    for (name, one), other in zip(start.named_parameters(), first.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2, msg=name)  # exported in bf16
+    small.train(tmp_path / "second", recipe, library)
+    metrics = small.export(tmp_path / "second", tmp_path / "again", library)
+    assert metrics["training"]["tokens_before"] == TINY.tokens
+    one, two = (
+        json.loads((tmp_path / name / "data_manifest.json").read_text())["files"] for name in ("first", "second")
+    )
+    assert [f for f in one if f["split"] == "heldout"] == [f for f in two if f["split"] == "heldout"]
+    assert {f["path"] for f in two} - {f["path"] for f in one} == {"one/module.py"}
+    tokenizers = [(tmp_path / name / "tokenizer" / "tokenizer.json").read_bytes() for name in ("first", "second")]
+    assert tokenizers[0] == tokenizers[1]
+    card = (tmp_path / "again" / "README.md").read_text()
+    assert f"{TINY.tokens:,} tokens in earlier runs" in card and "and one 1.0, MIT" in card
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7])
