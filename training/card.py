@@ -61,8 +61,8 @@ Greedy continuation of the first {prompt_lines} lines, 64 tokens:
 * {layers} layers of width {hidden_size}, {heads} query heads and {kv_heads} key/value head(s), window 64, gate on the
   residual stream.
 * {before}{tokens:,} tokens in steps of {tokens_per_step}; rows of {early_row} tokens, {row} in the last
-  {long_row_share:.0%} of the run. Rows are contiguous slices of the token stream, in which an end token separates the files. Muon for the
-  layers' matrices (learning rate {muon_lr}), AdamW for the rest ({adamw_lr},
+  {long_row_share:.0%} of the run. Rows are contiguous slices of the token stream, in which an end token separates the
+  files. Muon for the layers' matrices (learning rate {muon_lr}), AdamW for the rest ({adamw_lr},
   embeddings {embedding_lr}); warm-up, constant, then linear decay to 0.
   float32 weights, bf16 arithmetic.
 
