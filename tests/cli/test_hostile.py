@@ -586,8 +586,10 @@ def test_a_terminated_process_leaves_nothing(name, tmp_path):
         assert process.stdout.readline() == "ready\n"
         assert list(tmp_path.iterdir())
         process.send_signal(number)
-        assert process.wait(60) == -number
+        status = process.wait(60)
     assert not list(tmp_path.iterdir())
+    # SIGINT is left to Python, whose status after KeyboardInterrupt is 1 with some versions of imported libraries.
+    assert status == -number or (name == "SIGINT" and status == 1)
 
 
 def test_the_callers_handlers_are_restored(tmp_path):
