@@ -46,8 +46,7 @@ def read_stream(path: Path, tokenizer) -> np.ndarray:
     texts = [file.read_text(encoding="utf-8") for file in visible_files(path)]
     if not texts:
         raise ValueError(f"{path} contains no files.")
-    stream = token_stream(tokenizer(texts, add_special_tokens=False).input_ids, tokenizer.eos_token_id)
-    return stream
+    return token_stream(tokenizer(texts, add_special_tokens=False).input_ids, tokenizer.eos_token_id)
 
 
 def loss_sum(model: PreTrainedModel, rows: torch.Tensor, num_loops: int) -> torch.Tensor:
@@ -135,7 +134,7 @@ def run(args) -> dict:
             loops, factor, share = RUNS[name]
             losses = train(model, stream, args, loops, factor * args.tokens, share)
         result["runs"][name] = {
-            "heldout": {loops: heldout_loss(model, rows, loops) for loops in MEASURED_LOOPS},
+            "heldout": {str(loops): heldout_loss(model, rows, loops) for loops in MEASURED_LOOPS},
             "training_loss": [round(loss, 4) for loss in losses],
             "seconds": round(time.monotonic() - started, 1),
             "plt_hidden_scale": model.config.plt_hidden_scale,
@@ -146,8 +145,8 @@ def run(args) -> dict:
 
 
 def table_row(name: str, entry: dict) -> str:
-    losses = [entry["heldout"].get(loops, entry["heldout"].get(str(loops))) for loops in MEASURED_LOOPS]
-    return f"| {name} | " + " | ".join(f"{loss:.4f}" for loss in losses) + f" | {entry['seconds']:.0f} |"
+    losses = " | ".join(f"{entry['heldout'][str(loops)]:.4f}" for loops in MEASURED_LOOPS)
+    return f"| {name} | {losses} | {entry['seconds']:.0f} |"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -141,12 +141,14 @@ def info(
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     weights = stored_bytes(shapes, getattr(config, "quantization_config", None), kind.itemsize)
     per_sequence = model.kv_bytes_per_sequence(length, loops)
+    cache_per_token, half = model.kv_bytes_per_token(), model.to(torch.bfloat16)  # changes the dtype of `model`
+    lengths = [size for size in LENGTHS if size <= config.max_position_embeddings]
+    caches = {size: half.kv_bytes_per_sequence(size, loops) for size in lengths}
     needed = {}  # memory by precision and length, for one sequence
     for name in ("bfloat16", *SCHEMES):
         fields = quantization_fields(shapes, name) if name in SCHEMES else None
-        lengths = [size for size in LENGTHS if size <= config.max_position_embeddings]
-        cache = {size: model.to(torch.bfloat16).kv_bytes_per_sequence(size, loops) for size in lengths}
-        needed[name] = {str(size): stored_bytes(shapes, fields, 2) + cache[size] for size in lengths}
+        size_of_weights = stored_bytes(shapes, fields, torch.bfloat16.itemsize)
+        needed[name] = {str(size): size_of_weights + cache for size, cache in caches.items()}
     document = {
         "path": path,
         "loops": loops,
@@ -166,7 +168,7 @@ def info(
         "batch": batch,
         "bytes": {
             "weights": weights,
-            "cache_per_token": model.kv_bytes_per_token(),
+            "cache_per_token": cache_per_token,
             "cache_per_sequence": per_sequence,
             "weights_and_cache": weights + batch * per_sequence,
         },

@@ -18,6 +18,7 @@ from transformers import CONFIG_MAPPING, LlamaConfig, PreTrainedConfig
 
 from .. import __version__
 from ..configuration_plt import IQuestPLTCoderConfig
+from ..utils.dtypes import FLOAT_NAMES
 from . import layout, mlx_folder
 from .card import license_of, model_card
 from .checkpoint import (
@@ -40,7 +41,7 @@ from .verify import check_parts
 from .writer import PARTIAL, CastTensor, Folder, NewTensor, Tensor, name_files, new_folder, split, write_index
 
 
-FLOATS = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+FLOATS = {name: getattr(torch, name) for name in FLOAT_NAMES}
 DENSE = ("llama", "mistral", "iquestcoder")  # equivalent to LlamaForCausalLM, with the restrictions below
 # Defaults for keys that checkpoints of a type may omit, where the library's class has other defaults or is missing.
 DEFAULTS = {"iquestcoder": {"rope_theta": 500000.0, "rms_norm_eps": 1e-5}}

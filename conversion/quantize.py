@@ -40,11 +40,13 @@ class QuantizedWeight:
         elif part in self._small:
             yield from self._small.pop(part)
         else:
-            kept: dict[str, list[bytes]] = {"scale": [], "zero_point": []}
+            small = part_shapes(self.source.shape, self.bits, self.group_size).keys() - {"packed", "shape"}
+            kept: dict[str, list[bytes]] = {name: [] for name in small}
             for rows in read_rows(self.source):
                 values, scale, zero = quantize(rows, self.bits, self.group_size)
                 kept["scale"].append(to_bytes(scale))
-                kept["zero_point"].append(to_bytes(pack(zero.T, self.bits).T))
+                if "zero_point" in kept:
+                    kept["zero_point"].append(to_bytes(pack(zero.T, self.bits).T))
                 if part == "packed":
                     yield to_bytes(pack(values, self.bits))
             self._small = kept

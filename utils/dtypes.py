@@ -2,4 +2,4 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of floating-point types, for options that are read before PyTorch is imported."""
 
-FLOAT_NAMES = ("float64", "float32", "float16", "bfloat16")  # the keys of `FLOATS` in conversion/convert.py
+FLOAT_NAMES = ("float64", "float32", "float16", "bfloat16")  # conversion/convert.py maps them to PyTorch

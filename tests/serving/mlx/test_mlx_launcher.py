@@ -7,11 +7,8 @@ import importlib.metadata
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,6 +16,7 @@ import pytest
 from command_line import run
 from mlx_models import launcher, mx, nn, utils
 from paths import SMALL, environment
+from servers import free_port, wait_until_healthy
 
 from iquest_plt.conversion.convert import convert
 
@@ -154,19 +152,11 @@ def test_cached_prompts(mini_folder, mini, tmp_path, capsys):
 
 @contextlib.contextmanager
 def mlx_server(folder):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "iquest_plt.serving.mlx", "server", "--model", str(folder), "--port", str(port)]
     process = subprocess.Popen(command, env=environment(HF_HUB_OFFLINE="1"), stderr=subprocess.DEVNULL)
     try:
-        for _ in range(240):
-            assert process.poll() is None, "the server has stopped"
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.25)
+        wait_until_healthy(process, f"http://127.0.0.1:{port}")
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         process.send_signal(signal.SIGKILL)
