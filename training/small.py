@@ -39,7 +39,7 @@ from ..modeling_plt import IQuestPLTCoderForCausalLM
 from ..tokenization import bpe
 from . import data
 from .divergence import DivergedError, Guard
-from .export import export
+from .export import export, tokens_of
 from .interrupts import saving_on_interrupt
 from .kernels import chunked_cross_entropy, register_attention
 from .optimizer import make_optimizer
@@ -87,7 +87,10 @@ class Recipe:
 
     @classmethod
     def continued(cls, initial: str | Path, tokens: int = 7_600_000) -> "Recipe":
-        """Returns the recipe of a further stage: more data, and half the learning rates of a new model."""
+        """
+        Returns the recipe of a further stage: more data, and half the learning rates of a new model. Each stage sees
+        the rows in another order.
+        """
         return cls(
             wheels=tuple(data.WHEELS),
             initial=str(initial),
@@ -97,6 +100,7 @@ class Recipe:
             muon_lr=cls.muon_lr / 2,
             adamw_lr=cls.adamw_lr / 2,
             embedding_lr=cls.embedding_lr / 2,
+            seed=tokens_of(Path(initial)),
         )
 
     @property

