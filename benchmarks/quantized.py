@@ -2,20 +2,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 What do weights of 8 and 4 bits bring on this CPU? Times `generate()` per token for R loops together in bf16, int8 and
-int4. Weights are random; the runs take turns token by token.
+int4, with PyTorch's kernels and OpenVINO's. Weights are random; the runs take turns token by token.
 
     python -m iquest_plt.benchmarks.quantized --hidden 2048 --layers 8
 """
 
 import argparse
 import copy
+import itertools
 import time
 
 import torch
 from torch import nn
 
-from ..conversion.quantize import SCHEMES, quantize
-from ..quantization_plt import PackedLinear, pack
+from ..conversion.quantize import SCHEMES
+from ..packed_kernels_plt import PRODUCTS
+from ..quantization_plt import PackedLinear
 from ..utils.interleaved import decode_step_times
 from .common import add_shape_arguments, build, bytes_read_per_token, median_ms, parse, plt_config, report
 from .decode import add_arguments
@@ -32,34 +34,39 @@ COLUMNS = [
 ]
 
 
-def packed(linear: nn.Linear, scheme: str) -> PackedLinear:
-    """Returns a layer with the quantized weights of `linear`."""
+def packed(linear: nn.Linear, scheme: str, kernels: str) -> PackedLinear:
+    """Returns a layer of the same size with random integers as weights."""
     bits, group_size = SCHEMES[scheme]
-    pieces = [quantize(rows, bits, group_size) for rows in linear.weight.split(256)]
-    values, scale, zero = (torch.cat(parts) for parts in zip(*pieces, strict=True))
     layer = PackedLinear(linear.in_features, linear.out_features, bits, group_size, linear.weight.dtype)
-    layer.weight_packed, layer.weight_scale = pack(values, bits), scale
-    if bits == 4:
-        layer.weight_zero_point = pack(zero.T, bits).T
-    layer.prepare()
+    for words in (layer.weight_packed, layer.weight_zero_point):
+        if words is not None:
+            words.random_(-(2**31), 2**31)
+    layer.weight_scale.fill_(linear.weight.std() / 2 ** (bits - 2))
+    layer.prepare(kernels)
     return layer
 
 
-def with_packed_weights(model: nn.Module, scheme: str) -> nn.Module:
+def with_packed_weights(model: nn.Module, scheme: str, kernels: str) -> nn.Module:
     """Returns a copy of `model` with quantized linear layers. Everything else is shared."""
     shared = {id(parameter): parameter for parameter in model.parameters()}
     model = copy.deepcopy(model, memo=dict(shared))
     with torch.no_grad():
         for name, module in list(model.named_modules()):
             if isinstance(module, nn.Linear) and ".layers." in name:
-                model.set_submodule(name, packed(module, scheme))
+                model.set_submodule(name, packed(module, scheme, kernels))
     return model
 
 
 def bytes_per_token(model: nn.Module) -> int:
     """Returns the bytes of weights that a decode step reads."""
     layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
-    return bytes_read_per_token(model) + sum(tensor.nbytes for layer in layers for tensor in layer.buffers())
+    return bytes_read_per_token(model) + sum(map(packed_bytes, layers))
+
+
+def packed_bytes(layer: PackedLinear) -> int:
+    weights = layer.in_features * layer.out_features
+    groups = weights // (layer.group_size or layer.in_features)
+    return weights * layer.bits // 8 + groups * (2 + layer.bits // 8)  # a scale in bf16, and a zero point
 
 
 def read_bandwidth() -> float:
@@ -77,9 +84,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape_arguments(parser, hidden=2048)
     add_arguments(parser, loops=[1, 2, 3, 4], tokens=30)
+    parser.add_argument("--kernels", nargs="+", choices=PRODUCTS, default=list(PRODUCTS), help="default: all")
     arguments = parse(parser)
     models = {"bf16": build(plt_config(arguments.hidden, arguments.layers), arguments)}
-    models |= {scheme: with_packed_weights(models["bf16"], scheme) for scheme in SCHEMES}
+    for scheme, kernels in itertools.product(SCHEMES, arguments.kernels):
+        models[f"{scheme}, {kernels}"] = with_packed_weights(models["bf16"], scheme, kernels)
     input_ids = torch.randint(models["bf16"].config.vocab_size, (1, arguments.prompt))
     runs = {(name, loops): (model, {"num_loops": loops}) for name, model in models.items() for loops in arguments.loops}
     times = decode_step_times(runs, input_ids, arguments.tokens)

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from ..quantization_plt import FORMAT, pack
+from ..packed_kernels_plt import pack
+from ..quantization_plt import FORMAT
 from .layout import GATE
 from .writer import Tensor, to_bytes
 

@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -15,12 +17,13 @@ from paths import SMALL
 from tiny import tiny_model, tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from iquest_plt import IQuestPLTCoderForCausalLM
+from iquest_plt import IQuestPLTCoderForCausalLM, packed_kernels_plt
 from iquest_plt.conversion.convert import convert
 from iquest_plt.conversion.quantize import quantize, read_rows
 from iquest_plt.conversion.verify import verify
 from iquest_plt.conversion.writer import CastTensor
-from iquest_plt.quantization_plt import MANY_ROWS, PackedLinear, pack, unpack
+from iquest_plt.packed_kernels_plt import MANY_ROWS, PRODUCTS, VARIABLE, PackedWeight, pack, packed_kernels, unpack
+from iquest_plt.quantization_plt import PackedLinear
 from iquest_plt.training import evaluate
 
 
@@ -44,10 +47,23 @@ def folders(tmp_path_factory):
     return folder
 
 
+KERNELS = ["torch", pytest.param("openvino", marks=pytest.mark.skipif(not find_spec("openvino"), reason="no OpenVINO"))]
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def kernels(request):
+    """Whose kernels the models are loaded for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, request.param)
+        yield request.param
+
+
 @pytest.fixture(scope="module", params=SCHEMES)
-def models(request, folders):
-    """The quantized model, and the original one with the same rounded weights."""
-    model = AutoModelForCausalLM.from_pretrained(folders / request.param)
+def models(request, folders, kernels):
+    """The quantized model, whose inputs are not rounded, and the original one with the same rounded weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed_kernels_plt, "INPUT_GROUP", 0)
+        model = AutoModelForCausalLM.from_pretrained(folders / request.param)
     expected = AutoModelForCausalLM.from_pretrained(folders / "source")
     with torch.no_grad():
         for module in expected.modules():
@@ -96,6 +112,58 @@ def test_pieces_of_a_weight_are_whole_rows(folders):
     assert torch.equal(torch.cat(list(read_rows(stored))).bfloat16(), torch.cat(list(read_rows(cast))))
 
 
+# -- the kernels ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=SCHEMES)
+def weight(request):
+    """A packed weight (48, 96), and the same in float32."""
+    bits, group_size = SCHEMES[request.param]
+    rows = torch.randn(48, 96, generator=torch.Generator().manual_seed(0))
+    values, scale, zero = quantize(rows, bits, group_size)
+    zero_point = pack(zero.T, bits).T if bits == 4 else None
+    return PackedWeight(bits, pack(values, bits), scale, zero_point), dequantized(rows, bits, group_size)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, MANY_ROWS])
+def test_products(weight, kernels, count):
+    """The inputs are integers whose largest is 127 in each group, so rounding them to 8 bits changes nothing."""
+    packed, full = weight
+    rows = torch.randint(-127, 128, (count, 96), generator=torch.Generator().manual_seed(count)).float()
+    rows[:, ::32] = 127
+    product = PRODUCTS[kernels](packed)
+    expected = rows @ full.T
+    torch.testing.assert_close(product(rows), expected, atol=1e-4 * expected.abs().max().item(), rtol=0)
+    assert torch.equal(copy.deepcopy(product)(rows), product(rows))
+    half = product(rows.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), expected, atol=1e-2 * expected.abs().max().item(), rtol=0)
+
+
+def test_results_are_kept_and_threads_do_not_disturb_each_other(weight, kernels):
+    product = PRODUCTS[kernels](weight[0])
+    inputs = [torch.randn(1 + i % 3, 96, generator=torch.Generator().manual_seed(i)) for i in range(60)]
+    expected = [product(rows) for rows in inputs]
+    copies = [rows.clone() for rows in expected]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(product, inputs))
+    assert all(map(torch.equal, found, expected)) and all(map(torch.equal, copies, expected))
+
+
+def test_the_kernels_may_be_named(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "torch")
+    assert packed_kernels() == "torch"
+    monkeypatch.setenv(VARIABLE, "mkl")
+    with pytest.raises(ValueError, match="mkl is not one of: torch, openvino"):
+        packed_kernels()
+    monkeypatch.setenv(VARIABLE, "openvino")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install openvino"):
+        packed_kernels()
+    monkeypatch.delenv(VARIABLE)
+    assert packed_kernels() == "torch"
+
+
 # -- the model --------------------------------------------------------------------------------------------------------
 
 
@@ -111,7 +179,7 @@ def test_logits_are_those_of_the_rounded_weights(models, num_loops):
 def test_generation_together_in_sequence_and_in_batches(models):
     model, expected = models
     ids = tokens(3, 9)
-    options = {"max_new_tokens": 90, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    options = {"max_new_tokens": 40, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     found = model.generate(ids, **options)
     assert torch.equal(found, expected.generate(ids, **options))
     assert torch.equal(found, model.generate(ids, loop_schedule="sequence", **options))
@@ -245,10 +313,20 @@ def test_command_line(folders, tmp_path):
 
 
 @torch.no_grad()
-def test_loss_of_the_small_model(tmp_path):
-    """On four short files of this package, which the model has not seen."""
+def test_generation_with_rounded_inputs(folders, kernels):
+    """Loops together, in sequence and in a batch give the same tokens where the kernels round the inputs."""
+    model, ids = AutoModelForCausalLM.from_pretrained(folders / "int8"), tokens(3, 9)
+    options = {"max_new_tokens": 30, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    found = model.generate(ids, **options)
+    assert torch.equal(found, model.generate(ids, loop_schedule="sequence", **options))
+    assert torch.equal(found[:1], model.generate(ids[:1], **options))
+
+
+@torch.no_grad()
+def test_loss_of_the_small_model(tmp_path, monkeypatch):
+    """On short files of this package, which the model has not seen."""
     tokenizer = AutoTokenizer.from_pretrained(SMALL)
-    texts = [(SMALL.parents[1] / name).read_text() for name in ("loops_plt.py", "costs_plt.py", "utils/timing.py")]
+    texts = [(SMALL.parents[1] / name).read_text() for name in ("costs_plt.py", "utils/timing.py")]
 
     def bits(folder):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
@@ -257,4 +335,6 @@ def test_loss_of_the_small_model(tmp_path):
     expected = bits(SMALL)
     for scheme, limit in (("int8", 0.005), ("int4", 0.04)):
         convert(str(SMALL), tmp_path / scheme, quantize=scheme)
-        assert abs(bits(tmp_path / scheme) / expected - 1) < limit
+        for kernels in PRODUCTS if find_spec("openvino") else ["torch"]:
+            monkeypatch.setenv(VARIABLE, kernels)
+            assert abs(bits(tmp_path / scheme) / expected - 1) < limit
