@@ -5,8 +5,8 @@ Hooks of MkDocs, for the layout of this repository.
 
 * Pages link to files of the repository outside `docs`, such as `../benchmarks/results/x.md`. On the site, such a file
   becomes a page or a download under `repository/`, so that the links work there too.
-* The root of the repository is the package `iquest_plt`, whatever the name of its folder. mkdocstrings looks for a folder
-  of that name, so it gets one with links to the code.
+* The root of the repository is the package `iquest_plt`, whatever the name of its folder. mkdocstrings looks for a
+  folder of that name, so it gets one with links to the code.
 """
 
 import posixpath
