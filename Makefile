@@ -77,8 +77,9 @@ gpu: $(RUNTIME)  ## check and measure the model on an NVIDIA GPU; ARGS='--minute
 train: $(DEV)  ## train the small model; resumes an earlier run
 	$(BIN)/python -m iquest_plt.training.small $(ARGS)
 
-dist: $(DEV)  ## build the source distribution, and from it the wheel, into dist/
+dist: $(RUNTIME)  ## build the source distribution, and from it the wheel, into dist/
 	rm -rf build dist
+	$(PIP) install -q -c $(CONSTRAINTS) build setuptools
 	$(BIN)/python -m build --no-isolation
 
 notes:  ## print the newest section of the changelog, as notes for a release

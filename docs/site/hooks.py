@@ -72,7 +72,9 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Points the page's links to where the files are on the site."""
+    """Points the page's links to where the files are on the site. The search covers only the manual."""
+    if page.file.src_uri.startswith(f"{FOLDER}benchmarks/"):
+        page.meta["search"] = {"exclude": True}
 
     def replace(match: re.Match) -> str:
         target = site_uri(resolve(page.file.src_uri, match[1]))
