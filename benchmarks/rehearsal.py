@@ -6,8 +6,8 @@ Does a checkpoint of LoopCoder-V2's size convert, verify, load and generate?
     python -m iquest_plt.benchmarks.rehearsal --work FOLDER
 
 The weights are random, with the released names, shapes, dtype and number of files. Each step is an `iquest-plt` command
-in its own process. Peak memory is the largest resident size of the process, including pages of mapped files, which the system can
-take back.
+in its own process. Peak memory is the largest resident size of the process, including pages of mapped files,
+which the system can take back.
 """
 
 import argparse

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`convert`, `verify` and `info`: commands that inspect and rewrite checkpoints."""
 
+from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -13,6 +14,9 @@ from ..utils.terminal import printable
 from .common import chosen_length, human_size, parse_size, print_result, progress_bar
 from .options import Dtype, DtypeOption, Json, NumLoops, Revision
 
+
+if TYPE_CHECKING:
+    from ..configuration_plt import IQuestPLTCoderConfig
 
 Kind = Enum("Kind", {"plt": "plt", "dense": "dense", "mlx": "mlx"})
 Init = Enum("Init", {"keep": "keep", "zero": "zero"})
@@ -108,6 +112,28 @@ def verify(
         raise typer.Exit(1)
 
 
+def memory_needed(config: "IQuestPLTCoderConfig", lengths: Iterable[int], num_loops: int) -> dict[str, dict[str, int]]:
+    """
+    Returns the bytes of weights and cache of one sequence in bf16, and with weights of 8 and 4 bits, by length. The
+    lengths are strings, as in JSON.
+    """
+    import torch
+
+    from ..conversion.quantize import SCHEMES, quantization_fields, stored_bytes
+    from ..modeling_plt import IQuestPLTCoderForCausalLM
+
+    with torch.device("meta"):
+        model = IQuestPLTCoderForCausalLM(config).to(torch.bfloat16)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    caches = {str(length): model.kv_bytes_per_sequence(length, num_loops) for length in lengths}
+    needed = {}
+    for name in ("bfloat16", *SCHEMES):
+        fields = quantization_fields(shapes, name) if name in SCHEMES else None
+        weights = stored_bytes(shapes, fields, torch.bfloat16.itemsize)
+        needed[name] = {length: weights + cache for length, cache in caches.items()}
+    return needed
+
+
 def info(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A folder or a Hub repository id.")],
     length: Annotated[
@@ -126,7 +152,7 @@ def info(
     from ..conversion.checkpoint import dtype_name
     from ..conversion.convert import FLOATS
     from ..conversion.download import fetch
-    from ..conversion.quantize import SCHEMES, quantization_fields, stored_bytes
+    from ..conversion.quantize import stored_bytes
     from ..modeling_plt import IQuestPLTCoderForCausalLM
 
     folder, _ = fetch(path, revision, files=["config.json"], check_hashes=False)
@@ -141,14 +167,8 @@ def info(
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     weights = stored_bytes(shapes, getattr(config, "quantization_config", None), kind.itemsize)
     per_sequence = model.kv_bytes_per_sequence(length, loops)
-    cache_per_token, half = model.kv_bytes_per_token(), model.to(torch.bfloat16)  # changes the dtype of `model`
+    cache_per_token = model.kv_bytes_per_token()
     lengths = [size for size in LENGTHS if size <= config.max_position_embeddings]
-    caches = {size: half.kv_bytes_per_sequence(size, loops) for size in lengths}
-    needed = {}  # memory by precision and length, for one sequence
-    for name in ("bfloat16", *SCHEMES):
-        fields = quantization_fields(shapes, name) if name in SCHEMES else None
-        size_of_weights = stored_bytes(shapes, fields, torch.bfloat16.itemsize)
-        needed[name] = {str(size): size_of_weights + cache for size, cache in caches.items()}
     document = {
         "path": path,
         "loops": loops,
@@ -172,7 +192,7 @@ def info(
             "cache_per_sequence": per_sequence,
             "weights_and_cache": weights + batch * per_sequence,
         },
-        "memory": needed,
+        "memory": memory_needed(config, lengths, loops),
     }
     table = Table(show_header=False, box=None)
     for name, value in document.items():

@@ -35,7 +35,7 @@ def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Mapping[str, str]) -> list[Document]:
     """
-    Encodes named texts as end token, text, end token. Special tokens in a text are read as plain characters: "<s>" is
+    Encodes named texts as end token, text, end token. Special tokens in a text are read as plain characters: `<s>` is
     three. As in `training.evaluate`, the end of a text is predicted too.
 
     Raises:

@@ -11,7 +11,12 @@ LONG = {"configuration_plt.py": "# Copyright 2026", "modeling_plt.py": "# Copyri
 
 
 def test_every_file_names_its_licence():
-    folders = [ROOT / "tests", ROOT / "examples", *(path.parent for path in ROOT.glob("*/__init__.py"))]
+    folders = [
+        ROOT / "tests",
+        ROOT / "examples",
+        ROOT / "docs" / "site",
+        *(path.parent for path in ROOT.glob("*/__init__.py")),
+    ]
     files = [*ROOT.glob("*.py"), *(file for folder in folders for file in folder.rglob("*.py"))]
     assert len(files) > 150
     for file in files:

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 
 import pytest
@@ -210,13 +211,22 @@ def test_both_ways_to_load_give_the_same_logits(checkpoint, tmp_path):
 # -- the wheel and the pinned versions -------------------------------------------------------------------------------
 
 
-def test_wheel_contains_exactly_the_package(setup_cfg, tmp_path):
-    source = tmp_path / "source"
-    skipped = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__", "*.safetensors")
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of this package, built from a copy of the repository."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    skipped = shutil.ignore_patterns(
+        ".*", "build", "dist", "site", "runs", "*.egg-info", "__pycache__", "*.safetensors"
+    )
     shutil.copytree(ROOT, source, symlinks=True, ignore=skipped)
     code = "from setuptools import build_meta; import sys; build_meta.build_wheel(sys.argv[1])"
-    run_python(code, tmp_path, cwd=source)
-    (wheel,) = tmp_path.glob("*.whl")
+    run_python(code, folder, cwd=source)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_wheel_contains_exactly_the_package(setup_cfg, wheel):
     contents = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
 
     expected = set()
@@ -237,6 +247,32 @@ def test_wheel_contains_exactly_the_package(setup_cfg, tmp_path):
     others = ("chat_template.jinja", "config.json", "diagnostics/report.html.jinja", "training/configs/ddp.yaml")
     assert expected >= {f"iquest_plt/{name}" for name in ("__init__.py", *REMOTE_CODE, *others)}
     assert contents == expected
+
+
+def test_the_installed_wheel_works(wheel, tmp_path):
+    """Installs the wheel into a new environment, which shares only the libraries with this one."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    bin_folder = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    python = bin_folder / "python"
+    install = ["-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
+    subprocess.run([sys.executable, *install], check=True)
+    (package,) = (tmp_path / "venv").rglob("site-packages/iquest_plt")
+    libraries = [path for path in sys.path if path.endswith("-packages")]
+    # A .pth file only adds folders: an editable install of this package in them has no effect.
+    (package.parent / "libraries.pth").write_text("\n".join(libraries) + "\n")
+
+    assert {path.name for path in package.glob("*_plt.py")} == set(REMOTE_CODE)
+    for name in ("chat_template.jinja", "config.json", "diagnostics/report.html.jinja", "training/configs/ddp.yaml"):
+        assert (package / name).read_text() == (ROOT / name).read_text()
+
+    def output(*command):
+        return subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+    code = "import iquest_plt; from transformers import AutoConfig; print(iquest_plt.__file__)"
+    code += "; print(AutoConfig.for_model('iquestpltcoder').plt_num_loops)"
+    assert output(python, "-c", code).split() == [str(package / "__init__.py"), "2"]
+    assert output(bin_folder / "iquest-plt", "--version").split()[-1] == iquest_plt.__version__
+    assert "convert" in output(bin_folder / "iquest-plt", "--help")
 
 
 def test_constraints_pin_every_direct_requirement(setup_cfg):

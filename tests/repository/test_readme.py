@@ -14,9 +14,21 @@ from typer.testing import CliRunner
 from iquest_plt.cli import app
 
 
-PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
 # Pages whose Python blocks and console commands run, in an order in which each finds what it needs.
-EXECUTED = ["README.md", "docs/generation.md", "docs/conversion.md", "docs/quantized.md", "docs/diagnostics.md"]
+EXECUTED = [
+    "README.md",
+    "docs/index.md",
+    "docs/generation.md",
+    "docs/conversion.md",
+    "docs/quantized.md",
+    "docs/diagnostics.md",
+]
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -26,7 +38,8 @@ def blocks(page: str, language: str) -> list[str]:
 
 def test_commands_and_python_blocks_run(monkeypatch, tmp_path):
     """Runs the commands of a page first, since its examples use their output. The pages share variables."""
-    assert set(EXECUTED) == {page for page in PAGES if blocks(page, "python")}
+    has_code = {page for page in PAGES if blocks(page, "python") or blocks(page, "console")}
+    assert set(EXECUTED) == has_code - {"CONTRIBUTING.md"}
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     monkeypatch.chdir(tmp_path)
     names, commands = {}, set()
@@ -50,6 +63,33 @@ def test_console_commands_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert {target for command, target, *_ in commands if command == "make"} <= targets
     assert {command for command, *_ in commands} == {"make", "iquest-plt"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_have_the_options_that_the_docs_use(page):
+    """Also in blocks that are not run, because they need a download, a GPU or a server."""
+    text = "\n".join(blocks(page, "(?:text|console)")).replace("\\\n", " ")
+    for command, rest in re.findall(r"^iquest-plt ([\w-]+)(.*)", text, flags=re.MULTILINE):
+        if command != "mlx":  # its options are mlx-lm's
+            result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+            assert result.exit_code == 0, command
+            own = rest.split("#")[0].split(" -- ")[0]
+            assert set(re.findall(r"--[a-z][\w-]*", own)) <= set(re.findall(r"--[a-z][\w-]*", result.stdout)), rest
+
+
+def test_make_targets_named_for_contributors_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    files = [ROOT / "CONTRIBUTING.md", *(ROOT / ".github").rglob("*.*")]
+    command = re.compile(r"(?:`|run: |^)make (?:--silent )?([a-z-]+)", flags=re.MULTILINE)
+    named = {target for file in files for target in command.findall(file.read_text())}
+    assert {"test", "lint", "docs", "dist", "test-versions"} <= named <= targets
+
+
+def test_make_notes_prints_the_newest_section_of_the_changelog():
+    notes = subprocess.run(["make", "-s", "notes"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert notes.startswith("## [") and notes.count("\n## [") == 0
+    assert len(notes.splitlines()) > 2 and notes in changelog
 
 
 @pytest.mark.parametrize("page", PAGES)
