@@ -3,6 +3,7 @@
 """Timing, and a description of the machine."""
 
 import datetime
+import os
 import platform
 import time
 from pathlib import Path
@@ -33,6 +34,8 @@ def environment(device: str) -> dict:
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
         name = f"{model or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
         name += f", {torch.backends.cpu.get_cpu_capability()}"
+        waits = os.environ.get("OMP_WAIT_POLICY")
+        name += f", OMP_WAIT_POLICY={waits}" if waits else ""
     return {
         "date": datetime.date.today().isoformat(),
         "device": name,

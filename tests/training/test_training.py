@@ -8,6 +8,7 @@ import json
 import math
 import subprocess
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -304,7 +305,10 @@ def test_shipped_bits_per_byte():
 
 @needs_checkpoint
 def test_shipped_split():
-    files = json.loads((SMALL / "data_manifest.json").read_text())["files"]
+    manifest = json.loads((SMALL / "data_manifest.json").read_text())
+    files, wheels = manifest["files"], {wheel["name"] for wheel in manifest["wheels"]}
     assert len({entry["sha256"] for entry in files}) == len(files)
-    share = {split: sum(f["bytes"] for f in files if f["split"] == split) for split in ("train", "heldout")}
+    library = [entry for entry in files if not wheels & set(Path(entry["path"]).parts[:1])]
+    assert len(library) < len(files) and all(entry in library for entry in files if entry["split"] == "heldout")
+    share = {split: sum(f["bytes"] for f in library if f["split"] == split) for split in ("train", "heldout")}
     assert 0.02 < share["heldout"] / sum(share.values()) < 0.08
