@@ -6,8 +6,8 @@ Does a checkpoint of LoopCoder-V2's size convert, verify, load and generate?
     python -m iquest_plt.benchmarks.rehearsal --work FOLDER
 
 The weights are random, with the released names, shapes, dtype and number of files. Each step is an `iquest-plt` command
-in its own process. Peak memory is the largest resident size of the process, including pages of mapped files,
-which the system can take back.
+in its own process. Peak memory is the largest resident size of the process. It includes pages of mapped files, which
+the system can take back; the process's own memory is the rest, sampled twenty times a second.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,17 +84,42 @@ def write_source(path: Path, config_folder: Path) -> int:
     return len(tensors)
 
 
-def run(*arguments: str | Path) -> tuple[dict, float, int]:
-    """Runs `iquest-plt` with `--json`; returns (answer, seconds, peak bytes). Raises RuntimeError if it fails."""
+@dataclass(frozen=True)
+class Usage:
+    """What a command took: seconds, the largest resident size, and the largest part of it that is not a file's."""
+
+    seconds: float
+    peak: int
+    own_peak: int
+
+
+def run(*arguments: str | Path) -> tuple[dict, Usage]:
+    """Runs `iquest-plt` with `--json`; returns the answer and what it took. Raises RuntimeError if it fails."""
     command = [sys.executable, "-m", "iquest_plt.cli", *map(str, arguments), "--json"]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    output = process.stdout.read()
+    with ThreadPoolExecutor(1) as thread:
+        output = thread.submit(process.stdout.read)
+        own_peak = 0
+        while not output.done():
+            own_peak = max(own_peak, _own_memory(process.pid))
+            time.sleep(0.05)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"iquest-plt {' '.join(map(str, arguments))} failed with {process.returncode}: {output}")
-    return json.loads(output), time.perf_counter() - start, 1024 * usage.ru_maxrss
+        raise RuntimeError(
+            f"iquest-plt {' '.join(map(str, arguments))} failed with {process.returncode}: {output.result()}"
+        )
+    return json.loads(output.result()), Usage(time.perf_counter() - start, 1024 * usage.ru_maxrss, own_peak)
+
+
+def _own_memory(pid: int) -> int:
+    """Returns the resident bytes of a process without mapped files, or 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
 
 
 def size_of(folder: Path) -> int:
@@ -102,45 +128,56 @@ def size_of(folder: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="empty folder with 31 GB free; emptied at the end")
+    folder = parser.add_mutually_exclusive_group(required=True)
+    folder.add_argument("--work", type=Path, help="empty folder with 31 GB free; emptied at the end")
+    folder.add_argument("--converted", type=Path, help="verify, load and generate with this converted folder only")
     parser.add_argument("--config", type=Path, help="folder with a config.json; default: LoopCoder-V2's")
     parser.add_argument("--quantize", choices=SCHEMES, help="quantize the weights on conversion")
     parser.add_argument("--tokens", type=int, default=8, help="tokens to generate")
     parser.add_argument("--save", metavar="NAME", help="also write benchmarks/results/DATE-NAME.md and .json")
     arguments = parse(parser)
-    source, target = arguments.work / "source", arguments.work / "target"
+    target = arguments.converted or arguments.work / "target"
     results = []
 
-    def note(step: str, seconds: float, peak: int | None, result: str) -> None:
-        results.append({"step": step, "seconds": round(seconds, 1), "peak_bytes": peak, "result": result})
-        print(f"{step}: {seconds:.0f} s", file=sys.stderr, flush=True)
+    def note(step: str, usage: Usage, result: str) -> None:
+        peaks = {"peak_bytes": usage.peak, "own_peak_bytes": usage.own_peak}
+        results.append({"step": step, "seconds": round(usage.seconds, 1), **peaks, "result": result})
+        print(f"{step}: {usage.seconds:.0f} s", file=sys.stderr, flush=True)
 
-    start = time.perf_counter()
-    count = write_source(source, arguments.config or RELEASED)
-    note("write the source", time.perf_counter() - start, None, f"{count} tensors, {size_of(source):,} bytes")
-    options = ["--quantize", arguments.quantize] if arguments.quantize else []
-    answer, seconds, peak = run("convert", source, target, *options)
-    note("convert", seconds, peak, f"{len(answer['tensors'])} tensors, {size_of(target):,} bytes")
-    shutil.rmtree(source)
-    answer, seconds, peak = run("verify", target)
-    note("verify", seconds, peak, f"{answer['parameters']:,} parameters, {len(answer['problems'])} problems")
+    if arguments.converted is None:
+        source, start = arguments.work / "source", time.perf_counter()
+        count = write_source(source, arguments.config or RELEASED)
+        note(
+            "write the source",
+            Usage(time.perf_counter() - start, 0, 0),
+            f"{count} tensors, {size_of(source):,} bytes",
+        )
+        options = ["--quantize", arguments.quantize] if arguments.quantize else []
+        answer, usage = run("convert", source, target, *options)
+        note("convert", usage, f"{len(answer['tensors'])} tensors, {size_of(target):,} bytes")
+        shutil.rmtree(source)
+    answer, usage = run("verify", target)
+    note("verify", usage, f"{answer['parameters']:,} parameters, {len(answer['problems'])} problems")
     prompt = "def read_lines(path):\n"
-    answer, seconds, peak = run(
-        "generate", target, "--prompt", prompt, "--max-new-tokens", str(arguments.tokens), "--greedy"
-    )
+    answer, usage = run("generate", target, "--prompt", prompt, "--max-new-tokens", str(arguments.tokens), "--greedy")
     note(
         "load and generate",
-        seconds,
-        peak,
+        usage,
         f"{answer['new_tokens']} tokens with {answer['loops']} loops, {answer['seconds']:.1f} s of it",
     )
-    shutil.rmtree(target)
+    if arguments.converted is None:
+        shutil.rmtree(target)
+
+    def gigabytes(number: int) -> str:
+        return f"{number / 1e9:.2f}" if number else "-"
+
     rows = [
-        [row["step"], row["seconds"], f"{row['peak_bytes'] / 1e9:.2f}" if row["peak_bytes"] else "-", row["result"]]
+        [row["step"], row["seconds"], gigabytes(row["peak_bytes"]), gigabytes(row["own_peak_bytes"]), row["result"]]
         for row in results
     ]
-    columns = ["step", "seconds", "peak memory, GB", "result"]
-    arguments.work, arguments.config = "FOLDER", arguments.config and "CONFIG"  # no paths in the report
+    columns = ["step", "seconds", "peak memory, GB", "of it without files", "result"]
+    for name in ("work", "config", "converted"):  # no paths in the report
+        setattr(arguments, name, getattr(arguments, name) and name.upper())
     title = "Does a checkpoint of this size convert, verify, load and generate?"
     report(title, "rehearsal", arguments, columns, rows, {"results": results})
 

@@ -7,6 +7,7 @@ import json
 import openai
 import pytest
 import torch
+from command_line import run
 from real_text import QUESTIONS, chat, held_out, loss
 from servers import serving
 from transformers import AutoModelForCausalLM
@@ -133,3 +134,20 @@ def test_the_server_takes_tools_and_refuses_logprobs(ask):
     assert answer.usage.completion_tokens <= 4 and answer.choices[0].message.content is not None
     with pytest.raises(openai.BadRequestError, match="logprobs is not supported"):
         ask(max_tokens=4, logprobs=True)
+
+
+def test_the_demo(folder, tokenizer):
+    """A chat as `make demo` opens it, where `/loops` switches the number of loops between two equal questions."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    inputs = chat(tokenizer, QUESTIONS[1])
+    prompt = inputs["input_ids"].shape[1]
+    answers = []
+    for loops in (1, 2):
+        output = model.generate(**inputs, num_loops=loops, max_new_tokens=TOKENS, do_sample=False)
+        answers.append(tokenizer.decode(output[0, prompt:], skip_special_tokens=True).strip())
+    lines = f"/loops 1\n{QUESTIONS[1]}\n/loops 2\n/clear\n{QUESTIONS[1]}\n/exit\n"
+    code, output, notes = run("chat", folder, "--max-new-tokens", TOKENS, "--greedy", input=lines)
+    assert code == 0
+    transcript = [answer.strip() for answer in output.split("> ") if answer.strip()]
+    assert transcript == answers
+    assert "1 loops from now on" in notes and "2 loops, " in notes
