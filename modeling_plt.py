@@ -42,6 +42,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_plt import AttentionTap, GateTap, IQuestPLTCoderGate, WindowTap
+from .cache_staircase_plt import Staircase
 from .compat_plt import (
     CACHE_NAME,
     CACHE_NAMES,
@@ -194,6 +195,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         loop_schedule: str = "together",
         output_loop_states: bool = False,
         states_to_keep: int | None = None,
+        staircase: Staircase | None = None,
         **kwargs,
     ) -> PLTModelOutputWithPast:
         """
@@ -215,6 +217,9 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             output_loop_states (`bool`): whether to return `loop_states`.
             states_to_keep (`int`, *optional*): the number of last positions that the caller wants. Loops >= 1 may then
                 run over only the end of the chunk, and `last_hidden_state` may have only that many positions.
+            staircase ([`Staircase`], *optional*): `generate()` passes it to decode with drafts. The new tokens are then
+                the last known token and the drafts after it, and `last_hidden_state` has the tokens that the last loop
+                has reached. Needs `cache` and `position_ids`.
 
         Raises:
             ValueError: for an unsupported cache, mask or number of loops.
@@ -228,8 +233,10 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         records = self._records(kwargs)
         keep = None if records or output_loop_states else states_to_keep or None  # 0 means all
         given = Inputs(inputs_embeds, attention_mask, position_ids, cache, num_loops, records, kwargs, keep=keep)  # type: ignore[arg-type]
+        given.staircase = staircase
         inputs = read_inputs(self.config, given, use_cache, loop_schedule, tuple(self._can_record_outputs))
-        loop_states = self._run(inputs, create_layout(self.config, inputs))
+        layout = staircase.layout(self.config, inputs_embeds) if staircase else create_layout(self.config, inputs)
+        loop_states = self._run(inputs, layout)
         return PLTModelOutputWithPast(
             last_hidden_state=loop_states[-1],
             **{CACHE_NAME: inputs.cache},
@@ -243,13 +250,16 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         layout.position_embeddings = self.rotary_emb(inputs.embeds, positions)
         # Flash attention finds packed documents by their positions, which is pointless for a single token.
         keywords = inputs.keywords if inputs.together else {**inputs.keywords, "position_ids": positions}
-        carries = cache.layers[0].get_carries() if cache is not None else None
+        carries = (inputs.staircase or cache.layers[0]).get_carries() if cache is not None else None
         grid = grid_class(config)(config, inputs.num_loops, inputs.embeds, layout.previous, carries)
         layers = self.layers[: config.num_hidden_layers]
         shared = [(None, None)] * len(layers)  # loop 0's keys and values
         self.state_tap(inputs.embeds)
         keep = inputs.keep if layout.allows_tails(cache) else None
-        blocks = plan(self._grid_shape(inputs), inputs.embeds.shape[1], inputs.together, keep)
+        if inputs.staircase is not None:
+            blocks = [inputs.staircase.block]
+        else:
+            blocks = plan(self._grid_shape(inputs), inputs.embeds.shape[1], inputs.together, keep)
         for block, cells in zip(blocks, layout.cells(config, inputs, blocks), strict=True):
             hidden_BND = grid.inputs(block)
             for index, layer in enumerate(layers):
@@ -257,7 +267,9 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
                 if cells.is_recorded:
                     self.state_tap(hidden_BND)
             grid.put(block, hidden_BND, self.norm)
-        if cache is not None:
+        if inputs.staircase is not None:
+            inputs.staircase.keep_states(grid)
+        elif cache is not None:
             _keep_carries(cache.layers[0], grid, layout)
         return grid.states
 
