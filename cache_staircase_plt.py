@@ -151,15 +151,17 @@ class Staircase:
                 layer.take_back(written - settled)
             if not windows:  # one loop
                 continue
-            width = self._window_width(layer)
+            end = self._window_width(layer) + settled
             if layer.window:
-                kept = slice(max(width + settled - layer.window, 0), width + settled)
+                kept = slice(max(end - layer.window, 0), end)
                 keys, values = (torch.stack([c[:, :, kept] for c in states]) for states in zip(*windows, strict=True))
                 layer.set_window(keys, values, settled)
-            self._ahead[index] = [tuple(c[:, :, width + settled :] for c in states) for states in windows]
+            pairs = zip(windows, self.leads[1:], strict=True)
+            self._ahead[index] = [tuple(c[:, :, end : end + lead] for c in states) for states, lead in pairs]
         if self._states:
             self.cache.layers[0].update_carries([states[:, settled : settled + 1] for states in self._states])
-            self._states_ahead = [states[:, settled + 1 :] for states in self._states]
+            pairs = zip(self._states, self.leads, strict=False)
+            self._states_ahead = [states[:, settled + 1 : settled + 1 + lead] for states, lead in pairs]
         self._clear_pass()
 
     def drop(self) -> None:
