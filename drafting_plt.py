@@ -67,10 +67,10 @@ def can_climb(model, input_ids: torch.Tensor, generation_config: GenerationConfi
 _row_costs: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of a model's layers, for each number of loops
 
 
-def row_cost(model, num_loops: int, extra: int = 8, tries: int = 3) -> float:
+def row_cost(model, num_loops: int, extra: int = 8, tries: int = 4) -> float:
     """
-    Returns what one more row adds to a pass, as a part of a plain pass. Times the MLPs of up to 8 layers at the first
-    call, about two passes.
+    Returns what one more row adds to the time of a pass, as a share of a plain pass. The first call measures it with
+    the MLPs of up to 8 layers, which takes as long as a few passes.
     """
     layers = model.model.layers
     costs = _row_costs.setdefault(layers, {})
@@ -83,7 +83,8 @@ def row_cost(model, num_loops: int, extra: int = 8, tries: int = 3) -> float:
             sum(layer.mlp(states).sum() for layer in layers[:8]).item()  # `item` waits for the device
             return time.perf_counter() - start
 
-        few, many = (min(seconds(rows) for _ in range(tries)) for rows in (num_loops, num_loops + extra))
+        times = [(seconds(num_loops), seconds(num_loops + extra)) for _ in range(tries)]
+        few, many = map(min, zip(*times, strict=True))
         costs[num_loops] = max(many / few - 1, 0.0) / extra
     return costs[num_loops]
 
