@@ -373,10 +373,9 @@ class IQuestPLTCoderForCausalLM(PLTGenerationMixin, IQuestPLTCoderPreTrainedMode
         """
         Returns the same model with another default number of loops, which also applies when its decoder is called
         directly, as trainers do. Everything else is shared: weights, attention kernel, adapters, `train()`, resizing.
-        For example, one loop can draft for several:
 
         ```python
-        >>> model.generate(**inputs, assistant_model=model.with_num_loops(1))
+        >>> model.with_num_loops(3).generate(**inputs)
         ```
         """
         config = self.config.copy_with_num_loops(num_loops)

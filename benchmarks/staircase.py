@@ -7,14 +7,12 @@ of a draft one after the other, and with prompt lookup on the staircase.
     python -m iquest_plt.benchmarks.staircase --hidden 2048
     python -m iquest_plt.benchmarks.staircase --model PATH
 
-Two texts are written. "edit" repeats 60 lines of code with a variable renamed, so most drafts hold. "no draft holds"
-has the same tokens in random order, so that lookup finds drafts but nearly all are wrong. The model is made to write
-these texts by a logits processor, because its weights may be random. The ways take turns, every few tokens.
+`edit_task.py` describes the two texts. A logits processor makes the model write them, because its weights may be
+random. The ways take turns, every few tokens.
 """
 
 import argparse
 import functools
-import re
 import time
 
 import greenlet
@@ -22,18 +20,14 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationMixin,
-    LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
-from ..conversion.layout import ROOT
 from ..drafting_plt import row_cost
-from ..modeling_plt import IQuestPLTCoderForCausalLM
 from .common import add_common_arguments, add_shape_arguments, build, parse, plt_config, report
+from .edit_task import TOKENIZER, Writes, edit_task, share_held, ways_to_decode
 
 
 COLUMNS = [
@@ -45,21 +39,7 @@ COLUMNS = [
     "ms per token",
     "times as fast as plain",
 ]
-LINES = 60
 STRIDE = 16  # tokens between turns
-
-
-class Writes(LogitsProcessor):
-    """Makes the model write `text` (T,) after the prompt."""
-
-    def __init__(self, text: torch.Tensor, prompt: int):
-        self.text, self.prompt = text, prompt
-
-    def __call__(self, input_ids, scores):
-        position = input_ids.shape[1] - self.prompt
-        if position < len(self.text):  # drafts may reach beyond the end
-            scores[:, self.text[position]] += 1e4
-        return scores
 
 
 class TakesTurns(StoppingCriteria):
@@ -71,20 +51,6 @@ class TakesTurns(StoppingCriteria):
         while input_ids.shape[1] >= self.goal:
             greenlet.getcurrent().parent.switch()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-class DraftsAsTheLibrary(IQuestPLTCoderForCausalLM):
-    """Runs drafts without the staircase."""
-
-    _assisted_decoding = GenerationMixin._assisted_decoding
-
-
-def ways_to_decode(model, num_loops: int, drafts: int) -> dict[str, tuple]:
-    """Returns, for each way, a model with the same weights and arguments of `generate()`."""
-    model, library = model.with_num_loops(num_loops), model.with_num_loops(num_loops)
-    library.__class__ = DraftsAsTheLibrary
-    lookup = {"prompt_lookup_num_tokens": drafts}
-    return {"plain": (model, {}), "library": (library, lookup), "staircase": (model, lookup)}
 
 
 def seconds_of_ways(ways: dict, prompt: torch.Tensor, text: torch.Tensor) -> dict[str, dict]:
@@ -132,32 +98,6 @@ def seconds_of_ways(ways: dict, prompt: torch.Tensor, text: torch.Tensor) -> dic
     return {name: {"seconds": seconds[name], "reads": reads[name], "tokens": goal - 1} for name in ways}
 
 
-def share_held(prompt: torch.Tensor, text: torch.Tensor, size: int) -> float:
-    """Returns how many of the tokens drafted by lookup are the next token of the text."""
-    whole = torch.cat([prompt[0], text])
-    drafter = PromptLookupCandidateGenerator(num_output_tokens=1, max_length=len(whole) + size)
-    held = []
-    for end in range(prompt.shape[1] + 1, len(whole)):
-        candidates, _ = drafter.get_candidates(whole[None, :end])
-        held += (candidates[0, end:] == whole[end]).tolist()
-    return sum(held) / max(len(held), 1)
-
-
-def edit_task(tokenizer, vocab_size: int, tokens: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Returns, for each text, the prompt (1, P) and the text (T,)."""
-    lines = (ROOT / "grid_plt.py").read_text().splitlines()[34 : 34 + LINES]
-    old = "\n".join(lines)
-    new = re.sub(r"\bblock\b", "group", re.sub(r"\brun\b", "span", old))
-
-    def ids(text: str) -> torch.Tensor:
-        return tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids % vocab_size
-
-    prompt = ids(f"{old}\n\n# The same with `run` renamed to `span`, and `block` to `group`:\n\n")
-    text = ids(new)[0][:tokens]
-    shuffled = prompt[0][torch.randperm(prompt.shape[1])][: len(text)]
-    return {"edit": (prompt, text), "no draft holds": (prompt, shuffled)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape_arguments(parser, hidden=2048)
@@ -173,7 +113,7 @@ def main() -> None:
         arguments.hidden, arguments.layers = model.config.hidden_size, model.config.num_hidden_layers
     else:
         model = build(plt_config(arguments.hidden, arguments.layers), arguments)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model or ROOT / "checkpoints" / "small")
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model or TOKENIZER)
     results = []
     for loops in arguments.loops:
         cost = row_cost(model, loops)
