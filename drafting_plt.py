@@ -35,6 +35,7 @@ from .kernels_plt import get_kernel
 KNOWN_ARGUMENTS = {CACHE_NAME, "attention_mask", "position_ids", "inputs_embeds", "use_cache", "logits_to_keep"}
 KNOWN_ARGUMENTS |= {"num_loops", "loop_schedule", "tokenizer"}
 OTHER_DRAFTING = ("assistant_early_exit", "assistant_ensemble_weight", "use_mtp", "speculation_type")
+DEFAULT_ROW_COST = 0.03  # measured with bf16 weights on two CPU cores; on a GPU a row costs less
 PROBE_EVERY = 16  # tokens; how often to ask a draft model whose drafts do not pay
 
 
@@ -70,8 +71,10 @@ _row_costs: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of a mode
 def row_cost(model, num_loops: int, extra: int = 8, tries: int = 4) -> float:
     """
     Returns what one more row adds to the time of a pass, as a share of a plain pass. The first call measures it with
-    the MLPs of up to 8 layers, which takes as long as a few passes.
+    the MLPs of up to 8 layers, which takes as long as a few passes. Several processes use a constant.
     """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return DEFAULT_ROW_COST  # all processes must run the same passes
     layers = model.model.layers
     costs = _row_costs.setdefault(layers, {})
     if num_loops not in costs:
@@ -106,7 +109,7 @@ class Drafts:
         self.scores: list[torch.Tensor] = []
         self.hold_rate = 0.8
         self._unused: int | None = None  # a draft that is compared but not run
-        self._drafted = self._held = self._skipped = 0
+        self._drafted = self._held = self._calls = 0
         self._longest = getattr(generator, "num_output_tokens", None)  # None: a draft model
 
     def worth(self) -> int:
@@ -140,8 +143,8 @@ class Drafts:
     def _may_ask(self, worth: int) -> bool:
         if self._longest is not None:
             return True
-        self._skipped += 1
-        if worth == 0 and self._skipped % PROBE_EVERY:
+        self._calls += 1
+        if worth == 0 and self._calls % PROBE_EVERY:
             return False
         return not self.tokens or _can_roll_back(self.generator)
 

@@ -113,8 +113,8 @@ class PLTGenerationMixin(GenerationMixin):
             raise ValueError(
                 "Assisted generation must start from an empty cache. Leave out `cache` or the assistant model."
             )
-        is_alone = not synced_gpus and assistant_tokenizer is None
-        if is_alone and can_climb(self, input_ids, generation_config, model_kwargs):
+        is_simple = cache is not None and assistant_tokenizer is None and not synced_gpus
+        if is_simple and can_climb(self, input_ids, generation_config, model_kwargs):
             text = Text(input_ids, logits_processor, stopping_criteria, generation_config, streamer)
             return decode_with_drafts(self, text, model_kwargs, inputs_tensor, assistant_model)
         return super()._assisted_decoding(

@@ -4,7 +4,7 @@
 Two texts that a model is made to write, to time decoding with drafts.
 
 "edit" repeats 60 lines of code with two variables renamed, so most drafts of prompt lookup hold. "no draft holds" has
-tokens of the prompt in random order, so lookup finds drafts but nearly all are wrong.
+tokens of the prompt in random order, so lookup finds drafts but nearly all are wrong. It is half as long.
 """
 
 import re
@@ -69,5 +69,5 @@ def edit_task(tokenizer, vocab_size: int, tokens: int) -> dict[str, tuple[torch.
 
     prompt = ids(f"{old}\n\n# The same with `run` renamed to `span`, and `block` to `group`:\n\n")
     text = ids(new)[0][:tokens]
-    shuffled = prompt[0][torch.randperm(prompt.shape[1])][: len(text)]
+    shuffled = prompt[0][torch.randperm(prompt.shape[1])][: len(text) // 2]
     return {"edit": (prompt, text), "no draft holds": (prompt, shuffled)}
