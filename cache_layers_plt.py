@@ -47,8 +47,9 @@ class GrowingBuffer:
     A tensor (batch, kv_heads, length, head_dim) with spare room at its end, so that a step writes in place.
 
     Each column is written once, so a returned tensor never changes, as with `torch.cat`. Only the most recently
-    returned tensor grows in place. Any other, such as a cropped one, is copied. The exception is `take_back`. The buffer keeps no tensor alive, so
-    memory is freed when the cache drops a tensor or moves it to another device. A copy of the buffer starts empty.
+    returned tensor grows in place. Any other, such as a cropped one, is copied. The exception is `take_back`. The
+    buffer keeps no tensor alive, so memory is freed when the cache drops a tensor or moves it to another device. A copy
+    of the buffer starts empty.
     """
 
     def __init__(self):

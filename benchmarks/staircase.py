@@ -14,6 +14,7 @@ random. The ways take turns, every few tokens.
 import argparse
 import functools
 import time
+from pathlib import Path
 
 import greenlet
 import torch
@@ -111,9 +112,11 @@ def main() -> None:
         model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype, attn_implementation=kernel)
         model = model.eval().to(arguments.device)
         arguments.hidden, arguments.layers = model.config.hidden_size, model.config.num_hidden_layers
+        tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+        arguments.model = Path(arguments.model).name  # for the report
     else:
         model = build(plt_config(arguments.hidden, arguments.layers), arguments)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model or TOKENIZER)
+        tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     results = []
     for loops in arguments.loops:
         cost = row_cost(model, loops)
