@@ -10,6 +10,7 @@ Shapes are suffixes: V vocab_size.
 """
 
 import math
+import statistics
 import time
 import weakref
 from typing import Any
@@ -72,6 +73,8 @@ def row_cost(model, num_loops: int, extra: int = 8, tries: int = 4) -> float:
     """
     Returns what one more row adds to the time of a pass, as a share of a plain pass. The first call measures it with
     the MLPs of up to 8 layers, which takes as long as a few passes. Several processes use a constant.
+
+    The median of many short measurements is robust against other jobs on the machine.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return DEFAULT_ROW_COST  # all processes must run the same passes
@@ -80,15 +83,17 @@ def row_cost(model, num_loops: int, extra: int = 8, tries: int = 4) -> float:
     if num_loops not in costs:
         embeddings = model.get_input_embeddings().weight
 
-        def seconds(rows: int) -> float:
+        def seconds(layer, rows: int) -> float:
             states = embeddings.new_ones(1, rows, embeddings.shape[-1])
             start = time.perf_counter()
-            sum(layer.mlp(states).sum() for layer in layers[:8]).item()  # `item` waits for the device
+            layer.mlp(states).sum().item()  # `item` waits for the device
             return time.perf_counter() - start
 
-        times = [(seconds(num_loops), seconds(num_loops + extra)) for _ in range(tries)]
-        few, many = map(min, zip(*times, strict=True))
-        costs[num_loops] = max(many / few - 1, 0.0) / extra
+        ratios = []
+        for _ in range(tries):
+            few, many = ([seconds(layer, rows) for layer in layers[:8]] for rows in (num_loops, num_loops + extra))
+            ratios += [b / a for a, b in zip(few, many, strict=True)]
+        costs[num_loops] = min(max(statistics.median(ratios) - 1, 0.0) / extra, 1 / num_loops)
     return costs[num_loops]
 
 
