@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from transformers.cache_utils import Cache
 
-from .grid_plt import Block, LoopGrid
+from .grid_plt import Block
 from .kernels_plt import get_kernel
 from .masks_plt import Cells, Layout, Window, as_additive
 from .staircase_plt import advance, plan_staircase
@@ -29,8 +29,8 @@ class Staircase:
     """
     The states ahead of the last loop, over a PLT cache of one row without padding.
 
-    A pass calls `layout`, in each layer `update_window`, and `keep_states`. The caller ends it with `settle` once it
-    knows which tokens are right.
+    A pass calls `layout`, `get_carries`, in each layer `update_window`, and `update_carries`. The caller ends it with
+    `settle` once it knows which tokens are right.
 
     Attributes:
         leads: see `staircase_plt.py`. All are 0 if no loop is ahead.
@@ -132,9 +132,10 @@ class Staircase:
         keys, values = zip(*loops, strict=True)
         return (keys[0], values[0]) if len(loops) == 1 else (torch.cat(keys, dim=2), torch.cat(values, dim=2))
 
-    def keep_states(self, grid: LoopGrid) -> None:
-        """Keeps the states `H^r` of each loop but the last until the pass is settled."""
-        self._states = [torch.cat(pair, dim=1) for pair in zip(grid.carries, grid.states[:-1], strict=True)]
+    def update_carries(self, states: list[torch.Tensor]) -> None:
+        """Keeps the new states `H^r` (B, n, D) of each loop but the last until the pass is settled."""
+        pairs = zip(self.get_carries(), states, strict=True)
+        self._states = [torch.cat([carry.to(new.device), new], dim=1) for carry, new in pairs]
 
     # -- after a pass -------------------------------------------------------------------------------------------------
 

@@ -202,6 +202,8 @@ def prepare_mask(config, inputs_embeds, attention_mask, position_ids, cache) -> 
 
 def create_layout(config, inputs) -> Layout:
     """Creates the layout of a pass from [`inputs_plt.Inputs`], without reading the values of the embeddings."""
+    if inputs.staircase is not None:
+        return inputs.staircase.layout(config, inputs.embeds)
     mask, cache = inputs.attention_mask, inputs.cache
     position_ids = inputs.position_ids if mask is None else None  # with a mask, they do not mark documents
     embeds = _shape_of(inputs.embeds)

@@ -206,9 +206,9 @@ def test_passes_of_generate(free_rows, monkeypatch, num_loops):
 CODE = Path(drafting_plt.__file__).read_text()
 
 
-def prompts(first: int, count: int):
+def prompts(count: int):
     """Yields prompts (1, T) of three kinds: random tokens, repeated ones, and code that is asked for again."""
-    for seed in range(first, first + count):
+    for seed in range(count):
         kind, length = seed % 3, 6 + seed % 11
         if kind == 0:
             yield tokens(1, length, seed=seed)
@@ -220,25 +220,27 @@ def prompts(first: int, count: int):
             yield torch.tensor([code + code[: 3 + length]])
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(200, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("gate", [True, False], ids=["residual", "query"])
+@pytest.mark.parametrize("count", [8, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_loops", [1, 2, 3, 4])
 @torch.no_grad()
-def test_prompt_lookup_gives_the_tokens_of_plain_decoding(free_rows, gate, count):
-    passes = []
-    for first, (window, num_loops) in enumerate(itertools.product([2, 20], [1, 2, 3, 4])):
+def test_prompt_lookup_gives_the_tokens_of_plain_decoding(free_rows, num_loops, count):
+    """The prompts go through both gates, windows shorter and longer than the drafts, and both kinds of cache."""
+    ways, passes = list(itertools.product([True, False], [2, 20], ["dynamic", "static"])), []
+    models = {}
+    for gate, window, _ in ways:
         shape = {"plt_window_size": [window, 0], "plt_gate_use_hidden_states": gate, "num_hidden_layers": 2}
-        model = tiny_model(plt_num_loops=num_loops, **shape).double()
-        model.model.register_forward_pre_hook(lambda *_: passes.append(1))
-        for ids in prompts(first, count):
-            arguments = {"max_new_tokens": 20, "attention_mask": torch.ones_like(ids), **GREEDY}
+        models[gate, window] = tiny_model(plt_num_loops=num_loops, **shape).double()
+        models[gate, window].model.register_forward_pre_hook(lambda *_: passes.append(1))
+    for ids, (gate, window, cache) in zip(prompts(count), itertools.cycle(ways), strict=False):
+        arguments = {"max_new_tokens": 20, "attention_mask": torch.ones_like(ids), **GREEDY}
+        passes.clear()
+        plain = models[gate, window].generate(ids, **arguments)
+        plain_passes = len(passes)
+        for size in (1, 3, 8):
             passes.clear()
-            plain = model.generate(ids, **arguments)
-            plain_passes = len(passes)
-            for size, cache in itertools.product([1, 3, 8], ["dynamic", "static"]):
-                passes.clear()
-                drafted = model.generate(ids, prompt_lookup_num_tokens=size, cache_implementation=cache, **arguments)
-                assert torch.equal(drafted, plain), (window, num_loops, ids, size, cache)
-                assert len(passes) <= plain_passes
+            arguments |= {"prompt_lookup_num_tokens": size, "cache_implementation": cache}
+            assert torch.equal(models[gate, window].generate(ids, **arguments), plain), (ids, size)
+            assert len(passes) <= plain_passes
 
 
 def draft_model(kind: str, model):
