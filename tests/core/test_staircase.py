@@ -166,6 +166,9 @@ class Guesses(CandidateGenerator):
             drafts[i] = (drafts[i] + self.wrong(first + i)) % VOCAB
         return torch.cat([input_ids, drafts[None]], dim=1), None
 
+    def update_candidate_strategy(self, input_ids, scores, num_matches):
+        pass
+
 
 @pytest.fixture
 def free_rows(monkeypatch):
