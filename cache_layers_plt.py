@@ -202,7 +202,7 @@ class LoopStates:
         Replaces the windows of all loops >= 1, (R - 1, batch, kv_heads, <= w, head_dim), after `new_tokens` tokens
         without padding.
         """
-        self._keep_window(range(1, self.num_loops), keys, values, None)  # type: ignore[arg-type, call-arg]
+        self._keep_window(range(1, self.num_loops), keys, values, None)
 
     def get_carries(self) -> torch.Tensor | None:
         """Returns `H^r` of the last token for r < R - 1, (R - 1, batch, 1, hidden_size); None or zeros if empty."""

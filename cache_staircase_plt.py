@@ -22,7 +22,7 @@ from .masks_plt import Cells, Layout, Window, as_additive
 from .staircase_plt import advance, plan_staircase
 
 
-Columns = tuple[torch.Tensor, torch.Tensor]  # keys and values of one loop, (B, K, S, C)
+Columns = tuple[torch.Tensor, ...]  # keys and values of one loop, (B, K, S, C)
 
 
 class Staircase:
@@ -46,7 +46,7 @@ class Staircase:
         self._clear_pass()
 
     def _clear_pass(self) -> None:
-        self.block: Block | None = None  # the cells of the running pass
+        self.block = Block(())  # the cells of the running pass
         self._windows: list[list[Columns]] = [[] for _ in self.cache.layers]  # with all columns that the pass sees
         self._states: list[torch.Tensor] = []  # the carries and the new states, (B, 1 + stop, D)
 
@@ -122,7 +122,7 @@ class Staircase:
         layer, loops = self.cache.layers[layer_idx], []
         new = zip(key_BKNC.split(self.sizes[1:], dim=2), value_BKNC.split(self.sizes[1:], dim=2), strict=True)
         for index, columns in enumerate(new):
-            parts = [columns]
+            parts: list[Columns] = [columns]
             if not self.is_level:
                 parts.insert(0, self._ahead[layer_idx][index])
             if layer.window_keys is not None:
@@ -161,13 +161,13 @@ class Staircase:
             self._ahead[index] = [tuple(c[:, :, end : end + lead] for c in states) for states, lead in pairs]
         if self._states:
             self.cache.layers[0].update_carries([states[:, settled : settled + 1] for states in self._states])
-            pairs = zip(self._states, self.leads, strict=False)
-            self._states_ahead = [states[:, settled + 1 : settled + 1 + lead] for states, lead in pairs]
+            ahead = zip(self._states, self.leads[:-1], strict=True)
+            self._states_ahead = [states[:, settled + 1 : settled + 1 + lead] for states, lead in ahead]
         self._clear_pass()
 
     def drop(self) -> None:
         """Drops all that is not settled, even if an exception has ended a pass."""
-        if self.block is not None or not self.is_level:
+        if self.block.runs or not self.is_level:
             for layer in self.cache.layers:
                 layer.take_back(int(layer.get_seq_length()) - self.past_length)
         self.leads = (0,) * len(self.leads)

@@ -229,7 +229,7 @@ class Text:
         elif draft_scores_V is None:
             token = torch.multinomial(scores_1V.softmax(dim=-1), num_samples=1)[0]
         else:
-            token = speculative_sample(scores_1V[0], draft, draft_scores_V)
+            token = speculative_sample(scores_1V[0], draft, draft_scores_V)  # type: ignore[arg-type]
         self.input_ids = torch.cat([self.input_ids, token[:, None]], dim=1)
         if self.streamer is not None:
             self.streamer.put(token.cpu())
