@@ -316,7 +316,7 @@ def _judge(rows_NV: torch.Tensor, text: Text, drafts: Drafts) -> tuple[int, bool
         token = text.write(row_V[None], draft, drafts.scores[0] if drafts.scores else None)
         held = drafts.judge(token)
         if text.is_finished or not held:
-            return settled, held and not text.is_finished
+            return settled, held
     return len(rows_NV), True
 
 
