@@ -470,3 +470,10 @@ def test_the_cost_of_a_row_is_measured_once():
     model = tiny_model(hidden_size=256, intermediate_size=1024)
     cost = row_cost(model, 2)
     assert 0 <= cost < 10 and row_cost(model, 2) == cost and row_cost(model.with_num_loops(1), 2) == cost
+
+
+def test_a_wrong_draft_drops_all_that_follow_it():
+    drafts = Drafts(Guesses(tokens(9), 10, None), cost=0.1)
+    drafts.tokens = [5, 6, 7]
+    assert drafts.judge(5) and drafts.tokens == [6, 7]
+    assert not drafts.judge(5) and drafts.tokens == []
