@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from .configuration_plt import IQuestPLTCoderConfig
-from .kernels_plt import attend, attend_from_one_position, attend_in_tiles
+from .kernels_plt import attend, attend_from_one_position, attend_in_tiles, attend_with_row_masks
 from .masks_plt import Cells
 
 
@@ -125,12 +125,11 @@ class IQuestPLTCoderAttention(nn.Module):
         that leave it.
         """
         query, key, value = self._project(hidden_BND, cells)
+        num_loop0 = cells.num_loop0  # these cells have only the global branch
         if cells.loops.start == 0:  # written first, because the cells of other loops read it
-            key0_BKSC, value0_BKSC = (states[:, :, : cells.num_inputs] for states in (key, value))
+            key0_BKSC, value0_BKSC = (states[:, :, :num_loop0] for states in (key, value))
             if cache is not None:
                 key0_BKSC, value0_BKSC = cache.update(key0_BKSC, value0_BKSC, self.layer_idx)
-        # Cells of loop 0 have only the global branch. If the block has any, they come first.
-        num_loop0 = cells.num_outputs if cells.loops.start == 0 else 0
         output = self.attend_globally(query, key0_BKSC, value0_BKSC, cells, **kwargs)
         if cells.loops.stop > 1:
             later_query, key, value = (states[:, :, num_loop0:] for states in (query, key, value))
@@ -162,8 +161,10 @@ class IQuestPLTCoderAttention(nn.Module):
 
     def attend_globally(self, query_BHNC, key0_BKSC, value0_BKSC, cells: Cells, **kwargs) -> torch.Tensor:
         """Returns the attention of all cells to loop 0's keys, (B, N, H, C)."""
-        at_one_position = cells.num_outputs == 1  # tokens, not cells
-        attention = attend_from_one_position if at_one_position else attend
+        if cells.staircase is not None:
+            attention = attend_with_row_masks
+        else:
+            attention = attend_from_one_position if cells.num_outputs == 1 else attend  # tokens, not cells
         output, weights = attention(self, query_BHNC, key0_BKSC, value0_BKSC, cells.global_mask, **kwargs)
         if cells.is_recorded and weights is not None:
             self.attention_tap(weights)
@@ -171,6 +172,9 @@ class IQuestPLTCoderAttention(nn.Module):
 
     def attend_later(self, query_BHNC, key_BKNC, value_BKNC, cells: Cells, cache, **kwargs) -> torch.Tensor:
         """Returns the attention of loops >= 1 to a window of their own keys, (B, N, H, C)."""
+        if cells.staircase is not None:
+            key, value = cells.staircase.update_window(self.layer_idx, key_BKNC, value_BKNC)
+            return attend_with_row_masks(self, query_BHNC, key, value, cells.window.mask, **kwargs)[0]
         loops = range(max(cells.loops.start, 1), cells.loops.stop)
         query, key, value = (_loops_as_rows(states, len(loops)) for states in (query_BHNC, key_BKNC, value_BKNC))
         if cache is not None:

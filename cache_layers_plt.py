@@ -47,8 +47,9 @@ class GrowingBuffer:
     A tensor (batch, kv_heads, length, head_dim) with spare room at its end, so that a step writes in place.
 
     Each column is written once, so a returned tensor never changes, as with `torch.cat`. Only the most recently
-    returned tensor grows in place. Any other, such as a cropped one, is copied. The buffer keeps no tensor alive, so
-    memory is freed when the cache drops a tensor or moves it to another device. A copy of the buffer starts empty.
+    returned tensor grows in place. Any other, such as a cropped one, is copied. The exception is `take_back`. The
+    buffer keeps no tensor alive, so memory is freed when the cache drops a tensor or moves it to another device. A copy
+    of the buffer starts empty.
     """
 
     def __init__(self):
@@ -70,6 +71,13 @@ class GrowingBuffer:
         states = room[..., :total, :]
         self._last = weakref.ref(states)
         return states
+
+    def take_back(self, states: torch.Tensor, count: int) -> torch.Tensor:
+        """Returns `states` without the last `count` columns, which the next step may overwrite."""
+        kept = states[..., : states.shape[-2] - count, :]
+        if states is self._last():
+            self._last = weakref.ref(kept)
+        return kept
 
     def __reduce__(self):
         return GrowingBuffer, ()
@@ -185,6 +193,17 @@ class LoopStates:
         keeps_past = self.record_past and self.carries is not None
         self.carries = torch.cat([self.carries, new], dim=2) if keeps_past else new
 
+    def take_back(self, count: int) -> None:
+        """Removes the last `count` tokens from loop 0's keys and values only. Later loops must not have seen them."""
+        raise NotImplementedError
+
+    def set_window(self, keys: torch.Tensor, values: torch.Tensor, new_tokens: int) -> None:
+        """
+        Replaces the windows of all loops >= 1, (R - 1, batch, kv_heads, <= w, head_dim), after `new_tokens` tokens
+        without padding.
+        """
+        self._keep_window(range(1, self.num_loops), keys, values, None)
+
     def get_carries(self) -> torch.Tensor | None:
         """Returns `H^r` of the last token for r < R - 1, (R - 1, batch, 1, hidden_size); None or zeros if empty."""
         return self.carries if self.carries is None else self.carries[:, :, -1:]
@@ -243,6 +262,10 @@ class PLTCacheLayer(LoopStates, DynamicLayer):
         self.keys = self._key_buffer.append(self.keys, key_states)
         self.values = self._value_buffer.append(self.values, value_states)
         return self.keys, self.values
+
+    def take_back(self, count: int) -> None:
+        self.keys = self._key_buffer.take_back(self.keys, count)
+        self.values = self._value_buffer.take_back(self.values, count)
 
     def activate_past_recording(self) -> None:
         """Makes windows and carries keep everything until the next `crop`, so that tokens can be rolled back."""
@@ -313,6 +336,13 @@ class PLTStaticCacheLayer(LoopStates, StaticLayer):
             "A static PLT cache cannot be cropped: it keeps no older windows and carries. Use the default cache and "
             "call `activate_past_recording()` on it."
         )
+
+    def take_back(self, count: int) -> None:
+        self.cumulative_length.sub_(count)
+
+    def set_window(self, keys: torch.Tensor, values: torch.Tensor, new_tokens: int) -> None:
+        is_token = torch.nn.functional.pad(self.is_token, (0, new_tokens), value=True)[:, -self.window :]
+        self._keep_window(range(1, self.num_loops), keys, values, is_token)
 
     def set_num_loops(self, num_loops: int, window: int) -> None:
         is_first_pass = self.num_loops is None

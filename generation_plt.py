@@ -14,6 +14,7 @@ from transformers.generation import GenerationMixin
 
 from .cache_plt import PLTCache
 from .compat_plt import CACHE_NAME, CACHE_NAMES, take_cache
+from .drafting_plt import Text, can_climb, decode_with_drafts
 from .masks_plt import prepare_mask
 
 
@@ -92,13 +93,46 @@ class PLTGenerationMixin(GenerationMixin):
         options.pop("config", None)
         model_kwargs[CACHE_NAME] = PLTCache(self.config, model_kwargs.get("num_loops"), quantization=options)
 
-    def _get_candidate_generator(self, *, model_kwargs, **kwargs):
-        """Like the library's, but an assistant model does not inherit the requested number of loops."""
+    def _assisted_decoding(
+        self,
+        input_ids: torch.Tensor,
+        logits_processor,
+        stopping_criteria,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        streamer=None,
+        inputs_tensor: torch.Tensor | None = None,
+        assistant_model=None,
+        assistant_tokenizer=None,
+        tokenizer=None,
+        **model_kwargs,
+    ):
+        """Decodes with drafts on a staircase, see `drafting_plt.py`, or as the library does if that is not possible."""
         cache = model_kwargs.get(CACHE_NAME)
         if cache is not None and cache.get_seq_length() > 0:  # the library would feed the cached tokens again
             raise ValueError(
                 "Assisted generation must start from an empty cache. Leave out `cache` or the assistant model."
             )
+        is_simple = cache is not None and assistant_tokenizer is None and not synced_gpus
+        if is_simple and can_climb(self, input_ids, generation_config, model_kwargs):
+            text = Text(input_ids, logits_processor, stopping_criteria, generation_config, streamer)
+            return decode_with_drafts(self, text, model_kwargs, inputs_tensor, assistant_model)
+        return super()._assisted_decoding(
+            input_ids,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            synced_gpus=synced_gpus,
+            streamer=streamer,
+            inputs_tensor=inputs_tensor,
+            assistant_model=assistant_model,
+            assistant_tokenizer=assistant_tokenizer,
+            tokenizer=tokenizer,
+            **model_kwargs,
+        )
+
+    def _get_candidate_generator(self, *, model_kwargs, **kwargs):
+        """Like the library's, but an assistant model does not inherit the requested number of loops."""
         assistant = kwargs.get("assistant_model")
         if assistant is not None and assistant is not self:
             model_kwargs = {k: v for k, v in model_kwargs.items() if k not in ("num_loops", "loop_schedule")}

@@ -17,6 +17,7 @@ blocks:
     prompt, training     one loop, many tokens     (0, 0…T)  then  (1, 0…T)  then …
     end of a prompt      fewer tokens per layer    (0, 0…T)  then  (1, T−n…T)
     decode               one token, all loops      (0…R−1, i)
+    drafts               a staircase               see `staircase_plt.py`
 
 Source: cross-loop parallelism, arXiv 2510.24824. Shapes are suffixes: B batch, T new tokens, N cells, D hidden_size.
 """
@@ -102,6 +103,7 @@ class LoopGrid:
         embeds_BTD: the embeddings of the new tokens.
         previous_BT (B, T + 1): the index of the token before each new one and before the next, see [`Layout`].
         carries: `H^r` of the token before the first, r < R - 1, (R - 1, B, 1, D). None at the start of a text: zeros.
+            For a staircase, a list: the states of the token before the first and of all that loop r has already done.
     """
 
     def __init__(self, config, num_loops: int, embeds_BTD, previous_BT=None, carries=None):
@@ -111,7 +113,7 @@ class LoopGrid:
         self.previous_BT = previous_BT
         if carries is None:
             carries = embeds_BTD.new_zeros((num_loops - 1, *embeds_BTD[:, :1].shape))
-        self.carries = carries.to(embeds_BTD.device)
+        self.carries = [carry.to(embeds_BTD.device) for carry in carries]
         self.states: list[torch.Tensor] = []  # H^r of the new tokens, or only of the last ones if more are not needed
 
     def inputs(self, block: Block) -> torch.Tensor:
@@ -121,7 +123,7 @@ class LoopGrid:
 
     def _input(self, run: Run) -> torch.Tensor:
         """Returns `x^r_i = emb_scale · E_i + hidden_scale · H^{r-1}_{i-1}`, or `E_i` for loop 0."""
-        embeds_BND = self.embeds_BTD if run.start == 0 else self.embeds_BTD[:, run.start :]
+        embeds_BND = self.embeds_BTD[:, run.start : run.stop]
         if run.loop == 0:
             return embeds_BND
         emb_scale, hidden_scale = self.config.plt_emb_scale, self.config.plt_hidden_scale
@@ -132,8 +134,8 @@ class LoopGrid:
     def _fed_back(self, run: Run) -> torch.Tensor:
         """Returns `H^{r-1}` of the token before each of the run's tokens, (B, N, D)."""
         carry_B1D = self.carries[run.loop - 1]
-        if len(self.states) < run.loop:  # the loops of one token run together, so the token before it is in the carry
-            return carry_B1D
+        if len(self.states) < run.loop:  # the loops run together, so the tokens before these are in the carries
+            return carry_B1D[:, run.start : run.stop]
         before = states_before(carry_B1D, self.states[run.loop - 1].to(carry_B1D.device), self.previous_BT)
         return before[:, -(run.stop - run.start) - 1 : -1]
 

@@ -20,6 +20,7 @@ from transformers.utils.generic import TransformersKwargs
 
 from .cache_layers_plt import is_exporting
 from .cache_plt import check_cache, prepare_cache
+from .cache_staircase_plt import Staircase
 from .compat_plt import CACHE_NAMES
 from .kernels_plt import get_kernel
 from .masks_plt import as_additive, has_gaps, is_seen
@@ -43,6 +44,7 @@ class Inputs:
         keywords: further arguments for the attention kernels.
         together: whether all loops of a single new token form one block.
         keep: the number of final states of the last loop that the caller wants; None: all.
+        staircase: the [`Staircase`] if the new tokens are drafts, of which each loop may have done some.
     """
 
     embeds: torch.Tensor
@@ -54,6 +56,7 @@ class Inputs:
     keywords: dict = field(default_factory=dict)
     together: bool = False
     keep: int | None = None
+    staircase: Staircase | None = None
 
     def positions(self) -> torch.Tensor:
         """Returns the positions (B or 1, T), by default counted from the end of the cache."""

@@ -88,6 +88,14 @@ def attend_from_one_position(attention: nn.Module, query_BHNC, key_BKSC, value_B
     return output[:, 0].unflatten(1, (-1, num_queries)).transpose(1, 2), None
 
 
+def attend_with_row_masks(attention: nn.Module, query_BHNC, key_BKSC, value_BKSC, mask, **kwargs):
+    """
+    Like `attend`, for queries in any order. `mask` (1, 1, G · N, S) has a row for each query of a key/value head, so
+    that the keys are read once.
+    """
+    return _attend_as_rows(attention, _kernel_name(attention), query_BHNC, key_BKSC, value_BKSC, mask, **kwargs), None
+
+
 def attend_in_tiles(attention: nn.Module, query_BHNC, key_BKSC, value_BKSC, window, **kwargs):
     """
     Computes the window branch (B, N, H, C) in O(N · w). Each tile of queries becomes a row of the batch, with only the
@@ -127,4 +135,4 @@ def _call(module, kernel_name: str, query, key, value, mask, **kwargs):
     return kernel(module, query, key, value, mask, dropout=dropout, scaling=module.scaling, **kwargs)
 
 
-__all__ = ["attend", "attend_from_one_position", "attend_in_tiles", "get_kernel"]
+__all__ = ["attend", "attend_from_one_position", "attend_in_tiles", "attend_with_row_masks", "get_kernel"]

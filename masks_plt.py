@@ -11,6 +11,7 @@ Shapes: B batch, T new tokens, S keys of loop 0, W keys of a window, w how far a
 
 import copy
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,7 +57,8 @@ class Cells:
     The cells of a block as a layer sees them.
 
     Attributes:
-        loops: the loops of the cells. Each loop has the same number of cells, and the loops are concatenated.
+        loops: the loops of the cells. The loops are concatenated. Each has the same number of cells, except in a
+            staircase.
         position_embeddings: cosines and sines (B or 1, n, C) of the n tokens per loop that enter the layer.
         global_mask: the mask of attention to loop 0's keys, with a row for each new token. See `at`.
         window: see [`Window`]; None for one loop.
@@ -65,6 +67,8 @@ class Cells:
         is_tail: whether only the last new tokens enter the layer.
         starts: for `at`; see [`Block`].
         tail_mask: for `at`; the last rows of `global_mask`.
+        staircase: the [`Staircase`] if the loops run over different tokens. `position_embeddings` and masks then have a
+            row for each cell, and `num_outputs` counts cells.
     """
 
     loops: range
@@ -76,6 +80,14 @@ class Cells:
     is_tail: bool = False
     starts: tuple[int, ...] = ()
     tail_mask: torch.Tensor | None = None
+    staircase: Any = None
+
+    @property
+    def num_loop0(self) -> int:
+        """The number of cells of loop 0. They come first."""
+        if self.staircase is not None:
+            return self.staircase.sizes[0]
+        return self.num_outputs if self.loops.start == 0 else 0
 
     @property
     def num_inputs(self) -> int:
@@ -190,6 +202,8 @@ def prepare_mask(config, inputs_embeds, attention_mask, position_ids, cache) -> 
 
 def create_layout(config, inputs) -> Layout:
     """Creates the layout of a pass from [`inputs_plt.Inputs`], without reading the values of the embeddings."""
+    if inputs.staircase is not None:
+        return inputs.staircase.layout(config, inputs.embeds)
     mask, cache = inputs.attention_mask, inputs.cache
     position_ids = inputs.position_ids if mask is None else None  # with a mask, they do not mark documents
     embeds = _shape_of(inputs.embeds)

@@ -42,18 +42,13 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_plt import AttentionTap, GateTap, IQuestPLTCoderGate, WindowTap
-from .compat_plt import (
-    CACHE_NAME,
-    CACHE_NAMES,
-    BothCacheNames,
-    accepts_both_cache_names,
-    slice_logits_to_keep,
-)
+from .cache_staircase_plt import Staircase
+from .compat_plt import CACHE_NAME, CACHE_NAMES, BothCacheNames, accepts_both_cache_names, slice_logits_to_keep
 from .configuration_plt import IQuestPLTCoderConfig
 from .controls_plt import ATTENTIONS, grid_class
 from .costs_plt import PLTCosts
 from .generation_plt import PLTGenerationMixin
-from .grid_plt import GridShape, LoopGrid, plan
+from .grid_plt import Block, GridShape, LoopGrid, plan
 from .hub_plt import PLTHubModel
 from .inputs_plt import Inputs, read_inputs
 from .loops_plt import Family, share_parts
@@ -194,6 +189,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         loop_schedule: str = "together",
         output_loop_states: bool = False,
         states_to_keep: int | None = None,
+        staircase: Staircase | None = None,
         **kwargs,
     ) -> PLTModelOutputWithPast:
         """
@@ -215,6 +211,9 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             output_loop_states (`bool`): whether to return `loop_states`.
             states_to_keep (`int`, *optional*): the number of last positions that the caller wants. Loops >= 1 may then
                 run over only the end of the chunk, and `last_hidden_state` may have only that many positions.
+            staircase ([`Staircase`], *optional*): `generate()` passes it to decode with drafts. The new tokens are then
+                the last known token and the drafts after it, and `last_hidden_state` has the tokens that the last loop
+                has reached. Needs `cache` and `position_ids`.
 
         Raises:
             ValueError: for an unsupported cache, mask or number of loops.
@@ -228,6 +227,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         records = self._records(kwargs)
         keep = None if records or output_loop_states else states_to_keep or None  # 0 means all
         given = Inputs(inputs_embeds, attention_mask, position_ids, cache, num_loops, records, kwargs, keep=keep)  # type: ignore[arg-type]
+        given.staircase = staircase
         inputs = read_inputs(self.config, given, use_cache, loop_schedule, tuple(self._can_record_outputs))
         loop_states = self._run(inputs, create_layout(self.config, inputs))
         return PLTModelOutputWithPast(
@@ -243,13 +243,13 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         layout.position_embeddings = self.rotary_emb(inputs.embeds, positions)
         # Flash attention finds packed documents by their positions, which is pointless for a single token.
         keywords = inputs.keywords if inputs.together else {**inputs.keywords, "position_ids": positions}
-        carries = cache.layers[0].get_carries() if cache is not None else None
+        memory = inputs.staircase or (cache.layers[0] if cache is not None else None)
+        carries = memory.get_carries() if memory is not None else None
         grid = grid_class(config)(config, inputs.num_loops, inputs.embeds, layout.previous, carries)
         layers = self.layers[: config.num_hidden_layers]
         shared = [(None, None)] * len(layers)  # loop 0's keys and values
         self.state_tap(inputs.embeds)
-        keep = inputs.keep if layout.allows_tails(cache) else None
-        blocks = plan(self._grid_shape(inputs), inputs.embeds.shape[1], inputs.together, keep)
+        blocks = self._plan(inputs, inputs.keep if layout.allows_tails(cache) else None)
         for block, cells in zip(blocks, layout.cells(config, inputs, blocks), strict=True):
             hidden_BND = grid.inputs(block)
             for index, layer in enumerate(layers):
@@ -257,13 +257,16 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
                 if cells.is_recorded:
                     self.state_tap(hidden_BND)
             grid.put(block, hidden_BND, self.norm)
-        if cache is not None:
-            _keep_carries(cache.layers[0], grid, layout)
+        if memory is not None:
+            _keep_carries(memory, grid, layout)
         return grid.states
 
-    def _grid_shape(self, inputs: Inputs) -> GridShape:
+    def _plan(self, inputs: Inputs, keep: int | None) -> list[Block]:
+        if inputs.staircase is not None:
+            return [inputs.staircase.block]
         config = self.config
-        return GridShape(config.num_hidden_layers, inputs.num_loops, config.loop_window, config.plt_cross_loop_shift)
+        shape = GridShape(config.num_hidden_layers, inputs.num_loops, config.loop_window, config.plt_cross_loop_shift)
+        return plan(shape, inputs.embeds.shape[1], inputs.together, keep)
 
     def _records(self, kwargs: dict) -> bool:
         """Returns whether layer outputs are recorded, by argument or configuration. A block must then be one loop."""
@@ -277,7 +280,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
 
 
 def _keep_carries(layer, grid: LoopGrid, layout: Layout) -> None:
-    """Stores the carries in the cache's first layer, and whether later passes need a mask."""
+    """Stores the carries in the cache's first layer or the staircase, and whether later passes need a mask."""
     if layout.previous is not None:  # with a cache, this means padding
         layer.has_padding = True
     carries = grid.next_carries()
@@ -361,11 +364,6 @@ class IQuestPLTCoderForCausalLM(PLTGenerationMixin, IQuestPLTCoderPreTrainedMode
         """
         Returns the same model with another default number of loops, which also applies when its decoder is called
         directly, as trainers do. Everything else is shared: weights, attention kernel, adapters, `train()`, resizing.
-        For example, one loop can draft for several:
-
-        ```python
-        >>> model.generate(**inputs, assistant_model=model.with_num_loops(1))
-        ```
         """
         config = self.config.copy_with_num_loops(num_loops)
         twin = share_parts(self, config)

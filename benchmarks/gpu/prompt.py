@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Stage 3: how long until the first token? Times prompts of 2K to 128K tokens at the released size.
+Stage 4: how long until the first token? Times prompts of 2K to 128K tokens at the released size.
 
 `end` computes only the last logits, as `generate()` does: later loops run over the end of the prompt.
 `all` computes the states of all positions in every loop, as training and scoring do.

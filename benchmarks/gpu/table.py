@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 
-ORDER = ("right", "decode", "prompt", "train")
+ORDER = ("right", "decode", "drafts", "prompt", "train")
 HIDDEN = {
     "ms",
     "loops",

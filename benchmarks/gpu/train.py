@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""Stage 4: what does a training step cost? Times forward, backward and an SGD update at the released size, in bf16."""
+"""Stage 5: what does a training step cost? Times forward, backward and an SGD update at the released size, in bf16."""
 
 import torch
 

@@ -25,6 +25,7 @@ RUNS = {
     "full_size": "--prompt 5 --tokens 2 --loops 1 2 --sequence",
     "profile_decode": f"{SMALL} --prompt 5 --steps 2 --loops 1 2",
     "quantized": f"{SMALL} --prompt 5 --tokens 2 --loops 1 2",
+    "staircase": f"{SMALL} --tokens 40 --loops 1 2",
 }
 ROWS = {
     "decode": ["Llama", 1, 2, 2] * 2,
@@ -34,6 +35,7 @@ ROWS = {
     "full_size": ["Llama", 1, 2, 2],
     "profile_decode": ["Llama", 1, 2],
     "quantized": [1, 2] * 3,
+    "staircase": [1] * 6 + [2] * 6,
 }
 
 

@@ -27,13 +27,14 @@ def test_smoke(tmp_path):
     command = [sys.executable, "-m", "iquest_plt.benchmarks.gpu", "--smoke", "--minutes", "8", "--out", str(tmp_path)]
     subprocess.run(command, check=True, timeout=600, stdout=subprocess.DEVNULL)
     results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
-    assert results.keys() == {"right", "decode", "prompt", "train"}
+    assert results.keys() == {"right", "decode", "drafts", "prompt", "train"}
     for result in results.values():
         assert result["cases"]
         for name, case in result["cases"].items():
             assert "error" not in case and "left out" not in case, f"{name}: {case}"
             assert case.get("right", True), f"{name}: {case}"
     assert len(results["right"]["cases"]) >= 11
+    assert len(results["drafts"]["cases"]) == 18
     table = (tmp_path / "gpu.md").read_text()
     assert "**right**" in table and "WRONG" not in table and "| captured R=2 batch=1" in table
 

@@ -1,0 +1,1 @@
+../../../cache_staircase_plt.py

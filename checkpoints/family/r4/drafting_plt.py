@@ -1,0 +1,1 @@
+../../../drafting_plt.py
