@@ -15,11 +15,12 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from ..grid_plt import GridShape, Run, plan
+from ..staircase_plt import advance, plan_staircase
 
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 NUM_LOOPS = 3
-PICTURES = {"grid.svg": False, "grid-animated.svg": True}  # whether each moves
+PICTURES = {"grid.svg": False, "grid-animated.svg": True}  # whether it moves; the still leaves out the staircase
 TOKENS = ("def", "add", "(", "a", ",", "b")  # the input of each column
 CAPTION = (
     "The number in a cell is the pass over the weights that computes it.",
@@ -75,6 +76,17 @@ def decode_passes(num_loops: int, num_tokens: int, together: bool) -> list[list[
     ]
 
 
+def staircase_passes(num_loops: int, num_tokens: int, num_drafts: int) -> list[list[Run]]:
+    """Returns the passes over `num_tokens` tokens if each pass drafts `num_drafts` more, all of them right."""
+    passes, leads, known = [], (0,) * num_loops, 0
+    while known < num_tokens:
+        block = plan_staircase(leads, min((leads[0] or 1) + num_drafts, num_tokens - known))
+        passes.append([run._replace(start=run.start + known, stop=run.stop + known) for run in block.runs])
+        settled = block.runs[-1].stop
+        leads, known = advance(block, settled, keep_ahead=True), known + settled
+    return passes
+
+
 def lanes() -> list[Lane]:
     """Returns the lanes of the picture in the documentation."""
     return [
@@ -87,6 +99,11 @@ def lanes() -> list[Lane]:
             "Loops together",
             "each pass computes all loops of a token",
             decode_passes(NUM_LOOPS, len(TOKENS), together=True),
+        ),
+        Lane(
+            "Drafts on a staircase",
+            "each pass runs ahead on guessed tokens",
+            staircase_passes(NUM_LOOPS, len(TOKENS), num_drafts=3),
         ),
     ]
 
@@ -234,9 +251,15 @@ def draw(lanes: Sequence[Lane], tokens: Sequence[str], animated: bool) -> str:
     return tostring(svg, encoding="unicode") + "\n"
 
 
+def picture(name: str) -> str:
+    """Returns one of `PICTURES`."""
+    animated = PICTURES[name]
+    return draw(lanes() if animated else lanes()[:2], TOKENS, animated)
+
+
 def main() -> None:
-    for name, animated in PICTURES.items():
-        (DOCS / name).write_text(draw(lanes(), TOKENS, animated))
+    for name in PICTURES:
+        (DOCS / name).write_text(picture(name))
 
 
 if __name__ == "__main__":
