@@ -20,7 +20,7 @@ def test_the_committed_picture_is_the_one_that_the_generator_draws(name):
     assert (ROOT / "docs" / name).read_text() == picture(name)
 
 
-@pytest.mark.parametrize(("lane", "count"), enumerate([NUM_LOOPS * len(TOKENS), len(TOKENS), 3]))
+@pytest.mark.parametrize(("lane", "count"), [(0, NUM_LOOPS * len(TOKENS)), (1, len(TOKENS)), (2, 3)])
 def test_a_schedule_computes_every_cell_once_and_in_order(lane, count):
     passes = lanes()[lane].passes
     assert len(passes) == count
