@@ -101,7 +101,7 @@ $(RUNTIME): $(CONSTRAINTS) setup.cfg pyproject.toml
 	@touch $@
 
 $(DEV): $(RUNTIME)
-	$(PIP) install -q -c $(CONSTRAINTS) -e '.[conversion,serving,mlx,openvino,diagnostics,training,evaluation,benchmarks,docs,dev]'
+	$(PIP) install -q -c $(CONSTRAINTS) -e '.[conversion,serving,mlx,openvino,demo,diagnostics,training,evaluation,benchmarks,docs,dev]'
 	@touch $@
 
 $(DOCS): $(RUNTIME)

@@ -50,8 +50,8 @@ method.
 
 ## What it writes
 
-`training/prompts.txt` has {prompts} beginnings of Python code. Of the greedy completions, up to {new_tokens} tokens each,
-{summary}. (`training/samples.py` defines both numbers.) Here are the first {shown_samples}, not the best ones:
+`training/prompts.txt` has {prompts} beginnings of Python code. Of their greedy completions, of up to {new_tokens}
+tokens, {summary}. (`training/samples.py` defines both numbers.) Here are the first {shown_samples}, not the best ones:
 
 ```python
 {samples}

@@ -66,7 +66,7 @@ def loaded():
 
 
 def test_completions_in_a_batch_equal_those_of_single_prompts(loaded):
-    model, tokenizer = loaded
+    _, tokenizer = loaded
     prompts = samples.read_prompts()
     together = samples.complete(*loaded, prompts[:4] + prompts[-1:], 12)
     for sample in (together[2], together[4]):
