@@ -78,9 +78,9 @@ def speed_table(speeds: list[Speed], device: str) -> str:
         rows += f'<tr data-loops="{speed.num_loops}"><th>{loops_text(speed.num_loops)}</th><td>{bars}</td></tr>'
     return (
         '<p class="plt-legend">Tokens per second, with all loops of a token <b class="plt-together">together</b> in '
-        'one pass over the weights, or one after the other <b class="plt-sequence">in sequence</b>. Both write the '
-        f"same text. All runs took turns token by token on {escape(device)}. In a model of a few million parameters, "
-        f'most of the time is overhead.</p><table class="plt-speed">{rows}</table>'
+        'one pass over the weights, or one after the other <b class="plt-sequence">in sequence</b>. Both compute '
+        f"the same, up to rounding. The runs took turns token by token on {escape(device)}. In a model of a few "
+        f'million parameters, most of the time is overhead.</p><table class="plt-speed">{rows}</table>'
     )
 
 
