@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Completes Python code with the small model in `checkpoints/small`, and shows what loops are worth and what they cost.
+"""Completes Python code with the small model in `checkpoints/small`, and shows what loops gain and what they cost.
 
 * The gain: the loss of a fixed text with one to four loops of the small model.
 * The cost: the time per token of a larger model with random weights. The small model is too small to show it: most of
@@ -89,7 +89,7 @@ def loss_line(model, tokenizer) -> str:
 
 
 def random_model(checkpoint: Path, hidden: int, device: str):
-    """Makes a bf16 model with random weights: three layers, in the proportions of LoopCoder-V2."""
+    """Makes a bf16 model with random weights: three layers, whose MLP is as wide as LoopCoder-V2's, in proportion."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -162,7 +162,7 @@ def main() -> None:
 
     large = random_model(args.checkpoint, args.hidden, device)
     seconds = step_seconds(large, args.timed_tokens)
-    kind = torch.backends.cpu.get_cpu_capability() if device == "cpu" else torch.cuda.get_device_name(device)
+    kind = f"{device}, {torch.backends.cpu.get_cpu_capability()}" if device == "cpu" else device
     print(f"\nA model with random weights ({large.num_parameters() / 1e6:.0f}M parameters, bf16, {kind}):")
     for name, value in seconds.items():
         print(f"  {name:20}{1e3 * value:6.0f} ms per token{value / seconds['1 loop']:7.2f} times one loop")

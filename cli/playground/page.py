@@ -39,7 +39,7 @@ def build(
     there are examples of prompts, and the first is the default.
     """
     trained = model.config.plt_num_loops
-    device = "the CPU" if model.device.type == "cpu" else torch.cuda.get_device_name(model.device)
+    device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type.upper()
     can_chat = tokenizer.chat_template is not None
     modes = [CHAT, COMPLETION] if can_chat else [COMPLETION]
     examples = [] if can_chat else read_prompts()[:5]
@@ -59,7 +59,7 @@ def build(
         except (ValueError, TimeoutError, MemoryError) as problem:
             yield markup.error(problem)
 
-    def time(prompt: str, mode: str, loops: list[int]) -> str:
+    def measure(prompt: str, mode: str, loops: list[int]) -> str:
         try:
             speeds = measure_speeds(model, encode(tokenizer, prompt, mode == CHAT), check_loops(loops))
             return markup.speed_table(speeds, device)
@@ -75,7 +75,7 @@ def build(
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
                 text = gr.Textbox(
-                    label="Message" if can_chat else "Prompt",
+                    label="Prompt",
                     lines=7,
                     max_lines=16,
                     value=prompt,
@@ -85,18 +85,18 @@ def build(
             with gr.Column(scale=2, min_width=260):
                 mode = gr.Radio(modes, value=modes[0], label="Mode", visible=can_chat, elem_id="mode")
                 loops = gr.CheckboxGroup(LOOPS, value=LOOPS, label="Loops per token", elem_id="loops")
-                count = gr.Slider(8, 256, value=new_tokens, step=8, label="Tokens to write at most")
+                count = gr.Slider(1, max(256, new_tokens), value=new_tokens, step=1, label="Tokens to write at most")
                 with gr.Row():
-                    start = gr.Button("Run", variant="primary", elem_id="run", min_width=100)
-                    clock = gr.Button("Measure speed", elem_id="measure", min_width=100)
+                    run_button = gr.Button("Run", variant="primary", elem_id="run", min_width=100)
+                    speed_button = gr.Button("Measure speed", elem_id="measure", min_width=100)
         if examples:
             gr.Examples([[example] for example in examples], text, label="Starts of Python files")
         result = gr.HTML(markup.WAITING, elem_id="result")
         speed = gr.HTML(elem_id="speed")
         # One job at a time: they share the model and would slow each other down.
-        inputs = [text, mode, loops]
-        start.click(run, [*inputs, count], result, concurrency_id="model", concurrency_limit=1, show_progress="minimal")
-        clock.click(time, inputs, speed, concurrency_id="model", concurrency_limit=1, show_progress="minimal")
+        queue = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "minimal"}
+        run_button.click(run, [text, mode, loops, count], result, **queue)
+        speed_button.click(measure, [text, mode, loops], speed, **queue)
     return page
 
 
