@@ -89,7 +89,7 @@ def loss_line(model, tokenizer) -> str:
 
 
 def random_model(checkpoint: Path, hidden: int, device: str):
-    """Makes a bf16 model with random weights: three layers, whose MLP is as wide as LoopCoder-V2's, in proportion."""
+    """Makes a bf16 model with random weights: two layers, whose MLP is as wide as LoopCoder-V2's, in proportion."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -98,7 +98,7 @@ def random_model(checkpoint: Path, hidden: int, device: str):
         trust_remote_code=True,
         hidden_size=hidden,
         intermediate_size=round(5.4 * hidden / 128) * 128,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=hidden // 128,
         num_key_value_heads=1,
         head_dim=128,
