@@ -25,7 +25,7 @@ MODEL_FILES := configuration_plt.py modeling_plt.py
 .PHONY: run demo test test-slow test-core test-versions test-newest test-real test-vllm lint format docs bench gpu train \
 	dist notes clean help
 
-run: $(RUNTIME)  ## complete Python code with the small model; ARGS='--prompt "def f(" --num-loops 1'
+run: $(RUNTIME)  ## complete Python code, and show what loops gain and cost; ARGS='--num-loops 1'
 	$(BIN)/python examples/complete.py $(ARGS)
 
 test: $(DEV)  ## run all tests except slow ones
@@ -101,7 +101,7 @@ $(RUNTIME): $(CONSTRAINTS) setup.cfg pyproject.toml
 	@touch $@
 
 $(DEV): $(RUNTIME)
-	$(PIP) install -q -c $(CONSTRAINTS) -e '.[conversion,serving,mlx,openvino,diagnostics,training,evaluation,benchmarks,docs,dev]'
+	$(PIP) install -q -c $(CONSTRAINTS) -e '.[conversion,serving,mlx,openvino,demo,diagnostics,training,evaluation,benchmarks,docs,dev]'
 	@touch $@
 
 $(DOCS): $(RUNTIME)

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..utils.terminal import printable
-from . import chat, checkpoints, diagnose, generate, mlx, scripts, serve, sweep
+from . import chat, checkpoints, demo, diagnose, generate, mlx, scripts, serve, sweep
 from .data import ManyFiles
 from .startup import Command
 
@@ -71,6 +71,7 @@ for command in (
     checkpoints.info,
     generate.generate,
     chat.chat,
+    demo.demo,
     serve.serve,
 ):
     app.command(cls=Command)(command)

@@ -5,9 +5,10 @@
 import math
 from pathlib import Path
 
+from .samples import NEW_TOKENS, Sample, summary
 
-SAMPLE_PROMPT = 'class Stack:\n    """A last-in, first-out container."""\n\n    def __init__(self):\n'
 
+SHOWN_SAMPLES = 3  # the first of the list; the others are only counted
 TEMPLATE = """---
 license: apache-2.0
 library_name: transformers
@@ -47,11 +48,16 @@ method.
 
 ![Training curve](training_curve.png)
 
-Greedy continuation of the first {prompt_lines} lines, 64 tokens:
+## What it writes
+
+`training/prompts.txt` has {prompts} beginnings of Python code. Of their greedy completions, of up to {new_tokens}
+tokens, {summary}. (`training/samples.py` defines both numbers.) Here are the first {shown_samples}, not the best ones:
 
 ```python
-{sample}
+{samples}
 ```
+
+`python -m iquest_plt.training.samples checkpoints/small` prints them all.
 
 ## How it was made
 
@@ -76,8 +82,8 @@ named there){licences}; longer verbatim output may fall under it.
 """
 
 
-def render_card(metrics: dict, manifest: dict, recipe: dict, sample: str) -> str:
-    """Fills TEMPLATE with the measured numbers."""
+def render_card(metrics: dict, manifest: dict, recipe: dict, samples: list[Sample]) -> str:
+    """Fills TEMPLATE with the measured numbers and the completions of `prompts.txt`."""
     rows = [
         f"| {name} | {m['plt_r1']:.3f} | **{m['plt_r2']:.3f}** | {m['plt_r3']:.3f} | {m['xz_9_per_file']:.3f} "
         f"| {m['below_xz_9_per_file']:.1%} | {m['xz_9_together']:.3f} | {m['below_xz_9_together']:.1%} |"
@@ -108,8 +114,14 @@ def render_card(metrics: dict, manifest: dict, recipe: dict, sample: str) -> str
         window=metrics["window"],
         stride=metrics["stride"],
         rows="\n".join(rows),
-        prompt_lines=SAMPLE_PROMPT.count("\n"),
-        sample=sample.rstrip(),
+        prompts=len(samples),
+        new_tokens=NEW_TOKENS,
+        summary=summary(samples),
+        shown_samples=SHOWN_SAMPLES,
+        samples="\n\n\n".join(
+            f"{sample.prompt}# ---- the model continues ----\n{sample.completion.rstrip()}"
+            for sample in samples[:SHOWN_SAMPLES]
+        ),
         layers=model["num_hidden_layers"],
         hidden_size=model["hidden_size"],
         heads=model["num_attention_heads"],

@@ -16,9 +16,10 @@ from ..modeling_plt import IQuestPLTCoderForCausalLM
 from ..tokenization import bpe
 from ..utils.figures import try_draw
 from . import evaluate
-from .card import SAMPLE_PROMPT, plot_curve, render_card
+from .card import plot_curve, render_card
 from .kernels import register_attention
 from .run_files import last_checkpoint, read_json, write_json
+from .samples import load_and_complete
 
 
 LOOPS = (1, 2, 3)  # measured loop counts; the model is trained with 2
@@ -54,8 +55,8 @@ def export(out: str | Path, folder: str | Path, stdlib: Path | None = None) -> d
     metrics["python_version"] = manifest["python_version"]
     write_json(folder / "metrics.json", metrics)
     try_draw("training_curve.png", plot_curve, folder / "training_curve.png", log, manifest, metrics)
-    sample = complete(folder, tokenizer, SAMPLE_PROMPT)
-    (folder / "README.md").write_text(render_card(metrics, manifest, recipe, sample))
+    card = render_card(metrics, manifest, recipe, load_and_complete(folder))
+    (folder / "README.md").write_text(card)
     print(json.dumps(metrics["bits_per_byte"]), flush=True)
     return metrics
 
@@ -166,12 +167,3 @@ def write_log(folder: Path, state: dict, recipe: dict) -> list[dict]:
             log.append({**values, "tokens": entry["step"] * recipe["tokens_per_step"]})
     write_json(folder / "training_log.json", log)
     return log
-
-
-@torch.no_grad()
-def complete(folder: Path, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """Returns `prompt` with a greedy continuation."""
-    model = IQuestPLTCoderForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-    output = model.generate(**inputs, max_new_tokens=64, do_sample=False)
-    return tokenizer.decode(output[0], skip_special_tokens=True)

@@ -45,6 +45,7 @@ OPTIONS = {
     "--revision --json",
     "sweep": "--data --out --max-loops --length --new-tokens --max-length --max-tokens --seed --dtype --device "
     "--revision --json",
+    "demo": "--host --port --max-new-tokens --dtype --device --revision",
     "serve": "--host --port --max-length --parsers --no-parsers --num-loops --tensor-parallel --dtype --revision",
     **dict.fromkeys(("finetune", "lora", "sft", "humaneval"), ""),  # they have parsers of their own
     "mlx": "",  # all options go to mlx-lm
@@ -105,7 +106,7 @@ def launch(*arguments):
     except SystemExit as end:
         return end.code
 def imported():
-    large = "torch transformers peft bitsandbytes numpy huggingface_hub datasets matplotlib"
+    large = "torch transformers peft bitsandbytes numpy huggingface_hub datasets matplotlib gradio"
     return [name for name in large.split() if name in sys.modules]
 """
 

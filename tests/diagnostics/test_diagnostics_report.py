@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import json
 import re
-import shutil
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
@@ -548,40 +547,23 @@ def test_sweep_table_picture_and_csv():
 
 # -- a browser ---------------------------------------------------------------------------------------------------------
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-
 
 @pytest.fixture(scope="module")
 def browser(page, tmp_path_factory):
     """Opens the page of hostile tokens from disk in headless Chromium, offline."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("neither chromium nor chromedriver on PATH: apt-get install chromium chromium-driver")
-    from selenium.webdriver.chrome.service import Service
+    pytest.importorskip("selenium.webdriver", reason="pip install selenium")
+    from iquest_plt.utils.browser import CHROMIUM, DRIVER, MISSING, chromium
 
+    if not (CHROMIUM and DRIVER):
+        pytest.skip(MISSING)
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(page[1], encoding="utf-8")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1200,900",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, Service(DRIVER))
-    try:
+    with chromium(1200, 900) as driver:
         driver.execute_cdp_cmd("Network.enable", {})
         offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
         driver.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
         driver.get(path.as_uri())
         yield driver
-    finally:
-        driver.quit()
 
 
 def colours(driver) -> list[str]:

@@ -55,6 +55,7 @@ def test_commands_and_python_blocks_run(monkeypatch, tmp_path):
     assert commands == {"convert", "verify", "info", "generate", "chat"}
     assert names["cache"].get_seq_length() > 0
     assert isinstance(names["reply"], str)
+    assert names["losses"][1] < names["losses"][0], "the README says so"
 
 
 def test_console_commands_exist():
@@ -114,7 +115,14 @@ def test_tests_named_by_the_docs_exist(page):
 
 
 def test_the_example_of_make_run():
-    """Runs the example offline, from another directory, as remote code: it prints text and two timings."""
-    command = [sys.executable, ROOT / "examples" / "complete.py", "--max-new-tokens", "8", "--repeats", "1"]
-    result = subprocess.run(command, cwd="/", stdout=subprocess.PIPE, text=True, check=True)
-    assert re.search(r"loops together: +\d+\.\d tokens/s\n +loops in sequence: +\d+\.\d tokens/s", result.stdout)
+    """
+    Runs offline, from another directory, as remote code. It prints text, the loss for each number of loops, and times.
+    """
+    options = ["--max-new-tokens", "8", "--hidden", "128", "--timed-tokens", "1"]
+    command = [sys.executable, ROOT / "examples" / "complete.py", *options]
+    output = subprocess.run(command, cwd="/", stdout=subprocess.PIPE, text=True, check=True).stdout
+    (first, second), *_ = re.findall(r"nats per token: ([\d.]+) \(R = 1\), ([\d.]+) \(R = 2\)", output)
+    assert float(second) < float(first), "the second loop of the shipped model lowers the loss"
+    times = re.findall(r"^  (.*?) +\d+ ms per token +(\d+\.\d\d) times one loop$", output, flags=re.MULTILINE)
+    assert [name for name, _ in times] == ["1 loop", "2 loops together", "2 loops in sequence"]
+    assert times[0][1] == "1.00"
