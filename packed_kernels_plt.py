@@ -194,6 +194,11 @@ def _compile(weight: PackedWeight) -> Any:
 PRODUCTS: dict[str, type[Product]] = {"torch": TorchProduct, "openvino": OpenVINOProduct}
 
 
+def installed_kernels() -> list[str]:
+    """Returns the keys of `PRODUCTS` that this environment can run."""
+    return [name for name in PRODUCTS if name != "openvino" or importlib.util.find_spec("openvino") is not None]
+
+
 def packed_kernels() -> str:
     """
     Returns whose kernels multiply packed weights: "torch", or what the environment variable says. Raises ValueError if
@@ -202,9 +207,9 @@ def packed_kernels() -> str:
     name = os.environ.get(VARIABLE, "torch")
     if name not in PRODUCTS:
         raise ValueError(f"{VARIABLE}={name} is not one of: {', '.join(PRODUCTS)}.")
-    if name == "openvino" and importlib.util.find_spec("openvino") is None:
+    if name not in installed_kernels():
         raise ValueError(f"{VARIABLE}=openvino needs OpenVINO: pip install openvino")
     return name
 
 
-__all__ = ["PackedWeight", "pack", "packed_kernels", "unpack"]
+__all__ = ["PackedWeight", "installed_kernels", "pack", "packed_kernels", "unpack"]

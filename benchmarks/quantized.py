@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..conversion.quantize import SCHEMES
-from ..packed_kernels_plt import PRODUCTS
+from ..packed_kernels_plt import PRODUCTS, installed_kernels
 from ..quantization_plt import PackedLinear
 from ..utils.interleaved import decode_step_times
 from .common import add_shape_arguments, build, bytes_read_per_token, median_ms, parse, plt_config, report
@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape_arguments(parser, hidden=2048)
     add_arguments(parser, loops=[1, 2, 3, 4], tokens=30)
-    parser.add_argument("--kernels", nargs="+", choices=PRODUCTS, default=list(PRODUCTS), help="default: all")
+    parser.add_argument("--kernels", nargs="+", choices=PRODUCTS, default=installed_kernels(), help="default: all")
     arguments = parse(parser)
     models = {"bf16": build(plt_config(arguments.hidden, arguments.layers), arguments)}
     for scheme, kernels in itertools.product(SCHEMES, arguments.kernels):

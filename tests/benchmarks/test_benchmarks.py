@@ -14,6 +14,7 @@ from paths import SMALL as CHECKPOINT
 from tiny import tiny_config
 
 from iquest_plt.benchmarks import common
+from iquest_plt.packed_kernels_plt import installed_kernels
 
 
 SMALL = "--hidden 128 --layers 2"
@@ -34,7 +35,7 @@ ROWS = {
     "training": ["Llama", 1, 2] * 2,
     "full_size": ["Llama", 1, 2, 2],
     "profile_decode": ["Llama", 1, 2],
-    "quantized": [1, 2] * 3,
+    "quantized": [1, 2] * (1 + 2 * len(installed_kernels())),  # bf16, and two kinds for all kernels
     "staircase": [1] * 6 + [2] * 6,
 }
 
@@ -106,7 +107,7 @@ def test_upcycling_trains_each_run_once(tmp_path, capsys, monkeypatch):
         f"--model {CHECKPOINT} --data {tmp_path}/texts --heldout {tmp_path}/texts --tokens 256 --length 64 --batch 2"
     )
     for expected in (3, 0):  # the second call finds all runs done
-        upcycling.main([*options.split(), "--device", "cpu", "--lr", "1e-3", "--out", str(tmp_path / "out")])
+        upcycling.main([*options.split(), "--device", "cpu", "--lr", "1e-4", "--out", str(tmp_path / "out")])
         lines = capsys.readouterr().out.splitlines()
         assert sum(line in ("before training", "two loops", "dense") for line in lines) == expected
     runs = json.loads((tmp_path / "out" / "upcycling.json").read_text())["runs"]

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -22,7 +21,16 @@ from iquest_plt.conversion.convert import convert
 from iquest_plt.conversion.quantize import quantize, read_rows
 from iquest_plt.conversion.verify import verify
 from iquest_plt.conversion.writer import CastTensor
-from iquest_plt.packed_kernels_plt import MANY_ROWS, PRODUCTS, VARIABLE, PackedWeight, pack, packed_kernels, unpack
+from iquest_plt.packed_kernels_plt import (
+    MANY_ROWS,
+    PRODUCTS,
+    VARIABLE,
+    PackedWeight,
+    installed_kernels,
+    pack,
+    packed_kernels,
+    unpack,
+)
 from iquest_plt.quantization_plt import PackedLinear
 from iquest_plt.training import evaluate
 
@@ -47,10 +55,7 @@ def folders(tmp_path_factory):
     return folder
 
 
-KERNELS = ["torch", pytest.param("openvino", marks=pytest.mark.skipif(not find_spec("openvino"), reason="no OpenVINO"))]
-
-
-@pytest.fixture(scope="module", params=KERNELS)
+@pytest.fixture(scope="module", params=installed_kernels())
 def kernels(request):
     """Whose kernels the models are loaded for."""
     with pytest.MonkeyPatch.context() as patch:
@@ -335,6 +340,6 @@ def test_loss_of_the_small_model(tmp_path, monkeypatch):
     expected = bits(SMALL)
     for scheme, limit in (("int8", 0.005), ("int4", 0.04)):
         convert(str(SMALL), tmp_path / scheme, quantize=scheme)
-        for kernels in PRODUCTS if find_spec("openvino") else ["torch"]:
+        for kernels in installed_kernels():
             monkeypatch.setenv(VARIABLE, kernels)
             assert abs(bits(tmp_path / scheme) / expected - 1) < limit
