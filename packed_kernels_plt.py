@@ -171,8 +171,8 @@ def _compile(weight: PackedWeight) -> Any:
 
     def integers(words: torch.Tensor, shape: list[int]):
         # compressed-tensors and OpenVINO agree: unsigned integers, the first in the lowest bits.
-        words = words.contiguous().flatten().view(torch.uint8).numpy()
-        stored = openvino.Tensor(words, openvino.Shape(shape), kind)
+        data = words.contiguous().flatten().view(torch.uint8).numpy()
+        stored = openvino.Tensor(data, openvino.Shape(shape), kind)
         return ops.convert(ops.constant(stored, shared_memory=False), "f32")
 
     zeros = integers(pack(weight.zeros().reshape(1, -1), weight.bits), per_group)

@@ -8,13 +8,15 @@ Decoding reads all weights once per token, so fewer bits mean more tokens per se
 the library's quantizer for compressed-tensors loads the same folder.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .packed_kernels_plt import PRODUCTS, PackedWeight, Product, packed_kernels
+from .packed_kernels_plt import PRODUCTS, PackedWeight, packed_kernels
 
 
 METHOD = "plt-packed-cpu"
@@ -31,7 +33,7 @@ class PackedLinear(nn.Module):
     weight_packed: torch.Tensor
     weight_scale: torch.Tensor
     weight_zero_point: torch.Tensor | None
-    product: Product | None
+    product: Any  # a Product after `prepare`, None before
 
     def __init__(self, in_features: int, out_features: int, bits: int, group_size: int | None, dtype: torch.dtype):
         super().__init__()
