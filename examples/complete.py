@@ -154,6 +154,7 @@ def main() -> None:
         do_sample=args.sample,
         max_new_tokens=args.max_new_tokens,
         num_loops=args.num_loops,
+        repetition_penalty=1.1,  # a model of this size repeats itself
         streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
     )
     size, trained = model.num_parameters() / 1e6, model.config.plt_num_loops

@@ -5,7 +5,7 @@
 import math
 from pathlib import Path
 
-from .samples import NEW_TOKENS, Sample, summary
+from .samples import NEW_TOKENS, PENALTY, Sample, summary
 
 
 SHOWN_SAMPLES = 3  # the first of the list; the others are only counted
@@ -50,14 +50,19 @@ method.
 
 ## What it writes
 
-`training/prompts.txt` has {prompts} beginnings of Python code. Of their greedy completions, of up to {new_tokens}
-tokens, {summary}. (`training/samples.py` defines both numbers.) Here are the first {shown_samples}, not the best ones:
+`training/prompts.txt` has {prompts} beginnings of Python code, which the model completed without sampling, with up to
+{new_tokens} tokens (`training/samples.py` defines the numbers):
+
+* {greedy_summary};
+* with a repetition penalty of {penalty}: {summary}.
+
+A model of this size repeats itself. Here are the first {shown_samples} of the latter, not the best ones:
 
 ```python
 {samples}
 ```
 
-`python -m iquest_plt.training.samples checkpoints/small` prints them all.
+`python -m iquest_plt.training.samples checkpoints/small --repetition-penalty {penalty}` prints them all.
 
 ## How it was made
 
@@ -82,8 +87,8 @@ named there){licences}; longer verbatim output may fall under it.
 """
 
 
-def render_card(metrics: dict, manifest: dict, recipe: dict, samples: list[Sample]) -> str:
-    """Fills TEMPLATE with the measured numbers and the completions of `prompts.txt`."""
+def render_card(metrics: dict, manifest: dict, recipe: dict, greedy: list[Sample], samples: list[Sample]) -> str:
+    """Fills TEMPLATE with the measured numbers and the completions of `prompts.txt`, greedy and with PENALTY."""
     rows = [
         f"| {name} | {m['plt_r1']:.3f} | **{m['plt_r2']:.3f}** | {m['plt_r3']:.3f} | {m['xz_9_per_file']:.3f} "
         f"| {m['below_xz_9_per_file']:.1%} | {m['xz_9_together']:.3f} | {m['below_xz_9_together']:.1%} |"
@@ -116,6 +121,8 @@ def render_card(metrics: dict, manifest: dict, recipe: dict, samples: list[Sampl
         rows="\n".join(rows),
         prompts=len(samples),
         new_tokens=NEW_TOKENS,
+        greedy_summary=summary(greedy),
+        penalty=PENALTY,
         summary=summary(samples),
         shown_samples=SHOWN_SAMPLES,
         samples="\n\n\n".join(

@@ -19,7 +19,7 @@ from . import evaluate
 from .card import plot_curve, render_card
 from .kernels import register_attention
 from .run_files import last_checkpoint, read_json, write_json
-from .samples import load_and_complete
+from .samples import PENALTY, load_and_complete
 
 
 LOOPS = (1, 2, 3)  # measured loop counts; the model is trained with 2
@@ -55,7 +55,8 @@ def export(out: str | Path, folder: str | Path, stdlib: Path | None = None) -> d
     metrics["python_version"] = manifest["python_version"]
     write_json(folder / "metrics.json", metrics)
     try_draw("training_curve.png", plot_curve, folder / "training_curve.png", log, manifest, metrics)
-    card = render_card(metrics, manifest, recipe, load_and_complete(folder))
+    samples = (load_and_complete(folder, penalty=penalty) for penalty in (1.0, PENALTY))
+    card = render_card(metrics, manifest, recipe, *samples)
     (folder / "README.md").write_text(card)
     print(json.dumps(metrics["bits_per_byte"]), flush=True)
     return metrics
