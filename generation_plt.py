@@ -40,6 +40,8 @@ class PLTGenerationMixin(GenerationMixin):
         num_loops = kwargs.pop("num_loops", None)
         if num_loops is None:
             num_loops = getattr(generation_config or self.generation_config, "num_loops", None)
+        if any(length < self.config.check_num_loops(num_loops) for length in _invocation_lengths(self)):
+            kwargs.setdefault("loop_schedule", "sequence")  # else the adapter would miss some loops of a token
         with self._running_loops(num_loops):
             return super().generate(inputs, generation_config, *args, **kwargs)
 
