@@ -184,9 +184,11 @@ def generate_with_guesses(model, ids, text, size, wrong, monkeypatch, **kwargs):
     passes = []
     with monkeypatch.context() as patch:
         patch.setattr(type(model), "_get_candidate_generator", lambda *_, **__: Guesses(text, size, wrong))
-        hook = model.model.register_forward_pre_hook(
-            lambda module, args, kwargs: passes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
-        )
+
+        def count(module, args, kwargs):
+            passes.append((kwargs["inputs_embeds"] if kwargs["input_ids"] is None else kwargs["input_ids"]).shape[1])
+
+        hook = model.model.register_forward_pre_hook(count, with_kwargs=True)
         output = model.generate(ids, prompt_lookup_num_tokens=size, **GREEDY, **kwargs)
         hook.remove()
     return output, passes[1:]
@@ -482,17 +484,21 @@ def test_subclasses_that_change_the_inputs(free_rows, changes):
     assert torch.equal(model.generate(ids, max_new_tokens=20, prompt_lookup_num_tokens=4, **GREEDY), plain)
 
 
+@pytest.mark.parametrize("embeds", [False, True])
 @torch.no_grad()
-def test_drafts_stay_inside_a_static_cache(free_rows):
+def test_drafts_stay_inside_a_static_cache(free_rows, monkeypatch, embeds):
     """It need not hold `max_length` tokens if the text ends before."""
-    model, ids = tiny_model(initializer_range=0.3).double(), tokens(1, 9).repeat(1, 3)
-    text = model.generate(ids, max_new_tokens=12, **GREEDY)
-    cache = StaticCache(config=model.config, max_cache_len=text.shape[1] - 1)
-    stopping = StoppingCriteriaList([StopsAt(text.shape[1])])
-    arguments = {"max_new_tokens": 99, "stopping_criteria": stopping, CACHE_NAME: cache, **GREEDY}
-    drafter = tiny_model(initializer_range=0.3).double()
-    drafter.generation_config.num_assistant_tokens = 30
-    assert torch.equal(model.generate(ids, assistant_model=drafter, **arguments), text)
+    model, ids = tiny_model(initializer_range=0.3).double(), tokens(1, 9)
+    prompt = {"inputs_embeds": model.get_input_embeddings()(ids)} if embeds else {}
+    text = model.generate(None if embeds else ids, max_new_tokens=40, **prompt, **GREEDY)[0]
+    length = len(text) - 28
+    cache = StaticCache(config=model.config, max_cache_len=9 + 12 - 1)
+    arguments = {"stopping_criteria": StoppingCriteriaList([StopsAt(length)]), CACHE_NAME: cache, **prompt}
+    arguments |= {"max_new_tokens": 99}
+    drafted, _ = generate_with_guesses(
+        model, None if embeds else ids, text, 20, lambda i: i == length - 6, monkeypatch, **arguments
+    )
+    assert torch.equal(drafted[0], text[:length])
 
 
 @pytest.mark.parametrize("kind", ["a learned prompt", "aLoRA"])
