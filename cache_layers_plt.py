@@ -91,6 +91,7 @@ class LoopStates:
     """
 
     layer_type = LAYER_TYPE
+    can_take_back = False  # whether `take_back` and `set_window` work
     keys: torch.Tensor | None  # set by the library's layer, like `values`
     values: torch.Tensor | None
 
@@ -244,6 +245,7 @@ class PLTCacheLayer(LoopStates, DynamicLayer):
     """
 
     _layer_type = LAYER_TYPE
+    can_take_back = True
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -329,6 +331,7 @@ class PLTStaticCacheLayer(LoopStates, StaticLayer):
     """
 
     _layer_type = LAYER_TYPE
+    can_take_back = True
     is_croppable = False  # the library's is, since 5.24; windows and carries of fixed size keep no older states
 
     def crop(self, tokens_to_remove: int) -> None:

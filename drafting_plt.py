@@ -9,6 +9,8 @@ processors, stopping criteria, streamer calls and random draws. A draft only dec
 Shapes are suffixes: V vocab_size.
 """
 
+import inspect
+import itertools
 import math
 import statistics
 import time
@@ -22,11 +24,11 @@ from transformers.generation import (
     AssistedCandidateGenerator,
     CandidateGenerator,
     GenerateDecoderOnlyOutput,
+    GenerationMixin,
     LogitsProcessorList,
     StoppingCriteriaList,
 )
 
-from .cache_layers_plt import PLTCacheLayer, PLTStaticCacheLayer
 from .cache_staircase_plt import Staircase
 from .compat_plt import CACHE_NAME
 from .kernels_plt import get_kernel
@@ -44,7 +46,7 @@ def can_climb(model, input_ids: torch.Tensor, generation_config: GenerationConfi
     """
     Returns whether drafts can run on the staircase. The library's assisted decoding handles all else: batches, padding,
     recorded outputs, caches that cannot roll back, other attention kernels, rotary scaling by length, research
-    controls, and other ways to draft.
+    controls, other ways to draft, and models that prepare their inputs in another way.
     """
     mask, layers, config = model_kwargs.get("attention_mask"), model_kwargs[CACHE_NAME].layers, model.model.config
     return (
@@ -54,14 +56,26 @@ def can_climb(model, input_ids: torch.Tensor, generation_config: GenerationConfi
         and (mask is None or (mask.ndim == 2 and bool(mask.all())))
         and not (generation_config.output_attentions or generation_config.output_hidden_states)
         and not model.model._records({})
-        and all(isinstance(layer, (PLTCacheLayer, PLTStaticCacheLayer)) for layer in layers)
+        and all(getattr(layer, "can_take_back", False) for layer in layers)
         and not layers[0].record_past
         and get_kernel(config._attn_implementation).groups_as_rows is not None
         and not any(kind in model.model.rotary_emb.rope_type for kind in ("dynamic", "longrope"))
         and config.plt_cross_loop_shift
         and config.plt_loop_attention == "gated"
         and not any(getattr(generation_config, name, None) for name in OTHER_DRAFTING)
+        and _takes_staircase(model)
     )
+
+
+def _takes_staircase(model) -> bool:
+    """
+    Returns whether a pass on the staircase may call the model directly. Not if a subclass prepares the inputs itself,
+    or if its `forward` takes no further arguments.
+    """
+    prepare = getattr(model.prepare_inputs_for_generation, "__func__", None)
+    parameters = inspect.signature(model.forward).parameters.values()
+    takes_more = any(each.kind is each.VAR_KEYWORD or each.name == "staircase" for each in parameters)
+    return prepare is GenerationMixin.prepare_inputs_for_generation and takes_more
 
 
 # -- drafts -----------------------------------------------------------------------------------------------------------
@@ -72,7 +86,8 @@ _row_costs: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of a mode
 def row_cost(model, num_loops: int, extra: int = 8, tries: int = 4) -> float:
     """
     Returns what one more row adds to the time of a pass, as a share of a plain pass. The first call measures it with
-    the MLPs of up to 8 layers, which takes as long as a few passes. Several processes use a constant.
+    the MLPs of up to 8 layers, which takes as long as a few passes. A constant is used by several processes, and if
+    every one of these MLPs has hooks (which would see made-up states) or is offloaded.
 
     The median of many short measurements is robust against other jobs on the machine.
     """
@@ -81,20 +96,30 @@ def row_cost(model, num_loops: int, extra: int = 8, tries: int = 4) -> float:
     layers = model.model.layers
     costs = _row_costs.setdefault(layers, {})
     if num_loops not in costs:
+        mlps = [layer.mlp for layer in layers[:8] if _can_measure(layer.mlp)]
+        if not mlps:
+            return DEFAULT_ROW_COST
         embeddings = model.get_input_embeddings().weight
 
-        def seconds(layer, rows: int) -> float:
-            states = embeddings.new_ones(1, rows, embeddings.shape[-1])
+        def seconds(mlp, rows: int) -> float:
+            device = next(itertools.chain(mlp.parameters(), mlp.buffers())).device
+            states = torch.ones(1, rows, embeddings.shape[-1], dtype=embeddings.dtype, device=device)
             start = time.perf_counter()
-            layer.mlp(states).sum().item()  # `item` waits for the device
+            mlp(states).sum().item()  # `item` waits for the device
             return time.perf_counter() - start
 
         ratios = []
         for _ in range(tries):
-            few, many = ([seconds(layer, rows) for layer in layers[:8]] for rows in (num_loops, num_loops + extra))
+            few, many = ([seconds(mlp, rows) for mlp in mlps] for rows in (num_loops, num_loops + extra))
             ratios += [b / a for a, b in zip(few, many, strict=True)]
         costs[num_loops] = min(max(statistics.median(ratios) - 1, 0.0) / extra, 1 / num_loops)
     return costs[num_loops]
+
+
+def _can_measure(mlp) -> bool:
+    """Returns whether an MLP can be called by itself: it has no hooks, and its weights are not offloaded."""
+    names = ("_forward_pre_hooks", "_forward_hooks", "_hf_hook")  # the last is accelerate's
+    return not any(getattr(module, name, None) for module in mlp.modules() for name in names)
 
 
 class Drafts:
@@ -281,16 +306,16 @@ def decode_with_drafts(model, text: Text, model_kwargs: dict, inputs_tensor, ass
         generation_config=config,
         input_ids=text.input_ids,
         inputs_tensor=inputs_tensor,
-        logits_processor=text.logits_processor,
+        logits_processor=None,  # one with a state, as for guidance, must see only the text
         model_kwargs=model_kwargs,
         assistant_model=assistant_model,
     )
     drafts = Drafts(generator, num_loops * row_cost(model, num_loops))
     staircase = Staircase(cache, num_loops)
+    longest = _longest(text, cache)
     try:
         while not text.is_finished:
-            # The last token needs no draft, because no pass runs it.
-            drafts.extend(text.input_ids, room=config.max_length - text.input_ids.shape[1] - 1)
+            drafts.extend(text.input_ids, room=longest - text.input_ids.shape[1])
             if staircase.is_level and not drafts.tokens:
                 inputs = model.prepare_inputs_for_generation(text.input_ids, next_sequence_length=1, **model_kwargs)
                 outputs = plain_call(**inputs, return_dict=True)
@@ -304,6 +329,15 @@ def decode_with_drafts(model, text: Text, model_kwargs: dict, inputs_tensor, ass
         staircase.drop()
     drafts.finish()
     return text.output(cache)
+
+
+def _longest(text: Text, cache) -> int:
+    """
+    Returns the length to which the text may be drafted. The last token needs no draft, because no pass runs it. A
+    static cache may end earlier. So far, it has all tokens but the last, and perhaps a prompt given as embeddings.
+    """
+    spare = getattr(cache.layers[0], "max_cache_len", math.inf) - int(cache.get_seq_length())
+    return min(text.generation_config.max_length - 1, text.input_ids.shape[1] + spare - 1)  # type: ignore[return-value]
 
 
 def _judge(rows_NV: torch.Tensor, text: Text, drafts: Drafts) -> tuple[int, bool]:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import torch
 from transformers import GenerationConfig, PreTrainedConfig
-from transformers.generation import GenerationMixin
+from transformers.generation import AssistedCandidateGenerator, GenerationMixin
 
 from .cache_plt import PLTCache
 from .compat_plt import CACHE_NAME, CACHE_NAMES, take_cache
@@ -40,6 +40,8 @@ class PLTGenerationMixin(GenerationMixin):
         num_loops = kwargs.pop("num_loops", None)
         if num_loops is None:
             num_loops = getattr(generation_config or self.generation_config, "num_loops", None)
+        if any(length < self.config.check_num_loops(num_loops) for length in _invocation_lengths(self)):
+            kwargs.setdefault("loop_schedule", "sequence")  # else the adapter would miss some loops of a token
         with self._running_loops(num_loops):
             return super().generate(inputs, generation_config, *args, **kwargs)
 
@@ -111,8 +113,10 @@ class PLTGenerationMixin(GenerationMixin):
         cache = model_kwargs.get(CACHE_NAME)
         if cache is not None and cache.get_seq_length() > 0:  # the library would feed the cached tokens again
             raise ValueError(
-                "Assisted generation must start from an empty cache. Leave out `cache` or the assistant model."
+                "Assisted generation must start from an empty cache. Leave out `cache`, or `assistant_model` and "
+                "`prompt_lookup_num_tokens` (pass None if the generation config sets it)."
             )
+        _check_adapters(self)
         is_simple = cache is not None and assistant_tokenizer is None and not synced_gpus
         if is_simple and can_climb(self, input_ids, generation_config, model_kwargs):
             text = Text(input_ids, logits_processor, stopping_criteria, generation_config, streamer)
@@ -138,6 +142,8 @@ class PLTGenerationMixin(GenerationMixin):
             model_kwargs = {k: v for k, v in model_kwargs.items() if k not in ("num_loops", "loop_schedule")}
         is_early_exit = getattr(kwargs.get("generation_config"), "assistant_early_exit", None) is not None
         generator = super()._get_candidate_generator(model_kwargs=model_kwargs, **kwargs)
+        if isinstance(generator, AssistedCandidateGenerator) and assistant is not self:  # has a copy of our config
+            generator.generation_config.num_loops = getattr(assistant.generation_config, "num_loops", None)
         if is_early_exit:
             generator.get_candidates = _restoring_layers(generator.get_candidates, self.model.config)
         return generator
@@ -175,6 +181,26 @@ def _check_prompt(inputs: torch.Tensor | None, kwargs: dict) -> None:
         raise ValueError(
             "The prompt has no tokens. Pass at least one. To generate from nothing, pass a start token such as "
             "`config.bos_token_id`."
+        )
+
+
+def _invocation_lengths(model) -> list[int]:
+    """
+    Returns the numbers of invocation tokens of PEFT's activated adapters (aLoRA). In every pass, PEFT applies such an
+    adapter to as many last cells as there were tokens from its invocation to the end of the prompt.
+    """
+    configs = getattr(model, "peft_config", {}).values()
+    return [len(tokens) for config in configs if (tokens := getattr(config, "alora_invocation_tokens", None))]
+
+
+def _check_adapters(model) -> None:
+    """Raises ValueError for PEFT's adapters that support only one new token per pass."""
+    wrapper = getattr(model.prepare_inputs_for_generation, "__self__", None)  # with a learned prompt, PEFT's model
+    has_prompt = getattr(getattr(wrapper, "active_peft_config", None), "is_prompt_learning", False)
+    if has_prompt or _invocation_lengths(model):
+        raise ValueError(
+            "PEFT's learned prompts and activated adapters (aLoRA) support only one new token per pass, so they cannot "
+            "decode with drafts. Leave out `assistant_model` and `prompt_lookup_num_tokens`."
         )
 
 

@@ -54,3 +54,16 @@ def test_activated_adapters(invocation, num_loops):
         assert torch.equal(together[row : row + 1], model.generate(input_ids=ids[row : row + 1], **GREEDY))
     with model.disable_adapter():
         assert not torch.equal(together, model.generate(input_ids=ids, **arguments))
+
+
+@pytest.mark.parametrize("num_loops", [1, 2, 3])
+def test_an_invocation_at_the_end_of_a_prompt(num_loops):
+    """PEFT then adapts only the last position of a pass, so the loops of a token must not share one."""
+    config = lora(alora_invocation_tokens=[5], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(tiny_model(plt_num_loops=num_loops), config).eval()
+    ids = torch.cat([tokens(1, 9), torch.tensor([[5]])], dim=1)
+    text = model.generate(input_ids=ids, **GREEDY)
+    assert torch.equal(text, model.generate(input_ids=ids, loop_schedule="sequence", **GREEDY))
+    for length in range(11, text.shape[1]):
+        offsets = {"alora_offsets": [length - 9]}  # PEFT looks for the invocation in the prompt only
+        assert model(input_ids=text[:, :length], **offsets).logits[0, -1].argmax() == text[0, length]

@@ -19,10 +19,12 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
+from transformers.cache_utils import DynamicLayer
 from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.generation.streamers import BaseStreamer
 
-from iquest_plt import PLTCache, drafting_plt
+from iquest_plt import IQuestPLTCoderForCausalLM, PLTCache, drafting_plt, generation_plt
+from iquest_plt.cache_layers_plt import LoopStates
 from iquest_plt.cache_staircase_plt import Staircase
 from iquest_plt.compat_plt import CACHE_NAME
 from iquest_plt.drafting_plt import Drafts, row_cost, speculative_sample
@@ -182,9 +184,11 @@ def generate_with_guesses(model, ids, text, size, wrong, monkeypatch, **kwargs):
     passes = []
     with monkeypatch.context() as patch:
         patch.setattr(type(model), "_get_candidate_generator", lambda *_, **__: Guesses(text, size, wrong))
-        hook = model.model.register_forward_pre_hook(
-            lambda module, args, kwargs: passes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
-        )
+
+        def count(module, args, kwargs):
+            passes.append((kwargs["inputs_embeds"] if kwargs["input_ids"] is None else kwargs["input_ids"]).shape[1])
+
+        hook = model.model.register_forward_pre_hook(count, with_kwargs=True)
         output = model.generate(ids, prompt_lookup_num_tokens=size, **GREEDY, **kwargs)
         hook.remove()
     return output, passes[1:]
@@ -410,6 +414,115 @@ def test_what_falls_back_to_the_library(monkeypatch, assistant):
     assert not calls
 
 
+class Counts(LogitsProcessor):
+    """Adds scores that depend on how often it was called."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, input_ids, scores):
+        self.calls += 1
+        return scores + torch.sin(torch.arange(VOCAB) * self.calls)
+
+
+@pytest.mark.parametrize("processor", ["guidance", "counting"])
+@torch.no_grad()
+def test_processors_with_a_state_see_only_the_text(free_rows, processor):
+    """Drafting does not call them, although the library gives them to its generators."""
+    model, ids = tiny_model(initializer_range=0.3).double(), tokens(1, 9).repeat(1, 3)
+    texts = []
+    for drafting in ({}, {"prompt_lookup_num_tokens": 4}, {"assistant_model": model.with_num_loops(1)}):
+        is_counting = processor == "counting"
+        options = {"logits_processor": LogitsProcessorList([Counts()])} if is_counting else {"guidance_scale": 1.5}
+        texts.append(model.generate(ids, max_new_tokens=20, **options, **drafting, **GREEDY))
+    assert torch.equal(texts[1], texts[0]) and torch.equal(texts[2], texts[0])
+
+
+@pytest.mark.parametrize("main, own, expected", [(3, None, 1), (3, 2, 2), (None, 2, 2)])
+def test_a_draft_model_runs_its_own_number_of_loops(main, own, expected):
+    """Even if the main model's generation config sets another one."""
+    model, drafter = tiny_model(), tiny_model(seed=3, plt_num_loops=1)
+    model.generation_config.num_loops, drafter.generation_config.num_loops = main, own
+    loops = set()
+    drafter.model.register_forward_pre_hook(
+        lambda module, args, kwargs: loops.add(kwargs["num_loops"]), with_kwargs=True
+    )
+    model.generate(tokens(1, 9), max_new_tokens=5, assistant_model=drafter, **GREEDY)
+    assert loops == {expected}
+
+
+def scale_inputs(self, *args, **kwargs):
+    inputs = GenerationMixin.prepare_inputs_for_generation(self, *args, **kwargs)
+    return inputs | {"inputs_embeds": 1.5 * self.get_input_embeddings()(inputs.pop("input_ids"))}
+
+
+def only_known_arguments(
+    self,
+    input_ids=None,
+    attention_mask=None,
+    position_ids=None,
+    cache=None,
+    past_key_values=None,
+    use_cache=None,
+    logits_to_keep=0,
+    return_dict=None,
+):
+    """A `forward` that takes nothing else."""
+    arguments = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": use_cache}
+    arguments |= {"past_key_values": past_key_values if cache is None else cache, "logits_to_keep": logits_to_keep}
+    return IQuestPLTCoderForCausalLM.forward(self, input_ids, **arguments)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"prepare_inputs_for_generation": scale_inputs}, {"forward": only_known_arguments}], ids=lambda c: [*c]
+)
+@torch.no_grad()
+def test_subclasses_that_change_the_inputs(free_rows, changes):
+    model, ids = tiny_model(initializer_range=0.3).double(), tokens(1, 9).repeat(1, 3)
+    model.__class__ = type("Changed", (IQuestPLTCoderForCausalLM,), changes)
+    plain = model.generate(ids, max_new_tokens=20, **GREEDY)
+    assert torch.equal(model.generate(ids, max_new_tokens=20, prompt_lookup_num_tokens=4, **GREEDY), plain)
+
+
+@pytest.mark.parametrize("embeds", [False, True])
+@torch.no_grad()
+def test_drafts_stay_inside_a_static_cache(free_rows, monkeypatch, embeds):
+    """It need not hold `max_length` tokens if the text ends before."""
+    model, ids = tiny_model(initializer_range=0.3).double(), tokens(1, 9)
+    prompt = {"inputs_embeds": model.get_input_embeddings()(ids)} if embeds else {}
+    text = model.generate(None if embeds else ids, max_new_tokens=40, **prompt, **GREEDY)[0]
+    length = len(text) - 28
+    cache = StaticCache(config=model.config, max_cache_len=9 + 12 - 1)
+    arguments = {"stopping_criteria": StoppingCriteriaList([StopsAt(length)]), CACHE_NAME: cache, **prompt}
+    arguments |= {"max_new_tokens": 99}
+    drafted, _ = generate_with_guesses(
+        model, None if embeds else ids, text, 20, lambda i: i == length - 6, monkeypatch, **arguments
+    )
+    assert torch.equal(drafted[0], text[:length])
+
+
+@pytest.mark.parametrize("kind", ["a learned prompt", "aLoRA"])
+def test_adapters_that_expect_one_token_per_pass(kind):
+    peft = pytest.importorskip("peft")
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    if kind == "aLoRA":
+        config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], alora_invocation_tokens=[5])
+    model = peft.get_peft_model(tiny_model(), config).eval()
+    with pytest.raises(ValueError, match="cannot decode with drafts"):
+        model.generate(input_ids=tokens(1, 9), max_new_tokens=5, prompt_lookup_num_tokens=3, **GREEDY)
+
+
+def test_cache_layers_of_remote_code(monkeypatch):
+    """Remote code and the installed package define separate classes, of which the last one makes the cache."""
+    model, calls = tiny_model(), []
+    monkeypatch.setattr(generation_plt, "decode_with_drafts", lambda *args: calls.append(args))
+    cache = PLTCache(model.config)
+    for layer in cache.layers:
+        layer.__class__ = type("PLTCacheLayer", (LoopStates, DynamicLayer), {"can_take_back": True})
+    model.generate(tokens(1, 9), max_new_tokens=5, prompt_lookup_num_tokens=3, **{CACHE_NAME: cache}, **GREEDY)
+    assert calls
+
+
 @torch.no_grad()
 def test_sampling_with_a_draft_model_keeps_the_distribution():
     torch.manual_seed(0)
@@ -470,6 +583,20 @@ def test_the_cost_of_a_row_is_measured_once():
     model = tiny_model(hidden_size=256, intermediate_size=1024)
     cost = row_cost(model, 2)
     assert 0 <= cost < 10 and row_cost(model, 2) == cost and row_cost(model.with_num_loops(1), 2) == cost
+
+
+@torch.no_grad()
+def test_the_cost_of_a_row_with_hooks_and_offloaded_layers():
+    """Hooks see no made-up states."""
+    accelerate = pytest.importorskip("accelerate")
+    model, ids, calls = tiny_model(), tokens(1, 9).repeat(1, 3), []
+    plain = model.generate(ids, max_new_tokens=5, **GREEDY)
+    for layer in model.model.layers:
+        layer.mlp.up_proj.register_forward_hook(lambda *args: calls.append(args))
+    assert row_cost(model, 2) == drafting_plt.DEFAULT_ROW_COST and not calls
+    offloaded = accelerate.cpu_offload(tiny_model(), execution_device="cpu")
+    assert offloaded.model.embed_tokens.weight.is_meta
+    assert torch.equal(offloaded.generate(ids, max_new_tokens=5, prompt_lookup_num_tokens=3, **GREEDY), plain)
 
 
 def test_a_wrong_draft_drops_all_that_follow_it():
