@@ -2,9 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rejects what the plugin cannot compute correctly, and what has not been tested."""
 
+import torch
 from vllm.config import VllmConfig
+from vllm.platforms import current_platform
 
 from .schedule import TAIL, tail_lengths
+
+
+CPU_FORMATS = ("compressed-tensors", "auto_awq", "auto_gptq")  # vLLM's names of the weight formats tested on a CPU
 
 
 def check(vllm_config: VllmConfig) -> None:
@@ -40,8 +45,7 @@ def check(vllm_config: VllmConfig) -> None:
             f"A KV cache of {cache.cache_dtype} is not supported: it also holds the states passed from token to token, "
             "which must not be rounded. Leave out `--kv-cache-dtype`."
         )
-    if vllm_config.quant_config is not None:
-        raise ValueError("Quantized weights have not been tested with PLT models. Leave out `--quantization`.")
+    check_weights(vllm_config)
     if vllm_config.lora_config is not None:
         raise ValueError(
             "LoRA is not supported. Merge the adapter (`iquest_plt.training.lora --merge`) and serve the result."
@@ -62,3 +66,26 @@ def check(vllm_config: VllmConfig) -> None:
             f"Speculation with {speculative.method!r} has not been tested with PLT models. Use n-gram drafts "
             '(`--speculative-config \'{"method": "ngram", ...}\'`).'
         )
+
+
+def check_weights(vllm_config: VllmConfig) -> None:
+    """Raises ValueError for quantized weights that cannot be run. The gates are never quantized."""
+    quantization = vllm_config.quant_config
+    if quantization is None:
+        return
+    if getattr(quantization, "kv_cache_scheme", None):
+        raise ValueError(
+            "This checkpoint also quantizes the KV cache (`kv_cache_scheme`), which holds the states passed from token "
+            "to token. They must not be rounded. Remove `kv_cache_scheme` from the `quantization_config` of config.json."
+        )
+    if not current_platform.is_cpu():
+        return
+    name = quantization.get_name()
+    schemes = [scheme["weights"] for scheme in getattr(quantization, "target_scheme_map", {}).values()]
+    if name not in CPU_FORMATS or any(weights.type == "float" for weights in schemes):
+        raise ValueError(
+            f"Weights in the format {name!r}, or of floating-point numbers of 8 or 4 bits, cannot be served on a CPU. Use "
+            "`iquest-plt convert --quantize int8` or `int4`."
+        )
+    if vllm_config.model_config.dtype == torch.float32 and any(weights.num_bits == 4 for weights in schemes):
+        raise ValueError("vLLM's CPU kernel for 4-bit weights takes no float32. Add `--dtype bfloat16`.")

@@ -27,6 +27,7 @@ from vllm.model_executor.models.utils import WeightsMapper, extract_layer_index,
 from vllm.model_executor.utils import set_weight_attrs
 from vllm.platforms import current_platform
 
+from . import packed_weights  # noqa: F401  registers a kernel
 from .carry import Carry
 from .checks import check
 from .schedule import Part, in_parts, split, tail_lengths

@@ -45,6 +45,13 @@ def test_other_releases_are_not_touched(release, monkeypatch, caplog):
     assert "supports vLLM 0.32" in caplog.text
 
 
+def weights(kv_cache_scheme: dict | None = None, **fields) -> dict:
+    """Returns the options for a checkpoint with weights in compressed-tensors' format."""
+    group = {"targets": ["Linear"], "weights": {"type": "int", "symmetric": True, **fields}}
+    stored = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": group}}
+    return {"hf_overrides": {"quantization_config": stored | {"kv_cache_scheme": kv_cache_scheme}}}
+
+
 REFUSED = {
     "loops without the shift": ({"hf_overrides": {"plt_cross_loop_shift": False}}, "Use Transformers"),
     "loops without gates": ({"hf_overrides": {"plt_loop_attention": "own"}}, "Use Transformers"),
@@ -52,7 +59,16 @@ REFUSED = {
     "no loops": ({"hf_overrides": {"plt_num_loops": 0}}, "plt_num_loops"),
     "quantized cache": ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype"),
     "prompts cut short": ({"kv_sharing_fast_prefill": True}, "--kv-sharing-fast-prefill"),
-    "quantized weights": ({"quantization": "fp8"}, "--quantization"),
+    "weights without a CPU kernel": ({"quantization": "fp8"}, "--quantize int8"),
+    "floating-point weights of 8 bits": (weights(type="float", num_bits=8), "--quantize int8"),
+    "4 bits in float32": (
+        weights(num_bits=4, group_size=32, strategy="group") | {"dtype": "float32"},
+        "--dtype bfloat16",
+    ),
+    "weights with a quantized cache": (
+        weights(num_bits=8, strategy="channel", kv_cache_scheme={"num_bits": 8, "type": "float"}),
+        "kv_cache_scheme",
+    ),
     "adapters": ({"enable_lora": True}, "merge"),
     "ends of prompts that others share": (
         {"additional_config": {TAIL: True}, "enable_prefix_caching": True},
