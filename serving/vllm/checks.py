@@ -3,7 +3,7 @@
 """Rejects what the plugin cannot compute correctly, and what has not been tested."""
 
 import torch
-from vllm.config import VllmConfig
+from vllm.config import CUDAGraphMode, VllmConfig
 from vllm.platforms import current_platform
 
 from .schedule import TAIL, tail_lengths
@@ -46,10 +46,7 @@ def check(vllm_config: VllmConfig) -> None:
             "which must not be rounded. Leave out `--kv-cache-dtype`."
         )
     check_weights(vllm_config)
-    if vllm_config.lora_config is not None:
-        raise ValueError(
-            "LoRA is not supported. Merge the adapter (`iquest_plt.training.lora --merge`) and serve the result."
-        )
+    check_adapters(vllm_config)
     if parallel.pipeline_parallel_size > 1:
         raise ValueError(
             "Pipeline parallelism is not supported: it sends a token through the devices once, but each loop passes "
@@ -76,7 +73,7 @@ def check_weights(vllm_config: VllmConfig) -> None:
     if getattr(quantization, "kv_cache_scheme", None):
         raise ValueError(
             "This checkpoint also quantizes the KV cache (`kv_cache_scheme`), which holds the states passed from token "
-            "to token. They must not be rounded. Remove `kv_cache_scheme` from the `quantization_config` of config.json."
+            "to token and must not be rounded. Remove `kv_cache_scheme` from the `quantization_config` in config.json."
         )
     if not current_platform.is_cpu():
         return
@@ -84,8 +81,21 @@ def check_weights(vllm_config: VllmConfig) -> None:
     schemes = [scheme["weights"] for scheme in getattr(quantization, "target_scheme_map", {}).values()]
     if name not in CPU_FORMATS or any(weights.type == "float" for weights in schemes):
         raise ValueError(
-            f"Weights in the format {name!r}, or of floating-point numbers of 8 or 4 bits, cannot be served on a CPU. Use "
-            "`iquest-plt convert --quantize int8` or `int4`."
+            f"These weights ({name}, possibly of floating-point numbers of 8 or 4 bits) cannot be served on a CPU. Use "
+            "`iquest-plt convert --quantize int8` or `--quantize int4`."
         )
     if vllm_config.model_config.dtype == torch.float32 and any(weights.num_bits == 4 for weights in schemes):
         raise ValueError("vLLM's CPU kernel for 4-bit weights takes no float32. Add `--dtype bfloat16`.")
+
+
+def check_adapters(vllm_config: VllmConfig) -> None:
+    """Raises ValueError for options that LoRA adapters do not support."""
+    if vllm_config.lora_config is None:
+        return
+    if vllm_config.lora_config.fully_sharded_loras:
+        raise ValueError("Sharded adapters have not been tested with PLT models. Leave out `--fully-sharded-loras`.")
+    if vllm_config.compilation_config.cudagraph_mode not in (None, CUDAGraphMode.NONE):
+        raise ValueError(
+            "LoRA adapters cannot be used with CUDA graphs: the model chooses each row's adapter at every step, but a "
+            "graph would repeat the choice for the captured batch. Add `--enforce-eager`."
+        )

@@ -76,17 +76,21 @@ def engine(path: str, **options):
         cleanup_dist_env_and_memory()
 
 
-def generate(engine, prompts: list[list[int]], every: int = 2, preempt_every: int = 0) -> list:
+def generate(
+    engine, prompts: list[list[int]], every: int = 2, preempt_every: int = 0, adapters: list | None = None
+) -> list:
     """
     Returns the requests' outputs. One request arrives every `every` engine steps; 0 sends all at once. If
-    `preempt_every` is set, all running requests are regularly preempted and lose their cache.
+    `preempt_every` is set, all running requests are regularly preempted and lose their cache. `adapters` are vLLM's
+    LoRA requests, or None, one per prompt.
     """
     params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, detokenize=False)
     waiting, outputs, step = list(enumerate(prompts)), {}, 0
     while waiting or engine.has_unfinished_requests():
         while waiting and (every == 0 or step % every == 0):
             index, prompt = waiting.pop(0)
-            engine.add_request(str(index), {"prompt_token_ids": prompt}, params)
+            adapter = adapters[index] if adapters else None
+            engine.add_request(str(index), {"prompt_token_ids": prompt}, params, lora_request=adapter)
             if every:
                 break
         outputs |= {output.request_id: output for output in engine.step() if output.finished}
