@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What do quantized weights bring in vLLM on this CPU? Times decode steps of the plugin in bf16, with 8-bit weights (W8A16,
-int8), 4-bit weights (W4A16, int4), and 8-bit weights and inputs (W8A8). Weights are random; the runs take turns step by
-step. The loss is that of a real model, on Python's standard library, and not measured for W8A8.
+What do quantized weights bring in vLLM on this CPU? Times decode steps of the plugin in bf16, with 8-bit weights
+(W8A16, `--quantize int8`), with 4-bit weights (W4A16, `--quantize int4`), and with 8-bit weights and inputs (W8A8).
+Weights are random; the runs take turns step by step. The loss is that of a trained model on Python's standard library,
+for the formats that this package writes.
 
     python -m iquest_plt.benchmarks.vllm_quantized --hidden 2048 --layers 4
 """
@@ -17,25 +18,19 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 from ..conversion.convert import convert
 from ..conversion.quantize import quantization_fields, stored_bytes
 from ..conversion.tokenizer import load_tokenizer
-from .common import add_shape_arguments, build, median_ms, parse, plt_config, report
+from ..modeling_plt import IQuestPLTCoderForCausalLM
+from .common import add_shape_arguments, median_ms, parse, plt_config, report
 from .vllm_decode import WARM_UP, add_requests, engine
 from .vllm_load import SMALL
 
 
 SCHEMES = {"bf16": None, "W8A16": "int8", "W4A16": "int4", "W8A8": "int8"}
-COLUMNS = [
-    "batch",
-    "weights",
-    "R",
-    "ms per token",
-    "tokens per s",
-    "over R = 1",
-    "times as fast as bf16",
-    "GB of weights",
-]
+COLUMNS = ["batch", "weights", "R", "ms per step", "tokens per s", "over R = 1", "times bf16", "GB", "loss over bf16"]
 PIECES, LENGTH = 16, 512  # texts for the loss, and their tokens
 
 
@@ -46,13 +41,8 @@ def fields(name: str) -> dict | None:
     stored = quantization_fields({}, SCHEMES[name])
     if name == "W8A8":
         (group,) = stored["config_groups"].values()
-        group["input_activations"] = {
-            "num_bits": 8,
-            "type": "int",
-            "strategy": "token",
-            "symmetric": True,
-            "dynamic": True,
-        }
+        inputs = {"num_bits": 8, "type": "int", "strategy": "token", "symmetric": True, "dynamic": True}
+        group["input_activations"] = inputs
         stored["format"] = "int-quantized"
     return stored
 
@@ -93,17 +83,14 @@ def measure(engines: dict, arguments: argparse.Namespace, batch: int) -> dict[tu
 
 def gigabytes(arguments: argparse.Namespace, name: str) -> float:
     """Returns the size of all weights."""
-    import torch
-
     with torch.device("meta"):
-        arguments.attention = "sdpa"
-        model = build(plt_config(arguments.hidden, arguments.layers), arguments)
+        model = IQuestPLTCoderForCausalLM(plt_config(arguments.hidden, arguments.layers))
     shapes = {key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
     stored = quantization_fields(shapes, SCHEMES[name]) if SCHEMES[name] else None
     return stored_bytes(shapes, stored, 2) / 1e9
 
 
-def loss(path: Path, pieces: list[list[int]], arguments: argparse.Namespace) -> float:
+def loss(path: Path, pieces: list[list[int]]) -> float:
     """Returns vLLM's mean loss per token, in nats."""
     from vllm import LLM, SamplingParams
 
@@ -125,12 +112,12 @@ def losses(arguments: argparse.Namespace) -> dict[str, float]:
     ids = load_tokenizer(arguments.model)(text[: 16 * PIECES * LENGTH])["input_ids"]
     step = len(ids) // PIECES
     pieces = [ids[start : start + LENGTH] for start in range(0, PIECES * step, step)]
-    found = {"bf16": loss(arguments.model, pieces, arguments)}
+    found = {"bf16": loss(arguments.model, pieces)}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("W8A16", "W4A16"):
             path = Path(folder) / name
             convert(str(arguments.model), path, quantize=SCHEMES[name])
-            found[name] = loss(path, pieces, arguments)
+            found[name] = loss(path, pieces)
     return found
 
 
@@ -163,20 +150,16 @@ def main() -> None:
                     "batch": batch,
                     "weights": name,
                     "loops": loops,
-                    "ms_per_token": round(step, 2),
+                    "ms_per_step": round(step, 2),
                     "tokens_per_s": round(1e3 * batch / step, 1),
                     "over_one_loop": round(step / median_ms(times[name, 1]), 2),
                     "times_bf16": round(median_ms(times["bf16", loops]) / step, 2),
                     "gigabytes": round(gigabytes(arguments, name), 2),
+                    "loss_over_bf16": f"{found[name] / found['bf16'] - 1:+.2%}" if name in found else "-",
                 }
             )
     arguments.model = arguments.model.name
-    data = {
-        "vllm": vllm.__version__,
-        "loss": {name: round(value, 4) for name, value in found.items()},
-        "results": results,
-    }
-    data["loss_over_bf16"] = {name: round(value / found["bf16"] - 1, 4) for name, value in found.items()}
+    data = {"vllm": vllm.__version__, "loss": found, "results": results}
     rows = [list(result.values()) for result in results]
     report("What do quantized weights bring in vLLM on this CPU?", "vllm_quantized", arguments, COLUMNS, rows, data)
 
