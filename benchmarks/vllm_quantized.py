@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 What do quantized weights bring in vLLM on this CPU? Times decode steps of the plugin in bf16, with 8-bit weights
-(W8A16, `--quantize int8`), with 4-bit weights (W4A16, `--quantize int4`), and with 8-bit weights and inputs (W8A8).
-Weights are random; the runs take turns step by step. The loss is that of a trained model on Python's standard library,
-for the formats that this package writes.
+(W8A16, `--quantize int8`), with 4-bit weights (W4A16, `--quantize int4`) by vLLM's kernel and by PyTorch's, and with
+8-bit weights and inputs (W8A8). Weights are random; the runs take turns step by step. The loss is that of a trained
+model on Python's standard library, for the formats that this package writes.
 
     python -m iquest_plt.benchmarks.vllm_quantized --hidden 2048 --layers 4
 """
@@ -29,7 +29,7 @@ from .vllm_decode import WARM_UP, add_requests, engine
 from .vllm_load import SMALL
 
 
-SCHEMES = {"bf16": None, "W8A16": "int8", "W4A16": "int4", "W8A8": "int8"}
+SCHEMES = {"bf16": None, "W8A16": "int8", "W4A16": "int4", "W4A16, PyTorch": "int4", "W8A8": "int8"}
 COLUMNS = ["batch", "weights", "R", "ms per step", "tokens per s", "over R = 1", "times bf16", "GB", "loss over bf16"]
 PIECES, LENGTH = 16, 512  # texts for the loss, and their tokens
 
@@ -49,8 +49,11 @@ def fields(name: str) -> dict | None:
 
 def start_engines(arguments: argparse.Namespace) -> dict:
     """Returns an engine for each scheme and number of loops."""
+    from ..serving.vllm.checks import CPU_KERNEL
+
     engines = {}
     for name in SCHEMES:
+        os.environ["VLLM_DISABLED_KERNELS"] = CPU_KERNEL if name == "W4A16, PyTorch" else ""
         for loops in arguments.loops:
             config = plt_config(arguments.hidden, arguments.layers)
             config.plt_num_loops = loops

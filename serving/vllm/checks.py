@@ -3,6 +3,7 @@
 """Rejects what the plugin cannot compute correctly, and what has not been tested."""
 
 import torch
+from vllm import envs
 from vllm.config import CUDAGraphMode, VllmConfig
 from vllm.platforms import current_platform
 
@@ -10,6 +11,7 @@ from .schedule import TAIL, tail_lengths
 
 
 CPU_FORMATS = ("compressed-tensors", "auto_awq", "auto_gptq")  # vLLM's names of the weight formats tested on a CPU
+CPU_KERNEL = "CPUWNA16LinearKernel"  # its class for 4-bit weights
 
 
 def check(vllm_config: VllmConfig) -> None:
@@ -84,8 +86,12 @@ def check_weights(vllm_config: VllmConfig) -> None:
             f"These weights ({name}, possibly of floating-point numbers of 8 or 4 bits) cannot be served on a CPU. Use "
             "`iquest-plt convert --quantize int8` or `--quantize int4`."
         )
-    if vllm_config.model_config.dtype == torch.float32 and any(weights.num_bits == 4 for weights in schemes):
-        raise ValueError("vLLM's CPU kernel for 4-bit weights takes no float32. Add `--dtype bfloat16`.")
+    is_float32 = vllm_config.model_config.dtype == torch.float32
+    if is_float32 and CPU_KERNEL not in envs.VLLM_DISABLED_KERNELS and any(w.num_bits == 4 for w in schemes):
+        raise ValueError(
+            "vLLM's CPU kernel for 4-bit weights takes no float32. Add `--dtype bfloat16`, or set the environment "
+            f"variable `VLLM_DISABLED_KERNELS={CPU_KERNEL}` to use PyTorch's kernel."
+        )
 
 
 def check_adapters(vllm_config: VllmConfig) -> None:
