@@ -49,10 +49,13 @@ def fields(name: str) -> dict | None:
 
 def start_engines(arguments: argparse.Namespace) -> dict:
     """Returns an engine for each scheme and number of loops."""
+    from vllm import envs
+
     from ..serving.vllm.checks import CPU_KERNEL
 
     engines = {}
     for name in SCHEMES:
+        envs.disable_envs_cache()  # starting an engine turns it on
         os.environ["VLLM_DISABLED_KERNELS"] = CPU_KERNEL if name == "W4A16, PyTorch" else ""
         for loops in arguments.loops:
             config = plt_config(arguments.hidden, arguments.layers)

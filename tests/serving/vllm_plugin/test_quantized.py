@@ -81,7 +81,8 @@ def test_folders_of_this_package(source, scheme, tmp_path, pytorch_kernels):
     assert (gaps > MARGIN).sum() > 8  # the weights before rounding give other tokens
 
 
-def test_int4_with_the_kernel_of_vllm(source, tmp_path):
+def test_int4_with_the_kernel_of_vllm(source, tmp_path, monkeypatch):
+    monkeypatch.delattr(packed_weights, "TorchProduct")  # so that the other kernel would fail
     convert(source, tmp_path / "int4", quantize="int4")
     path = str(tmp_path / "int4")
     with quantized_engine(path, dtype="float16") as llm:
