@@ -96,9 +96,15 @@ def check_weights(vllm_config: VllmConfig) -> None:
 
 def check_adapters(vllm_config: VllmConfig) -> None:
     """Raises ValueError for options that LoRA adapters do not support."""
-    if vllm_config.lora_config is None:
+    lora = vllm_config.lora_config
+    if lora is None:
         return
-    if vllm_config.lora_config.fully_sharded_loras:
+    if any(name.endswith(("lm_head", "embed_tokens", "plt_gate")) for name in lora.target_modules or ()):
+        raise ValueError(
+            "LoRA adapters can only change the linear layers. Leave the gates, embeddings and output layer out of "
+            "`--lora-target-modules`."
+        )
+    if lora.fully_sharded_loras:
         raise ValueError("Sharded adapters have not been tested with PLT models. Leave out `--fully-sharded-loras`.")
     if vllm_config.compilation_config.cudagraph_mode not in (None, CUDAGraphMode.NONE):
         raise ValueError(

@@ -22,10 +22,8 @@ TYPES = (scalar_types.uint8b128, scalar_types.uint4b8, scalar_types.uint4)  # 8 
 OUTPUTS = 16  # the kernel for 4 bits takes multiples of this
 
 
-def outputs_first(part: nn.Parameter | None) -> torch.Tensor | None:
+def outputs_first(part: nn.Parameter) -> torch.Tensor:
     """Returns a part of a weight with the outputs as its first dimension. GPTQ and AWQ store the transpose."""
-    if part is None:
-        return None
     return part.data if part.output_dim == 0 else part.data.t().contiguous()  # type: ignore[attr-defined]
 
 
@@ -43,9 +41,14 @@ class PackedKernel(MPLinearKernel):
         return True, None
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
-        packed, scale, zero_point = map(outputs_first, self._get_weight_params(layer))
-        bits, zero_point = self.config.weight_type.size_bits, zero_point if self.config.zero_points else None
-        self.product = TorchProduct(PackedWeight(bits, packed, scale, zero_point))
+        packed, scale, zero_point = self._get_weight_params(layer)
+        weight = PackedWeight(
+            self.config.weight_type.size_bits,
+            outputs_first(packed),
+            outputs_first(scale),
+            outputs_first(zero_point) if self.config.zero_points else None,
+        )
+        self.product = TorchProduct(weight)
         replace_parameter(layer, self.w_q_name, self.product.values)  # frees the packed words
         replace_parameter(layer, self.w_s_name, self.product.scale)
 

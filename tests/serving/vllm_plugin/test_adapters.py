@@ -128,7 +128,7 @@ def test_on_quantized_weights(tmp_path):
         adapted.check(PROMPTS, adapted.generate(llm, PROMPTS))
 
 
-def test_adapters_of_gates_are_rejected(tmp_path):
+def test_adapters_of_gates_and_the_output_layer_are_rejected(tmp_path):
     """vLLM adds low-rank products to linear layers. A trained gate would replace the weights of some rows."""
     path = save_model(tmp_path, 2, True)
     base = IQuestPLTCoderForCausalLM.from_pretrained(path)
@@ -138,7 +138,8 @@ def test_adapters_of_gates_are_rejected(tmp_path):
     weights = load_file(f"{low_rank}/adapter_model.safetensors")
     renamed = {key.replace("o_proj", "plt_gate"): tensor for key, tensor in weights.items()}
     save_file(renamed, f"{low_rank}/adapter_model.safetensors")
+    head = save_adapter(tmp_path, "head", base, r=4, target_modules=["lm_head"])
     with engine(path, **LORA) as llm:
-        for adapter in (replaced, low_rank):
-            with pytest.raises(ValueError, match="plt_gate"):
-                llm.add_lora(LoRARequest("gates", 1, adapter))
+        for adapter, name in ((replaced, "plt_gate"), (low_rank, "plt_gate"), (head, "lm_head")):
+            with pytest.raises(ValueError, match=name):
+                llm.add_lora(LoRARequest("adapter", 1, adapter))

@@ -67,6 +67,7 @@ REFUSED = {
         weights(num_bits=8, strategy="channel", kv_cache_scheme={"num_bits": 8, "type": "float"}),
         "kv_cache_scheme",
     ),
+    "adapters of gates": ({"enable_lora": True, "lora_target_modules": ["plt_gate"]}, "--lora-target-modules"),
     "sharded adapters": ({"enable_lora": True, "fully_sharded_loras": True}, "--fully-sharded-loras"),
     "ends of prompts that others share": (
         {"additional_config": {TAIL: True}, "enable_prefix_caching": True},
