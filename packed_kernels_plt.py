@@ -23,7 +23,7 @@ from torch import nn
 
 
 VARIABLE = "IQUEST_PLT_PACKED_KERNELS"
-MANY_ROWS = 64  # from here on, PyTorch is faster if 8-bit weights are dequantized first
+MANY_ROWS = 32  # from here on, PyTorch is faster if 8-bit weights are dequantized first
 INPUT_GROUP = 32  # columns of the input that share a scale in OpenVINO's products of 8-bit integers
 
 

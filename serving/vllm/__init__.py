@@ -3,11 +3,13 @@
 """
 The plugin for stock vLLM. Installing this package lets vLLM serve PLT models (entry point `vllm.general_plugins`).
 
-    model.py     the model: runs loops together for requests with one new token, and one after another otherwise
-    schedule.py  decides which tokens run together, and builds attention metadata for each kind
-    carry.py     the state that a token passes to the next one, in vLLM's own KV cache
-    checks.py    rejects unsupported models and options
-    parsers.py   tool calls and thoughts in the replies of the OpenAI server
+    model.py           the model: runs loops together for requests with one new token, and one after another otherwise
+    schedule.py        decides which tokens run together, and builds attention metadata for each kind
+    carry.py           the state that a token passes to the next one, in vLLM's own KV cache
+    adapters.py        LoRA adapters
+    packed_weights.py  PyTorch's kernels for quantized weights on a CPU
+    checks.py          rejects unsupported models and options
+    parsers.py         tool calls and thoughts in the replies of the OpenAI server
 
 vLLM is not patched. It loads plugins in each of its processes, possibly more than once.
 """

@@ -2,9 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rejects what the plugin cannot compute correctly, and what has not been tested."""
 
-from vllm.config import VllmConfig
+import torch
+from vllm import envs
+from vllm.config import CUDAGraphMode, VllmConfig
+from vllm.platforms import current_platform
 
 from .schedule import TAIL, tail_lengths
+
+
+CPU_FORMATS = ("compressed-tensors", "auto_awq", "auto_gptq")  # vLLM's names of the weight formats tested on a CPU
+CPU_KERNEL = "CPUWNA16LinearKernel"  # its class for 4-bit weights
 
 
 def check(vllm_config: VllmConfig) -> None:
@@ -40,12 +47,8 @@ def check(vllm_config: VllmConfig) -> None:
             f"A KV cache of {cache.cache_dtype} is not supported: it also holds the states passed from token to token, "
             "which must not be rounded. Leave out `--kv-cache-dtype`."
         )
-    if vllm_config.quant_config is not None:
-        raise ValueError("Quantized weights have not been tested with PLT models. Leave out `--quantization`.")
-    if vllm_config.lora_config is not None:
-        raise ValueError(
-            "LoRA is not supported. Merge the adapter (`iquest_plt.training.lora --merge`) and serve the result."
-        )
+    check_weights(vllm_config)
+    check_adapters(vllm_config)
     if parallel.pipeline_parallel_size > 1:
         raise ValueError(
             "Pipeline parallelism is not supported: it sends a token through the devices once, but each loop passes "
@@ -61,4 +64,50 @@ def check(vllm_config: VllmConfig) -> None:
         raise ValueError(
             f"Speculation with {speculative.method!r} has not been tested with PLT models. Use n-gram drafts "
             '(`--speculative-config \'{"method": "ngram", ...}\'`).'
+        )
+
+
+def check_weights(vllm_config: VllmConfig) -> None:
+    """Raises ValueError for quantized weights that cannot be run. The gates are never quantized."""
+    quantization = vllm_config.quant_config
+    if quantization is None:
+        return
+    if getattr(quantization, "kv_cache_scheme", None):
+        raise ValueError(
+            "This checkpoint also quantizes the KV cache (`kv_cache_scheme`), which holds the states passed from token "
+            "to token and must not be rounded. Remove `kv_cache_scheme` from the `quantization_config` in config.json."
+        )
+    if not current_platform.is_cpu():
+        return
+    name = quantization.get_name()
+    schemes = [scheme["weights"] for scheme in getattr(quantization, "target_scheme_map", {}).values()]
+    if name not in CPU_FORMATS or any(weights.type == "float" for weights in schemes):
+        raise ValueError(
+            f"These weights ({name}, possibly of floating-point numbers of 8 or 4 bits) cannot be served on a CPU. Use "
+            "`iquest-plt convert --quantize int8` or `--quantize int4`."
+        )
+    is_float32 = vllm_config.model_config.dtype == torch.float32
+    if is_float32 and CPU_KERNEL not in envs.VLLM_DISABLED_KERNELS and any(w.num_bits == 4 for w in schemes):
+        raise ValueError(
+            "vLLM's CPU kernel for 4-bit weights takes no float32. Add `--dtype bfloat16`, or set the environment "
+            f"variable `VLLM_DISABLED_KERNELS={CPU_KERNEL}` to use PyTorch's kernel."
+        )
+
+
+def check_adapters(vllm_config: VllmConfig) -> None:
+    """Raises ValueError for options that LoRA adapters do not support."""
+    lora = vllm_config.lora_config
+    if lora is None:
+        return
+    if any(name.endswith(("lm_head", "embed_tokens", "plt_gate")) for name in lora.target_modules or ()):
+        raise ValueError(
+            "LoRA adapters can only change the linear layers. Leave the gates, embeddings and output layer out of "
+            "`--lora-target-modules`."
+        )
+    if lora.fully_sharded_loras:
+        raise ValueError("Sharded adapters have not been tested with PLT models. Leave out `--fully-sharded-loras`.")
+    if vllm_config.compilation_config.cudagraph_mode not in (None, CUDAGraphMode.NONE):
+        raise ValueError(
+            "LoRA adapters cannot be used with CUDA graphs: the model chooses each row's adapter at every step, but a "
+            "graph would repeat the choice for the captured batch. Add `--enforce-eager`."
         )

@@ -27,6 +27,8 @@ from vllm.model_executor.models.utils import WeightsMapper, extract_layer_index,
 from vllm.model_executor.utils import set_weight_attrs
 from vllm.platforms import current_platform
 
+from . import packed_weights  # noqa: F401  registers a kernel
+from .adapters import Adapters
 from .carry import Carry
 from .checks import check
 from .schedule import Part, in_parts, split, tail_lengths
@@ -200,6 +202,7 @@ class IQuestPLTCoderModel(LlamaModel):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", layer_type=IQuestPLTCoderDecoderLayer):
         check(vllm_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=layer_type)
+        self.adapters: Adapters | None = None
         if self.config.plt_num_loops > 1:
             windows = [window for layer in self.layers for window in layer.self_attn.windows]
             self.carry = Carry(windows, maybe_prefix(prefix, "layers"), vllm_config)
@@ -244,6 +247,8 @@ class IQuestPLTCoderModel(LlamaModel):
         positions = torch.cat([segment.positions for segment in segments])
         hidden_states = torch.cat([segment.inputs for segment in segments])  # a copy that the norms may overwrite
         residual = None
+        if self.adapters is not None:
+            self.adapters.prepare([(segment.part, len(segment.loops)) for segment in segments])
         for layer in self.layers:
             hidden_states, residual = layer(positions, hidden_states, residual, segments)
         states = []
@@ -261,13 +266,23 @@ class IQuestPLTCoderModel(LlamaModel):
 
 class IQuestPLTCoderForCausalLM(LlamaForCausalLM):
     hf_to_vllm_mapper = IQuestPLTCoderModel.hf_to_vllm_mapper
-    supports_lora = False
+    embedding_modules = {}  # rejects LoRA adapters of the embeddings and the output layer
     supports_pp = False
     supports_eagle = False
     supports_eagle3 = False
 
     def _init_model(self, vllm_config: VllmConfig, prefix: str = "", layer_type=None):
         return IQuestPLTCoderModel(vllm_config=vllm_config, prefix=prefix)
+
+    @property
+    def lora_manager(self):
+        """vLLM's manager of LoRA adapters, which sets itself here after wrapping the layers."""
+        return self._lora_manager
+
+    @lora_manager.setter
+    def lora_manager(self, manager) -> None:
+        self._lora_manager = manager
+        self.model.adapters = Adapters(manager, self.config.plt_num_loops)
 
     def load_weights(self, weights):
         """Loads only model weights. vLLM reads all safetensors files of the folder, even test values."""

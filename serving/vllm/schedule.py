@@ -47,12 +47,14 @@ def tail_lengths(vllm_config: VllmConfig) -> tuple[int, ...]:
 class Part:
     """
     Some rows of the batch, and a context in which attention sees only these rows. `tails` are the ends of its requests
-    for loops 1, 2, …, with rows counted within this part. Empty if every loop runs over all rows.
+    for loops 1, 2, …, with rows counted within this part. Empty if every loop runs over all rows. The rows of a tail
+    are counted from row `first` of the batch.
     """
 
     rows: slice | torch.Tensor
     context: ForwardContext
     tails: tuple["Part", ...] = ()
+    first: int = 0
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor[self.rows]
@@ -160,7 +162,11 @@ def split(layer_name: str | None, num_rows: int) -> tuple[Part | None, Part | No
             for index, rows in enumerate((slice(0, first_row), slice(first_row, num_rows)))
         )
     tails = tuple(
-        Part(rows, _narrow(context, rows + first_row, lambda of_layer, index=index: of_layer.tails[index][0]))
+        Part(
+            rows,
+            _narrow(context, rows + first_row, lambda of_layer, index=index: of_layer.tails[index][0]),
+            first=first_row,
+        )
         for index, (_, rows) in enumerate(metadata.tails)
     )
     return together, replace(rest, tails=tails)

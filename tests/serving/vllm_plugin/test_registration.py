@@ -8,6 +8,7 @@ import shutil
 import pytest
 import vllm
 from paths import ROOT
+from vllm.config import CUDAGraphMode
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.models.registry import ModelRegistry
 from vllm.plugins import load_general_plugins
@@ -45,6 +46,13 @@ def test_other_releases_are_not_touched(release, monkeypatch, caplog):
     assert "supports vLLM 0.32" in caplog.text
 
 
+def weights(kv_cache_scheme: dict | None = None, dtype: str = "bfloat16", **fields) -> dict:
+    """Returns the options for a checkpoint with weights in compressed-tensors' format."""
+    group = {"targets": ["Linear"], "weights": {"type": "int", "symmetric": True, **fields}}
+    stored = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": group}}
+    return {"hf_overrides": {"quantization_config": stored | {"kv_cache_scheme": kv_cache_scheme}}, "dtype": dtype}
+
+
 REFUSED = {
     "loops without the shift": ({"hf_overrides": {"plt_cross_loop_shift": False}}, "Use Transformers"),
     "loops without gates": ({"hf_overrides": {"plt_loop_attention": "own"}}, "Use Transformers"),
@@ -52,8 +60,15 @@ REFUSED = {
     "no loops": ({"hf_overrides": {"plt_num_loops": 0}}, "plt_num_loops"),
     "quantized cache": ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype"),
     "prompts cut short": ({"kv_sharing_fast_prefill": True}, "--kv-sharing-fast-prefill"),
-    "quantized weights": ({"quantization": "fp8"}, "--quantization"),
-    "adapters": ({"enable_lora": True}, "merge"),
+    "weights without a CPU kernel": ({"quantization": "fp8"}, "--quantize int8"),
+    "floating-point weights of 8 bits": (weights(type="float", num_bits=8), "--quantize int8"),
+    "4 bits in float32": (weights(num_bits=4, group_size=32, strategy="group", dtype="float32"), "--dtype bfloat16"),
+    "weights with a quantized cache": (
+        weights(num_bits=8, strategy="channel", kv_cache_scheme={"num_bits": 8, "type": "float"}),
+        "kv_cache_scheme",
+    ),
+    "adapters of gates": ({"enable_lora": True, "lora_target_modules": ["plt_gate"]}, "--lora-target-modules"),
+    "sharded adapters": ({"enable_lora": True, "fully_sharded_loras": True}, "--fully-sharded-loras"),
     "ends of prompts that others share": (
         {"additional_config": {TAIL: True}, "enable_prefix_caching": True},
         "no-enable-prefix-caching",
@@ -73,6 +88,15 @@ def test_rejections(released, options, advice):
         config = EngineArgs(released, **defaults | options).create_engine_config()
         check(config)
     assert config is not None, "vLLM itself rejected it"
+
+
+def test_adapters_in_a_cuda_graph_are_rejected(released):
+    options = {"dtype": "bfloat16", "skip_tokenizer_init": True, "enable_lora": True, "max_model_len": 2048}
+    config = EngineArgs(released, **options).create_engine_config()
+    check(config)
+    config.compilation_config.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY  # a CPU has no graphs
+    with pytest.raises(ValueError, match="--enforce-eager"):
+        check(config)
 
 
 def test_tail_lengths(released):
