@@ -337,7 +337,7 @@ def _longest(text: Text, cache) -> int:
     static cache may end earlier. So far, it has all tokens but the last, and perhaps a prompt given as embeddings.
     """
     spare = getattr(cache.layers[0], "max_cache_len", math.inf) - int(cache.get_seq_length())
-    return min(text.generation_config.max_length - 1, text.input_ids.shape[1] + spare - 1)  # type: ignore[return-value]
+    return min(text.generation_config.max_length - 1, text.input_ids.shape[1] + spare - 1)
 
 
 def _judge(rows_NV: torch.Tensor, text: Text, drafts: Drafts) -> tuple[int, bool]:

@@ -138,11 +138,12 @@ class PLTGenerationMixin(GenerationMixin):
     def _get_candidate_generator(self, *, model_kwargs, **kwargs):
         """Like the library's, but an assistant model does not inherit the requested number of loops."""
         assistant = kwargs.get("assistant_model")
-        if assistant is not None and assistant is not self:
+        is_other = assistant is not None and assistant is not self
+        if is_other:
             model_kwargs = {k: v for k, v in model_kwargs.items() if k not in ("num_loops", "loop_schedule")}
         is_early_exit = getattr(kwargs.get("generation_config"), "assistant_early_exit", None) is not None
         generator = super()._get_candidate_generator(model_kwargs=model_kwargs, **kwargs)
-        if isinstance(generator, AssistedCandidateGenerator) and assistant is not self:  # has a copy of our config
+        if is_other and isinstance(generator, AssistedCandidateGenerator):  # it has a copy of this model's config
             generator.generation_config.num_loops = getattr(assistant.generation_config, "num_loops", None)
         if is_early_exit:
             generator.get_candidates = _restoring_layers(generator.get_candidates, self.model.config)
