@@ -108,10 +108,12 @@ def row_cost(model, num_loops: int, extra: int = 8, tries: int = 4) -> float:
             mlp(states).sum().item()  # `item` waits for the device
             return time.perf_counter() - start
 
-        ratios = []
+        ratios, started = [], time.perf_counter()
         for _ in range(tries):
             few, many = ([seconds(mlp, rows) for mlp in mlps] for rows in (num_loops, num_loops + extra))
             ratios += [b / a for a, b in zip(few, many, strict=True)]
+            if time.perf_counter() - started > 0.5:  # large layers: each measurement is long enough
+                break
         costs[num_loops] = min(max(statistics.median(ratios) - 1, 0.0) / extra, 1 / num_loops)
     return costs[num_loops]
 

@@ -94,11 +94,15 @@ def packed_scheme(stored: dict | QuantizationConfigMixin | None) -> "PackedConfi
 
 
 class PackedConfig(QuantizationConfigMixin):
-    """Selects these kernels. `ignore` are the names of linear layers that are not quantized."""
+    """
+    Selects these kernels, for 4 bits in groups of `group_size` columns or 8 bits per row. `ignore` are the names of
+    linear layers that are not quantized.
+    """
 
-    def __init__(self, bits: int = 4, group_size: int | None = 32, ignore: list[str] | None = None, **kwargs):
+    def __init__(self, bits: int = 4, group_size: int | None = None, ignore: list[str] | None = None, **kwargs):
         self.quant_method = METHOD
-        self.bits, self.group_size, self.ignore = bits, group_size, list(ignore or [])
+        self.bits, self.ignore = bits, list(ignore or [])
+        self.group_size = (group_size or 32) if bits == 4 else None
 
 
 class PackedQuantizer(HfQuantizer):
