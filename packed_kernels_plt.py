@@ -17,7 +17,6 @@ import os
 import threading
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -179,7 +178,7 @@ def _compile(weight: PackedWeight) -> Any:
     scale = ops.constant(weight.scale.float().reshape(per_group).numpy())
     full = ops.multiply(ops.subtract(integers(weight.packed, grouped), zeros), scale)
     if is_grouped:
-        full = ops.reshape(full, np.array(size), False)
+        full = ops.reshape(full, ops.constant(torch.tensor(size).numpy()), False)
     rows = ops.parameter([-1, weight.in_features], openvino.Type.f32)
     options = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
