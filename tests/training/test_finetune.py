@@ -311,6 +311,15 @@ def test_an_interrupt_in_the_last_step_loses_nothing(command, tmp_path, monkeypa
     assert verify(tmp_path / "run" / "model")["problems"] == []
 
 
+@pytest.fixture
+def default_interrupt():
+    """Ctrl-C raises KeyboardInterrupt, also if the tests run in the background, where shells ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_interrupt")
 def test_a_second_interrupt_stops_at_once(command, tmp_path, monkeypatch, capsys):
     interrupt(monkeypatch, step=1, times=2)
     with pytest.raises(SystemExit, match="130"):
