@@ -22,7 +22,7 @@ class _QuantizedLoopStates(LoopStates):
         )
 
     is_croppable = False
-    crop = activate_past_recording = batch_repeat_interleave = batch_select_indices = take_back = _refuse
+    crop = activate_past_recording = batch_repeat_interleave = batch_select_indices = _refuse
 
     @property
     def nbytes(self) -> int:

@@ -22,6 +22,7 @@ from torch import nn
 
 
 VARIABLE = "IQUEST_PLT_PACKED_KERNELS"
+ROWS = 16  # PyTorch's kernel for 4 bits needs weights with a multiple of this number of rows
 MANY_ROWS = 32  # from here on, PyTorch is faster if 8-bit weights are dequantized first
 INPUT_GROUP = 32  # columns of the input that share a scale in OpenVINO's products of 8-bit integers
 

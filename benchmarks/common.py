@@ -112,14 +112,15 @@ def peak_memory(function, device: torch.device | str) -> int:
     libc.mallopt(M_MMAP_THRESHOLD, 2**20)
     libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = _memory_status("VmRSS")
+    before = memory_status("VmRSS")
     function()
-    return max(_memory_status("VmHWM") - before, 0)
+    return max(memory_status("VmHWM") - before, 0)
 
 
-def _memory_status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+def memory_status(name: str, pid: int | str = "self") -> int:
+    """Returns a field of a process's status in bytes, or 0 if the process has just ended. Needs Linux."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return 1024 * next((int(line.split()[1]) for line in lines if line.startswith(name)), 0)
 
 
 def add_shape_arguments(parser: argparse.ArgumentParser, hidden: int, layers: int = 14) -> None:

@@ -10,7 +10,13 @@ tokens of the prompt in random order, so lookup finds drafts but nearly all are 
 import re
 
 import torch
-from transformers import GenerationMixin, LogitsProcessor
+from transformers import (
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
 from ..conversion.layout import ROOT
@@ -32,6 +38,21 @@ class Writes(LogitsProcessor):
         if position < len(self.text):  # drafts may reach beyond the end
             scores[:, self.text[position]] += 1e4
         return scores
+
+
+def write(model, prompt: torch.Tensor, text: torch.Tensor, criterion: StoppingCriteria, **arguments) -> torch.Tensor:
+    """Makes `model` write `text` (T,) after `prompt` (1, P). Returns all tokens, (1, P + T)."""
+    return model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=len(text),
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=-1,
+        logits_processor=LogitsProcessorList([Writes(text, prompt.shape[1])]),
+        stopping_criteria=StoppingCriteriaList([criterion]),
+        **arguments,
+    )
 
 
 class DraftsAsTheLibrary(IQuestPLTCoderForCausalLM):

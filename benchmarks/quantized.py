@@ -15,7 +15,7 @@ import time
 import torch
 from torch import nn
 
-from ..conversion.quantize import SCHEMES
+from ..conversion.quantize import SCHEMES, bytes_in
 from ..packed_kernels_plt import PRODUCTS, installed_kernels
 from ..quantization_plt import PackedLinear
 from ..utils.interleaved import decode_step_times
@@ -57,16 +57,10 @@ def with_packed_weights(model: nn.Module, scheme: str, kernels: str) -> nn.Modul
     return model
 
 
-def bytes_per_token(model: nn.Module) -> int:
-    """Returns the bytes of weights that a decode step reads."""
-    layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
-    return bytes_read_per_token(model) + sum(map(packed_bytes, layers))
-
-
-def packed_bytes(layer: PackedLinear) -> int:
-    weights = layer.in_features * layer.out_features
-    groups = weights // (layer.group_size or layer.in_features)
-    return weights * layer.bits // 8 + groups * (2 + layer.bits // 8)  # a scale in bf16, and a zero point
+def bytes_per_token(model: nn.Module, scheme: str | None) -> int:
+    """Returns the bytes of weights that a decode step reads if the layers of `model` are quantized with a scheme."""
+    whole, quantized = (bytes_in(model, name, model.dtype.itemsize) for name in (None, scheme))
+    return bytes_read_per_token(model) - whole + quantized
 
 
 def read_bandwidth() -> float:
@@ -87,15 +81,18 @@ def main() -> None:
     parser.add_argument("--kernels", nargs="+", choices=PRODUCTS, default=installed_kernels(), help="default: all")
     arguments = parse(parser)
     models = {"bf16": build(plt_config(arguments.hidden, arguments.layers), arguments)}
+    sizes = {"bf16": bytes_per_token(models["bf16"], None)}
     for scheme, kernels in itertools.product(SCHEMES, arguments.kernels):
-        models[f"{scheme}, {kernels}"] = with_packed_weights(models["bf16"], scheme, kernels)
+        name = f"{scheme}, {kernels}"
+        models[name] = with_packed_weights(models["bf16"], scheme, kernels)
+        sizes[name] = bytes_per_token(models["bf16"], scheme)
     input_ids = torch.randint(models["bf16"].config.vocab_size, (1, arguments.prompt))
     runs = {(name, loops): (model, {"num_loops": loops}) for name, model in models.items() for loops in arguments.loops}
     times = decode_step_times(runs, input_ids, arguments.tokens)
     bandwidth = read_bandwidth()
     results = []
     for (name, loops), seconds in times.items():
-        step, size = median_ms(seconds), bytes_per_token(models[name])
+        step, size = median_ms(seconds), sizes[name]
         results.append(
             {
                 "weights": name,

@@ -29,7 +29,7 @@ from ..conversion.layout import ROOT
 from ..conversion.quantize import SCHEMES
 from ..conversion.writer import Folder, name_files, split, write_index
 from ..modeling_plt import IQuestPLTCoderForCausalLM
-from .common import RELEASED, parse, report
+from .common import RELEASED, memory_status, parse, report
 
 
 SHARD_BYTES = 5_300_000_000  # three files, as released
@@ -114,12 +114,11 @@ def run(*arguments: str | Path) -> tuple[dict, Usage]:
 
 
 def _own_memory(pid: int) -> int:
-    """Returns the resident bytes of a process without mapped files, or 0 if it has ended."""
+    """Returns the resident bytes of a process without mapped files, or 0 if they are unknown."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return memory_status("RssAnon", pid)
     except OSError:
         return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
 
 
 def size_of(folder: Path) -> int:

@@ -18,17 +18,11 @@ from pathlib import Path
 
 import greenlet
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria
 
 from ..drafting_plt import row_cost
 from .common import add_common_arguments, add_shape_arguments, build, parse, plt_config, report
-from .edit_task import TOKENIZER, Writes, edit_task, share_held, ways_to_decode
+from .edit_task import TOKENIZER, edit_task, share_held, ways_to_decode, write
 
 
 COLUMNS = [
@@ -59,26 +53,10 @@ def seconds_of_ways(ways: dict, prompt: torch.Tensor, text: torch.Tensor) -> dic
     Writes `text` (T,) after `prompt` (1, P) once for each way. Returns the seconds of each and how often it read the
     weights, without the prompt and the first token.
     """
-    processor, reads = Writes(text, prompt.shape[1]), dict.fromkeys(ways, 0)
-
-    def generate(model, turns, arguments):
-        return model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=len(text),
-            do_sample=False,
-            pad_token_id=0,
-            eos_token_id=-1,
-            logits_processor=LogitsProcessorList([processor]),
-            stopping_criteria=StoppingCriteriaList([turns]),
-            **arguments,
-        )
-
-    runs = {}
+    runs, reads, seconds = {}, dict.fromkeys(ways, 0), dict.fromkeys(ways, 0.0)
     for name, (model, arguments) in ways.items():
         turns = TakesTurns()
-        runs[name] = turns, greenlet.greenlet(functools.partial(generate, model, turns, arguments))
-    seconds = dict.fromkeys(ways, 0.0)
+        runs[name] = turns, greenlet.greenlet(functools.partial(write, model, prompt, text, turns, **arguments))
 
     def count(module, args, kwargs):
         in_sequence = name == "library" and kwargs["input_ids"].shape[1] > 1

@@ -75,6 +75,20 @@ def add_requests(engine, lengths: list[int], new_tokens: int) -> list[list[int]]
     return prompts
 
 
+def decode_begins(engine, batch: int) -> None:
+    """Steps until all requests of a batch decode. Their prompts get their first tokens in different steps."""
+    begun = set()
+    while len(begun) < batch:
+        begun |= {output.request_id for output in engine.step()}
+
+
+def stop(engine, batch: int) -> None:
+    """Ends the requests of a batch."""
+    engine.abort_request([str(index) for index in range(batch)])
+    while engine.has_unfinished_requests():
+        engine.step()
+
+
 @contextlib.contextmanager
 def in_sequence():
     """Runs the loops of all rows in sequence inside the `with` block."""
@@ -101,9 +115,7 @@ def measure(engines: dict, arguments: argparse.Namespace, batch: int) -> list[di
     times = {run: [] for run in runs}
     for engine in engines.values():
         add_requests(engine, [arguments.prompt] * batch, 2 * (arguments.tokens + WARM_UP) + batch + 2)
-        begun = set()
-        while len(begun) < batch:  # the prompts get their first tokens in different steps
-            begun |= {output.request_id for output in engine.step()}
+        decode_begins(engine, batch)
     for step in range(WARM_UP + arguments.tokens):
         for name, schedule in runs:
             with schedules.get(schedule, contextlib.nullcontext)():
@@ -113,9 +125,7 @@ def measure(engines: dict, arguments: argparse.Namespace, batch: int) -> list[di
             if step >= WARM_UP:
                 times[name, schedule].append(seconds)
     for engine in engines.values():
-        engine.abort_request([str(index) for index in range(batch)])
-        while engine.has_unfinished_requests():
-            engine.step()
+        stop(engine, batch)
     return [
         {
             "batch": batch,
@@ -191,22 +201,34 @@ def first_token(arguments: argparse.Namespace) -> list[dict]:
     ]
 
 
+def add_engine_arguments(
+    parser: argparse.ArgumentParser, loops: list[int], prompt: int, tokens: int, dtypes: list[str]
+) -> None:
+    """Adds the options that `engine` and a timing of decode steps read, and `--save`."""
+    parser.add_argument("--loops", type=int, nargs="+", default=loops)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--prompt", type=int, default=prompt, help="prompt length in tokens")
+    parser.add_argument("--tokens", type=int, default=tokens, help="tokens timed per run")
+    parser.add_argument("--dtype", default=dtypes[0], choices=dtypes)
+    parser.add_argument("--device", default="cpu", choices=["cpu"])
+    parser.add_argument("--save", metavar="NAME", help="also write benchmarks/results/DATE-NAME.md and .json")
+
+
+def keep_engines_in_this_process() -> None:
+    """Sets vLLM's environment so that this process can step the engines."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape_arguments(parser, hidden=2048, layers=8)
-    parser.add_argument("--loops", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--prompt", type=int, default=256, help="prompt length in tokens")
-    parser.add_argument("--tokens", type=int, default=40, help="tokens timed per run")
+    add_engine_arguments(parser, loops=[1, 2, 4], prompt=256, tokens=40, dtypes=["bfloat16", "float32"])
     parser.add_argument("--throughput", action="store_true", help="compare vLLM and Transformers on 16 requests")
     parser.add_argument("--first-token", action="store_true", help="time a prompt")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--device", default="cpu", choices=["cpu"])
-    parser.add_argument("--save", metavar="NAME", help="also write benchmarks/results/DATE-NAME.md and .json")
     arguments = parse(parser)
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # so that this process can step the engines
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    keep_engines_in_this_process()
 
     if arguments.throughput:
         results = throughput(arguments)

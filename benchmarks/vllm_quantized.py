@@ -21,11 +21,19 @@ from pathlib import Path
 import torch
 
 from ..conversion.convert import convert
-from ..conversion.quantize import quantization_fields, stored_bytes
+from ..conversion.quantize import bytes_in, quantization_fields
 from ..conversion.tokenizer import load_tokenizer
 from ..modeling_plt import IQuestPLTCoderForCausalLM
 from .common import add_shape_arguments, median_ms, parse, plt_config, report
-from .vllm_decode import WARM_UP, add_requests, engine
+from .vllm_decode import (
+    WARM_UP,
+    add_engine_arguments,
+    add_requests,
+    decode_begins,
+    engine,
+    keep_engines_in_this_process,
+    stop,
+)
 from .vllm_load import SMALL
 
 
@@ -71,9 +79,7 @@ def measure(engines: dict, arguments: argparse.Namespace, batch: int) -> dict[tu
     times: dict[tuple, list[float]] = {run: [] for run in engines}
     for plugin in engines.values():
         add_requests(plugin, [arguments.prompt] * batch, arguments.tokens + WARM_UP + batch + 2)
-        begun: set[str] = set()
-        while len(begun) < batch:  # the prompts get their first tokens in different steps
-            begun |= {output.request_id for output in plugin.step()}
+        decode_begins(plugin, batch)
     for step in range(WARM_UP + arguments.tokens):
         for run, plugin in engines.items():
             start = time.perf_counter()
@@ -81,9 +87,7 @@ def measure(engines: dict, arguments: argparse.Namespace, batch: int) -> dict[tu
             if step >= WARM_UP:
                 times[run].append(time.perf_counter() - start)
     for plugin in engines.values():
-        plugin.abort_request([str(index) for index in range(batch)])
-        while plugin.has_unfinished_requests():
-            plugin.step()
+        stop(plugin, batch)
     return times
 
 
@@ -91,9 +95,7 @@ def gigabytes(arguments: argparse.Namespace, name: str) -> float:
     """Returns the size of all weights."""
     with torch.device("meta"):
         model = IQuestPLTCoderForCausalLM(plt_config(arguments.hidden, arguments.layers))
-    shapes = {key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
-    stored = quantization_fields(shapes, SCHEMES[name]) if SCHEMES[name] else None
-    return stored_bytes(shapes, stored, 2) / 1e9
+    return bytes_in(model, SCHEMES[name]) / 1e9
 
 
 def loss(path: Path, pieces: list[list[int]]) -> float:
@@ -131,22 +133,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape_arguments(parser, hidden=2048, layers=4)
     parser.add_argument("--model", type=Path, default=SMALL, help="model folder with a tokenizer, for the loss")
-    parser.add_argument("--loops", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--prompt", type=int, default=128, help="prompt length in tokens")
-    parser.add_argument("--tokens", type=int, default=20, help="tokens timed per run")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16"])
-    parser.add_argument("--device", default="cpu", choices=["cpu"])
-    parser.add_argument("--save", metavar="NAME", help="also write benchmarks/results/DATE-NAME.md and .json")
+    add_engine_arguments(parser, loops=[1, 2], prompt=128, tokens=20, dtypes=["bfloat16"])
     arguments = parse(parser)
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # so that this process can step the engines
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    keep_engines_in_this_process()
     import vllm
 
     found = losses(arguments)
     gc.collect()
     engines, results = start_engines(arguments), []
+    sizes = {name: round(gigabytes(arguments, name), 2) for name in SCHEMES}
     for batch in arguments.batch:
         times = measure(engines, arguments, batch)
         for (name, loops), seconds in times.items():
@@ -160,7 +155,7 @@ def main() -> None:
                     "tokens_per_s": round(1e3 * batch / step, 1),
                     "over_one_loop": round(step / median_ms(times[name, 1]), 2),
                     "times_bf16": round(median_ms(times["bf16", loops]) / step, 2),
-                    "gigabytes": round(gigabytes(arguments, name), 2),
+                    "gigabytes": sizes[name],
                     "loss_over_bf16": f"{found[name] / found['bf16'] - 1:+.2%}" if name in found else "-",
                 }
             )

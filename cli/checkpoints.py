@@ -119,19 +119,14 @@ def memory_needed(config: "IQuestPLTCoderConfig", lengths: Iterable[int], num_lo
     """
     import torch
 
-    from ..conversion.quantize import SCHEMES, quantization_fields, stored_bytes
+    from ..conversion.quantize import SCHEMES, bytes_in
     from ..modeling_plt import IQuestPLTCoderForCausalLM
 
     with torch.device("meta"):
         model = IQuestPLTCoderForCausalLM(config).to(torch.bfloat16)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     caches = {str(length): model.kv_bytes_per_sequence(length, num_loops) for length in lengths}
-    needed = {}
-    for name in ("bfloat16", *SCHEMES):
-        fields = quantization_fields(shapes, name) if name in SCHEMES else None
-        weights = stored_bytes(shapes, fields, torch.bfloat16.itemsize)
-        needed[name] = {length: weights + cache for length, cache in caches.items()}
-    return needed
+    weights = {name: bytes_in(model, name if name in SCHEMES else None) for name in ("bfloat16", *SCHEMES)}
+    return {name: {length: size + cache for length, cache in caches.items()} for name, size in weights.items()}
 
 
 def info(

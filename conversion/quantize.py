@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
-from ..packed_kernels_plt import pack
+from ..packed_kernels_plt import ROWS, pack
 from ..quantization_plt import FORMAT
 from .layout import GATE
 from .writer import Tensor, to_bytes
@@ -24,7 +25,6 @@ from .writer import Tensor, to_bytes
 SCHEMES = {"int8": (8, None), "int4": (4, 32)}  # bits and columns per group
 SHRINK = torch.linspace(1.0, 0.76, 7)  # candidates for 4 bits, relative to the scale that covers all weights
 PIECE = 1 << 18  # weights per piece: fits into a cache
-ROWS = 16  # the CPU kernel for 4 bits needs a multiple of this number of rows
 
 
 class QuantizedWeight:
@@ -216,6 +216,14 @@ def stored_bytes(shapes: dict[str, tuple[int, ...]], fields: dict | None, itemsi
     return sum(
         torch.Size(shape).numel() * sizes.get(name.split("weight_")[-1], itemsize) for name, shape in stored.items()
     )
+
+
+def bytes_in(model: nn.Module, scheme: str | None, itemsize: int = 2) -> int:
+    """
+    Returns the bytes of the weights of `model`, which is not quantized, in a key of `SCHEMES`. None quantizes nothing.
+    """
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return stored_bytes(shapes, quantization_fields(shapes, scheme) if scheme else None, itemsize)
 
 
 def parameter_count(shapes: dict[str, tuple[int, ...]], fields: dict | None) -> int:

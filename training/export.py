@@ -55,8 +55,7 @@ def export(out: str | Path, folder: str | Path, stdlib: Path | None = None) -> d
     metrics["python_version"] = manifest["python_version"]
     write_json(folder / "metrics.json", metrics)
     try_draw("training_curve.png", plot_curve, folder / "training_curve.png", log, manifest, metrics)
-    samples = (load_and_complete(folder, penalty=penalty) for penalty in (1.0, PENALTY))
-    card = render_card(metrics, manifest, recipe, *samples)
+    card = render_card(metrics, manifest, recipe, *load_and_complete(folder, [1.0, PENALTY]))
     (folder / "README.md").write_text(card)
     print(json.dumps(metrics["bits_per_byte"]), flush=True)
     return metrics

@@ -117,10 +117,13 @@ def summary(samples: list[Sample]) -> str:
     return f"{parsing} of {len(samples)} parse as Python; {share:.0%} of their 4-grams are repeats"
 
 
-def load_and_complete(path: str | Path, new_tokens: int = NEW_TOKENS, penalty: float = 1.0) -> list[Sample]:
-    """Completes all prompts with the model in `path`. It runs in float32, so that a tie between tokens is unlikely."""
+def load_and_complete(path: str | Path, penalties: Sequence[float], new_tokens: int = NEW_TOKENS) -> list[list[Sample]]:
+    """
+    Completes all prompts with the model in `path`, once for each repetition penalty. The model runs in float32, so that
+    a tie between tokens is unlikely.
+    """
     model, tokenizer = load_model(str(path), dtype="float32")
-    return complete(model, tokenizer, read_prompts(), new_tokens, penalty)
+    return [complete(model, tokenizer, read_prompts(), new_tokens, penalty) for penalty in penalties]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -133,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.lines < 0 or args.new_tokens < 1:
         parser.error("--lines must be at least 0, and --new-tokens at least 1.")
     try:
-        samples = load_and_complete(args.model, args.new_tokens, args.repetition_penalty)
+        (samples,) = load_and_complete(args.model, [args.repetition_penalty], args.new_tokens)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {' '.join(str(error).split())}") from error
     for number, sample in enumerate(samples, 1):

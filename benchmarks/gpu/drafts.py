@@ -8,10 +8,10 @@ token: plain, with prompt lookup in the library's way, and with prompt lookup on
 import time
 
 import torch
-from transformers import AutoTokenizer, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoTokenizer, StoppingCriteria
 
 from ...drafting_plt import row_cost
-from ..edit_task import TOKENIZER, Writes, edit_task, share_held, ways_to_decode
+from ..edit_task import TOKENIZER, edit_task, share_held, ways_to_decode, write
 from .models import full_size_models
 from .stage import Stage, peak_gb, synchronize
 
@@ -34,24 +34,16 @@ class Clock(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def written(stage: Stage, model, arguments: dict, prompt: torch.Tensor, text: torch.Tensor, loops: int) -> dict:
-    """Times one text (T,) after `prompt` (1, P)."""
+def written(
+    stage: Stage, model, arguments: dict, prompt: torch.Tensor, text: torch.Tensor, loops: int, held: float
+) -> dict:
+    """Times one text (T,) after `prompt` (1, P). A share `held` of its drafts is right."""
     clock = Clock(stage.device)
-    output = model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        max_new_tokens=len(text),
-        do_sample=False,
-        pad_token_id=0,
-        logits_processor=LogitsProcessorList([Writes(text, prompt.shape[1])]),
-        stopping_criteria=StoppingCriteriaList([clock]),
-        **arguments,
-    )
+    output = write(model, prompt, text, clock, **arguments)
     synchronize(stage.device)
     seconds = (time.perf_counter() - clock.started) / (output.shape[1] - clock.length)
     if not torch.equal(output[0, prompt.shape[1] :], text):
         raise ValueError("another text was written")
-    held = round(share_held(prompt, text, DRAFTS), 3)
     cost = round(row_cost(model, loops), 4)
     return {
         "loops": loops,
@@ -67,7 +59,8 @@ def run(stage: Stage) -> None:
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     for loops in (2, 1, 4):
         for name, (prompt, text) in edit_task(tokenizer, plt.config.vocab_size, 30 if stage.smoke else 200).items():
+            held = round(share_held(prompt, text, DRAFTS), 3)  # on the CPU: one token at a time
             prompt, text = prompt.to(stage.device), text.to(stage.device)
             for way, (model, arguments) in ways_to_decode(plt, loops, DRAFTS).items():
                 case = f"{name}, {way} R={loops}"
-                stage.run(case, written, stage, model, arguments, prompt, text, loops, seconds=15)
+                stage.run(case, written, stage, model, arguments, prompt, text, loops, held, seconds=15)

@@ -14,12 +14,11 @@ from vllm.model_executor.layers.quantization.utils import replace_parameter
 from vllm.platforms import PlatformEnum
 from vllm.scalar_type import scalar_types
 
-from ...packed_kernels_plt import PackedWeight, TorchProduct
+from ...packed_kernels_plt import ROWS, PackedWeight, TorchProduct
 
 
 GROUP_SIZES = {8: (-1,), 4: (32, 64, 128, 256)}  # columns that share a scale, by bits; -1 for all
 TYPES = (scalar_types.uint8b128, scalar_types.uint4b8, scalar_types.uint4)  # 8 and 4 bits, 4 bits with zero points
-OUTPUTS = 16  # the kernel for 4 bits takes multiples of this
 
 
 def outputs_first(part: nn.Parameter) -> torch.Tensor:
@@ -36,8 +35,8 @@ class PackedKernel(MPLinearKernel):
     def can_implement(cls, c: MPLinearLayerConfig) -> tuple[bool, str | None]:
         if c.weight_type not in TYPES or c.group_size not in GROUP_SIZES[c.weight_type.size_bits]:
             return False, f"it takes integers of 8 or 4 bits with a scale for these numbers of columns: {GROUP_SIZES}"
-        if c.partition_weight_shape[1] % OUTPUTS:
-            return False, f"it takes a multiple of {OUTPUTS} outputs"
+        if c.partition_weight_shape[1] % ROWS:
+            return False, f"it takes a multiple of {ROWS} outputs"
         return True, None
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:

@@ -4,6 +4,7 @@
 
 import contextlib
 import random
+from collections import Counter
 
 import torch
 from tiny import tiny_model
@@ -11,6 +12,7 @@ from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 
 from iquest_plt import IQuestPLTCoderForCausalLM
+from iquest_plt.serving.vllm import model as plugin
 
 
 NEW_TOKENS = 32
@@ -74,6 +76,19 @@ def engine(path: str, **options):
         llm.llm_engine.engine_core.shutdown()
         del llm
         cleanup_dist_env_and_memory()
+
+
+def count_kinds(monkeypatch) -> Counter:
+    """Returns a count of passes by whether they have rows whose loops run together, and other rows."""
+    kinds, split = Counter(), plugin.split
+
+    def watched(*args):
+        together, rest = split(*args)
+        kinds[together is not None, rest is not None] += 1
+        return together, rest
+
+    monkeypatch.setattr(plugin, "split", watched)
+    return kinds
 
 
 def generate(

@@ -3,12 +3,11 @@
 """LoRA adapters, several in one batch: vLLM chooses the tokens of PEFT on the Transformers model."""
 
 import copy
-from collections import Counter
 from itertools import cycle
 
 import pytest
 import torch
-from engines import Judge, engine, generate, save_model, some_prompts
+from engines import Judge, count_kinds, engine, generate, save_model, some_prompts
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import CompressedTensorsConfig
@@ -68,14 +67,7 @@ def adapted(request, tmp_path_factory):
 
 def test_together(adapted, monkeypatch):
     """With few tokens per step, batches have decoding requests and prompts, some with and some without adapters."""
-    kinds, split = Counter(), model.split
-
-    def watched(*args):
-        together, rest = split(*args)
-        kinds[together is not None, rest is not None] += 1
-        return together, rest
-
-    monkeypatch.setattr(model, "split", watched)
+    kinds = count_kinds(monkeypatch)
     with engine(adapted.path, max_num_batched_tokens=96, **LORA) as llm:
         outputs = adapted.generate(llm, PROMPTS)
     adapted.check(PROMPTS, outputs)

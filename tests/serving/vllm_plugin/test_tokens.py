@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import paths
 import pytest
 import torch
-from engines import NEW_TOKENS, Judge, engine, generate, said, save_model, some_prompts
+from engines import NEW_TOKENS, Judge, count_kinds, engine, generate, said, save_model, some_prompts
 from transformers import AutoTokenizer
 from vllm.v1.spec_decode.ngram_proposer import NgramProposer
 
@@ -52,14 +52,7 @@ def test_plain(judge, prompts):
 
 def test_chunked_prompts_next_to_decoding_requests(judge, prompts, monkeypatch):
     """If both are in one batch, the decoding requests run their loops together."""
-    kinds, split = Counter(), model.split
-
-    def watched(*args):
-        together, rest = split(*args)
-        kinds[together is not None, rest is not None] += 1
-        return together, rest
-
-    monkeypatch.setattr(model, "split", watched)
+    kinds = count_kinds(monkeypatch)
     with engine(judge.path, max_num_batched_tokens=96) as llm:
         judge.check(prompts, generate(llm, prompts))
         judge.check(prompts, generate(llm, prompts, every=0))
