@@ -56,14 +56,40 @@ PACKAGES = {
     "pygments": "BSD-2-Clause",
     "rich": "MIT",
 }
-# Wheels with permissive licences, which need not be installed. Each contains many tests, as the standard library does.
+# Wheels with permissive licences, which need not be installed. Most contain tests, as the standard library does.
 WHEELS = {
+    "aiohttp==3.14.5": "Apache-2.0",
+    "bokeh==3.9.2": "BSD-3-Clause",
+    "celery==5.7.0": "BSD-3-Clause",
+    "dask==2026.8.0": "BSD-3-Clause",
+    "distributed==2026.8.0": "BSD-3-Clause",
+    "django==5.2.19": "BSD-3-Clause",
+    "fastapi==0.165.0": "MIT",
+    "flask==3.1.3": "BSD-3-Clause",
+    "ipython==9.18.1": "BSD-3-Clause",
+    "keystone==30.0.0": "Apache-2.0",
+    "lark==1.3.1": "MIT",
+    "mypy==2.4.1": "MIT",
+    "nltk==3.10.4": "Apache-2.0",
+    "nova==34.0.0": "Apache-2.0",
+    "numpy==2.4.6": "BSD-3-Clause",
+    "poetry==2.5.1": "MIT",
+    "pydantic==2.14.4": "MIT",
+    "pymongo==4.20.1": "Apache-2.0",
+    "pytest==9.2.0": "MIT",
+    "redis==8.1.0": "MIT",
+    "requests==2.34.2": "Apache-2.0",
+    "scrapy==2.19.0": "BSD-3-Clause",
     "setuptools==84.2.1": "MIT",
+    "sphinx==9.0.4": "BSD-2-Clause",
+    "sqlalchemy==2.1.9": "MIT",
+    "swift==2.38.3": "Apache-2.0",
     "testtools==2.9.1": "MIT",
     "tornado==6.6.1": "Apache-2.0",
     "twisted==26.10.0": "MIT",
     "websockets==17.4": "BSD-3-Clause",
     "werkzeug==3.1.9": "BSD-3-Clause",
+    "xarray==2026.9.0": "Apache-2.0",
 }
 HELDOUT_SHARE = 0.06  # of the clusters
 SHINGLE = 8  # code tokens per shingle
@@ -267,11 +293,15 @@ class PackedRows:
     def __len__(self) -> int:
         return self.num_rows
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
+    def start(self, index: int) -> int:
+        """Returns where row `index` starts in the stream."""
         number, row = divmod(index, self.rows_per_pass)
         if self._pass[0] != number:
             rng = np.random.default_rng([self.seed, number])
             self._pass = (number, int(rng.integers(self.length)), rng.permutation(self.rows_per_pass))
         _, offset, order = self._pass
-        start = offset + int(order[row]) * self.length
+        return offset + int(order[row]) * self.length
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        start = self.start(index)
         return {"input_ids": self.stream[start : start + self.length].astype(np.int64).tolist()}

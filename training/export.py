@@ -18,7 +18,7 @@ from ..utils.figures import try_draw
 from . import evaluate
 from .card import plot_curve, render_card
 from .kernels import register_attention
-from .run_files import last_checkpoint, read_json, write_json
+from .run_files import COMPILED, last_checkpoint, read_json, write_json
 from .samples import PENALTY, load_and_complete
 
 
@@ -29,7 +29,8 @@ GOLDEN_TOKENS, GOLDEN_POSITIONS = 128, 8  # tokens (more than the window), and l
 def export(out: str | Path, folder: str | Path, stdlib: Path | None = None) -> dict:
     """Writes the model folder for the last checkpoint of the run `out`, overwriting files, and returns its metrics."""
     out, folder = Path(out), Path(folder)
-    checkpoint = last_checkpoint(out)
+    compiled = out / COMPILED
+    checkpoint = compiled if compiled.exists() else last_checkpoint(out)
     if checkpoint is None:
         raise FileNotFoundError(f"{out} has no checkpoint. Train first.")
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 
+COMPILED = "compiled"  # the folder with the result of `compiled.py`, in the folder of a run
+
+
 def read_json(path: Path) -> dict:
     """Reads a file written by `write_json`. Raises ValueError, naming the file, if it is missing or damaged."""
     try:

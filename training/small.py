@@ -14,10 +14,11 @@ To see the logs: `tensorboard --logdir OUT/logs`.
 """
 
 import argparse
+import lzma
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,19 @@ class Recipe:
             adamw_lr=cls.adamw_lr / 2,
             embedding_lr=cls.embedding_lr / 2,
             seed=tokens_of(Path(initial)),
+        )
+
+    @classmethod
+    def on_gpu(cls, initial: str | Path, tokens: int) -> "Recipe":
+        """Returns the recipe of a further stage on a GPU: large steps and the learning rates of a new model."""
+        continued = cls.continued(initial, tokens)
+        return replace(
+            continued,
+            tokens_per_step=65536,
+            early_row=cls.row,
+            muon_lr=cls.muon_lr,
+            adamw_lr=cls.adamw_lr,
+            embedding_lr=cls.embedding_lr,
         )
 
     @property
@@ -201,25 +215,37 @@ def prepare(
             manifest["totals"][name]["tokens"] = len(stream)
         write_json(done, manifest)  # written last: marks the other files as complete
     manifest = read_json(done)
-    streams = [_load_stream(out / f"{name}.npy") for name in ("train", "heldout")]
+    streams = [load_stream(out, name) for name in ("train", "heldout")]
     return AutoTokenizer.from_pretrained(out / "tokenizer"), *streams, manifest
 
 
-def _load_stream(file: Path) -> np.ndarray:
-    """Loads a token stream. Raises ValueError, naming the file, if it is missing or damaged."""
+def load_stream(folder: Path, name: str) -> np.ndarray:
+    """
+    Loads the token stream NAME.npy, or NAME.npy.xz if only that exists. Raises ValueError, naming the file, if it is
+    missing or damaged.
+    """
+    file = folder / f"{name}.npy"
+    compressed = file.with_suffix(".npy.xz")
     try:
+        if compressed.exists() and not file.exists():
+            with lzma.open(compressed) as content:
+                return np.load(content)
         return np.load(file)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, lzma.LZMAError) as error:
         advice = "Remove data_manifest.json beside it to make the data again."
         raise ValueError(f"{file} cannot be read ({error}). {advice}") from error
 
 
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> IQuestPLTCoderForCausalLM:
-    """Makes a float32 model that uses the training kernels, newly initialised or with the weights of `initial`."""
+def build_model(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, attention: str | None = None
+) -> IQuestPLTCoderForCausalLM:
+    """
+    Makes a float32 model, newly initialised or with the weights of `initial`. `attention` is its attention kernel; by
+    default it uses the training kernels for a CPU.
+    """
+    options = {"attn_implementation": attention or register_attention(), "dtype": torch.float32}
     if recipe.initial is not None:
-        return IQuestPLTCoderForCausalLM.from_pretrained(
-            recipe.initial, attn_implementation=register_attention(), dtype=torch.float32
-        )
+        return IQuestPLTCoderForCausalLM.from_pretrained(recipe.initial, **options)
     fields = {
         "vocab_size": recipe.vocab_size,
         "plt_num_loops": 2,
@@ -233,9 +259,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> IQuestPLT
     }
     config = IQuestPLTCoderConfig(**fields | recipe.model)
     torch.manual_seed(recipe.seed)
-    model = IQuestPLTCoderForCausalLM._from_config(
-        config, attn_implementation=register_attention(), dtype=torch.float32
-    )
+    model = IQuestPLTCoderForCausalLM._from_config(config, **options)
     with torch.no_grad():
         # Layers start as the identity, and embeddings are large compared with the layers' first outputs: the loss then
         # falls much faster at the start.
@@ -308,14 +332,29 @@ def train(
     return trainer
 
 
+def train_on_gpu(args: argparse.Namespace) -> None:
+    from .compiled import train_small  # it imports this module
+
+    if args.init is None:
+        raise ValueError("`--gpu` trains on from an earlier model. Pass `--init FOLDER`.")
+    if not torch.cuda.is_available():
+        raise ValueError("There is no CUDA device. Leave out `--gpu`.")
+    folder = train_small(args.out, Recipe.on_gpu(args.init, args.tokens), torch.device("cuda"))
+    print(f"The weights are in {folder}. `--export FOLDER` evaluates them and makes a model folder.", flush=True)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/small"), help="folder of the run")
     parser.add_argument("--tokens", type=int, default=Recipe.tokens, help="total number of training tokens")
     parser.add_argument("--init", type=Path, metavar="FOLDER", help="train on from this model, with more data")
+    parser.add_argument("--gpu", action="store_true", help="train on from --init on a GPU, compiled and in large steps")
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="only evaluate and export the last checkpoint")
     args = parser.parse_args(argv)
     try:
+        if args.gpu:
+            train_on_gpu(args)
+            return
         if args.export is None:
             train(args.out, Recipe.continued(args.init, args.tokens) if args.init else Recipe(tokens=args.tokens))
         folder = args.export or args.out / "export"

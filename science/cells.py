@@ -1,0 +1,97 @@
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
+"""The models of the family. They differ in the number of loops, the shift and the attention of later loops."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from ..configuration_plt import IQuestPLTCoderConfig
+from ..modeling_plt import IQuestPLTCoderForCausalLM
+from ..training.small import Recipe
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A configuration: loops, `plt_cross_loop_shift` and `plt_loop_attention`."""
+
+    loops: int
+    shift: bool | str = True
+    attention: str = "gated"
+
+    def __str__(self) -> str:
+        names = {True: "shift", False: "no shift", "learned": "learned offset", "mixed": "mix of four"}
+        parts = [f"R = {self.loops}"]
+        if self.loops > 1:
+            parts.append(names[self.shift])
+            parts += [] if self.attention == "gated" else [f"{self.attention} attention"]
+        return ", ".join(parts)
+
+    @property
+    def fields(self) -> dict:
+        """The fields of the configuration."""
+        return {
+            "plt_num_loops": self.loops,
+            "plt_cross_loop_shift": self.shift,
+            "plt_loop_attention": self.attention,
+        }
+
+
+# What the family is for: does looping pay, and what does the shift cost?
+CORE = (Cell(1), Cell(2), Cell(2, False), Cell(3), Cell(3, False))
+# Which part makes a further loop fail?
+FURTHER = (
+    Cell(4),
+    Cell(4, False),
+    Cell(3, "learned"),
+    Cell(3, "mixed"),
+    Cell(3, True, "joint"),
+    Cell(3, True, "shared"),
+    Cell(3, True, "own"),
+    Cell(2, "learned"),
+    Cell(2, True, "joint"),
+    Cell(5),
+    Cell(5, False),
+)
+CELLS = {str(cell): cell for cell in CORE + FURTHER}
+
+ROW = 1024  # tokens
+SHAPE = {
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": ROW,
+    "rope_theta": 10000.0,
+}
+SMOKE_SHAPE = SHAPE | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_key_value_heads": 4}
+
+
+def recipe_of(cell: Cell, seed: int, tokens: int, shape: dict = SHAPE, row: int = ROW, rows: int = 64) -> Recipe:
+    """Returns the recipe of one run. Runs of one seed differ only in the fields of the cell."""
+    return Recipe(
+        model=shape | cell.fields,
+        tokens=tokens,
+        tokens_per_step=rows * row,
+        row=row,
+        early_row=row,
+        log_steps=20,
+        seed=seed,
+    )
+
+
+def non_embedding_parameters(model: IQuestPLTCoderForCausalLM) -> int:
+    """Returns the number of parameters without the embedding and the head."""
+    embeddings = model.model.embed_tokens.weight.numel() + model.lm_head.weight.numel()
+    return model.num_parameters() - embeddings
+
+
+def describe(cell: Cell, config: IQuestPLTCoderConfig) -> dict:
+    return asdict(cell) | {"name": str(cell), "window": config.loop_window}
+
+
+def offset_shares(model: IQuestPLTCoderForCausalLM) -> list[list[float]] | None:
+    """Returns the shares of the states that a learned offset mixes, one list per state with a number per channel."""
+    mix = getattr(model.model, "shift_mix", None)
+    return None if mix is None else mix.shares().detach().to(torch.float32).cpu().tolist()

@@ -1,0 +1,183 @@
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
+"""
+Trains the family of `cells.py`, seed by seed, on one GPU or slowly on a CPU:
+
+    python -m iquest_plt.science.train --data runs/data --out runs/science --minutes 8
+
+DATA is the folder of a run of `iquest_plt.training.small`: it holds `train.npy` or `train.npy.xz`, `heldout.npy`,
+`data_manifest.json` and the tokenizer. OUT/runs.json is rewritten after every model. The same command goes on where it
+stopped: finished models are kept. A model is only begun if it will probably be finished in time.
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from ..training.compiled import CompiledTraining
+from ..training.run_files import read_json, write_json
+from ..training.small import build_model, load_stream
+from ..utils.timing import environment
+from . import cells
+from .cells import CELLS, CORE, Cell
+from .measure import heldout_rows, measure
+
+
+MAX_LOOPS = 5  # loops that every model is measured with
+WARM_UP = 12  # steps, during which graphs are compiled
+EVALUATION = 4.0  # seconds to allow for measuring a model
+
+
+class Family:
+    """Trains and measures models. `runs` has the results."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.device = args, torch.device(args.device)
+        self.deadline = time.monotonic() + 60 * args.minutes
+        self.shape = cells.SMOKE_SHAPE if args.smoke else cells.SHAPE
+        self.row = 64 if args.smoke else cells.ROW
+        self.stream = load_stream(args.data, "train")
+        manifest = read_json(args.data / "data_manifest.json")["totals"]["heldout"]
+        self.rows = heldout_rows(load_stream(args.data, "heldout"), self.row, self.device)
+        if args.smoke:
+            self.rows = self.rows[:20]
+        self.tokenizer = AutoTokenizer.from_pretrained(args.data / "tokenizer")
+        self.description = environment(str(self.device)) | {
+            "commit": args.commit or _commit(),
+            "data_sha256": hashlib.sha256(self.stream.tobytes()).hexdigest(),
+            "stream_tokens": len(self.stream),
+            "heldout_bytes_per_token": manifest["bytes"] / manifest["tokens"],
+        }
+        self.file = args.out / "runs.json"
+        self.runs = json.loads(self.file.read_text()) if self.file.exists() else []
+        self.seconds_per_step: dict[Cell, float] = {}
+
+    def recipe(self, cell: Cell, seed: int):
+        rows = 4 if self.args.smoke else self.args.rows
+        return cells.recipe_of(cell, seed, self.args.tokens, self.shape, self.row, rows)
+
+    def is_done(self, cell: Cell, seed: int) -> bool:
+        wanted = asdict(cell) | {"seed": seed, "tokens": self.args.tokens}
+        return any(all(run[name] == value for name, value in wanted.items()) for run in self.runs)
+
+    def training(self, cell: Cell, seed: int) -> CompiledTraining:
+        recipe = self.recipe(cell, seed)
+        model = build_model(recipe, self.tokenizer, attention="sdpa")
+        return CompiledTraining(model, recipe, self.stream, self.device, compiled=not self.args.smoke)
+
+    def calibrate(self, chosen: list[Cell]) -> None:
+        """Measures the seconds per step of each cell, after compiling."""
+        for cell in chosen:
+            start = time.monotonic()
+            training = self.training(cell, 0)
+            training.train(WARM_UP)
+            compiling = time.monotonic() - start
+            seconds = training.train(WARM_UP).seconds / WARM_UP
+            self.seconds_per_step[cell] = seconds
+            rate = training.recipe.tokens_per_step / seconds
+            print(
+                f"{cell}: {1e3 * seconds:.1f} ms a step, {rate:,.0f} tokens/s; began in {compiling:.1f} s", flush=True
+            )
+
+    def run(self, cell: Cell, seed: int) -> None:
+        """Trains and measures one model, and adds the result to the file."""
+        training = self.training(cell, seed)
+        history = training.train()
+        model = training.trained_model()
+        result = cells.describe(cell, model.config) | {
+            "seed": seed,
+            "tokens": self.args.tokens,
+            "parameters": model.num_parameters(),
+            "non_embedding_parameters": cells.non_embedding_parameters(model),
+            "recipe": asdict(training.recipe),
+            "environment": self.description,
+            "seconds": round(history.seconds, 1),
+            "tokens_per_second": round(history.tokens_per_second),
+            "losses": history.losses,
+            "offset_shares": cells.offset_shares(model),
+            "heldout": measure(model, self.rows, MAX_LOOPS),
+        }
+        self.runs.append(result)
+        write_json(self.file, self.runs, indent=None)
+        self.seconds_per_step.setdefault(cell, history.seconds / training.recipe.steps)
+        if str(cell) in self.args.keep and seed == 0:
+            folder = self.args.out / str(cell).replace(" ", "").replace(",", "-")
+            model.save_pretrained(folder)
+        found = [f"{sum(nats) / self.rows[:, 1:].numel():.4f}" for nats in result["heldout"]["nats"]]
+        print(f"{cell}, seed {seed}: {history.seconds:.1f} s, held-out nats by loop {' '.join(found)}", flush=True)
+
+    def fits(self, cell: Cell) -> bool:
+        known = self.seconds_per_step
+        guess = max(known.values(), default=0.0)
+        needed = known.get(cell, guess) * self.recipe(cell, 0).steps + EVALUATION
+        return time.monotonic() + needed < self.deadline
+
+    def train_all(self, order: Iterator[tuple[Cell, int]]) -> None:
+        for cell, seed in order:
+            if self.is_done(cell, seed):
+                continue
+            if not self.fits(cell):
+                print(f"{cell}, seed {seed}: left out, too little time", flush=True)
+                continue
+            self.run(cell, seed)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def _commit() -> str | None:
+    folder = Path(__file__).parent
+    found = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True)
+    return found.stdout.strip() or None
+
+
+def order_of(chosen: list[Cell], seeds: int) -> Iterator[tuple[Cell, int]]:
+    """Returns the runs in order, seed by seed, so that an incomplete family is a complete one with fewer seeds."""
+    return ((cell, seed) for seed in range(seeds) for cell in chosen)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=1e6, help="time limit")
+    parser.add_argument("--tokens", type=int, default=63_000_000, help="training tokens per model")
+    parser.add_argument("--rows", type=int, default=64, help=f"rows of {cells.ROW} tokens per step")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--cells", nargs="+", default=[str(cell) for cell in CORE], help="names; see cells.py")
+    parser.add_argument("--keep", nargs="*", default=[], help="cells whose first model is saved")
+    parser.add_argument("--calibrate", action="store_true", help="only measure the speed of each cell")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--commit", help="commit to record; default: that of the checkout")
+    parser.add_argument("--smoke", action="store_true", help="tiny uncompiled models")
+    args = parser.parse_args(argv)
+    unknown = sorted(set(args.cells + args.keep) - set(CELLS))
+    if unknown:
+        parser.error(f"unknown cell {unknown[0]!r}; choose from: {'; '.join(CELLS)}.")
+    logging.set_verbosity_error()
+    args.out.mkdir(parents=True, exist_ok=True)
+    chosen = [CELLS[name] for name in args.cells]
+    try:
+        family = Family(args)
+        if args.calibrate:
+            family.calibrate(chosen)
+        else:
+            family.train_all(order_of(chosen, args.seeds))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from error
+    except KeyboardInterrupt:
+        print("\nInterrupted. Run the same command again to go on.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()
