@@ -51,6 +51,7 @@ class CompiledTraining:
 
     Args:
         model: in float32 on any device. It is copied.
+        stream: None if a subclass makes the batches.
         compiled: False runs the layers uncompiled, for tests.
     """
 
@@ -58,13 +59,14 @@ class CompiledTraining:
         self,
         model: IQuestPLTCoderForCausalLM,
         recipe: Recipe,
-        stream: np.ndarray,
+        stream: np.ndarray | None,
         device: torch.device,
         compiled: bool = True,
     ):
         self.recipe, self.device = recipe, device
-        self.rows = data.PackedRows(stream, recipe.row, recipe.steps * self.rows_per_step, recipe.seed)
-        self.stream = torch.from_numpy(stream.astype(np.int16)).to(device)
+        if stream is not None:
+            self.rows = data.PackedRows(stream, recipe.row, recipe.steps * self.rows_per_step, recipe.seed)
+            self.stream = torch.from_numpy(stream.astype(np.int16)).to(device)
         self.weights = copy.deepcopy(model).to(device, torch.float32)
         self.model = copy.deepcopy(model).to(device, torch.bfloat16).train()
         self.optimizer = make_optimizer(
@@ -93,6 +95,10 @@ class CompiledTraining:
         starts = starts.to(self.device, non_blocking=True)
         return self.stream[starts[:, None] + torch.arange(self.recipe.row, device=self.device)].long()
 
+    def loss_of(self, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Returns the mean loss in nats, from states (B, T, D) and ids (B, T)."""
+        return self.loss(states, self.model.lm_head.weight, ids)
+
     def train(self, steps: int | None = None, report: Callable[[int, float], None] | None = None) -> History:
         """
         Trains `steps` steps, by default all of the recipe. `report(step, loss)` is called with each logged loss.
@@ -105,7 +111,7 @@ class CompiledTraining:
         for step in range(steps):
             ids = self.batch(step)
             states = self.model.model(ids, use_cache=False).last_hidden_state
-            loss = self.loss(states, self.model.lm_head.weight, ids)
+            loss = self.loss_of(states, ids)
             loss.backward()
             self._update(step)
             recent.append(loss.detach())
