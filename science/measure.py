@@ -15,7 +15,7 @@ from ..diagnostics.metrics import effective_rank
 
 
 ROWS_AT_ONCE = 16
-RANK_ROWS = 24  # rows whose effective rank is measured
+RANK_ROWS = 16  # rows whose effective rank is measured
 CONTRASTS = (-0.25, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0)  # weights ω
 
 
