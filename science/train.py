@@ -85,9 +85,11 @@ class Family:
             seconds = training.train(WARM_UP).seconds / WARM_UP
             self.seconds_per_step[cell] = seconds
             rate = training.recipe.tokens_per_step / seconds
-            print(
-                f"{cell}: {1e3 * seconds:.1f} ms a step, {rate:,.0f} tokens/s; began in {compiling:.1f} s", flush=True
-            )
+            speed = f"{1e3 * seconds:.1f} ms a step, {training.recipe.tokens_per_step / seconds:,.0f} tokens/s"
+            print(f"{cell}: {speed}, {compiling:.1f} s to begin", flush=True)
+        start = time.monotonic()
+        measure(training.trained_model(), self.rows, MAX_LOOPS)
+        print(f"measuring one model: {time.monotonic() - start:.1f} s", flush=True)
 
     def run(self, cell: Cell, seed: int) -> None:
         """Trains and measures one model, and adds the result to the file."""
