@@ -84,7 +84,6 @@ class Family:
             compiling = time.monotonic() - start
             seconds = training.train(WARM_UP).seconds / WARM_UP
             self.seconds_per_step[cell] = seconds
-            rate = training.recipe.tokens_per_step / seconds
             speed = f"{1e3 * seconds:.1f} ms a step, {training.recipe.tokens_per_step / seconds:,.0f} tokens/s"
             print(f"{cell}: {speed}, {compiling:.1f} s to begin", flush=True)
         start = time.monotonic()
