@@ -1,0 +1,246 @@
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
+"""
+Writes every table and picture of the science report from the committed metrics:
+
+    python -m iquest_plt.science.report
+
+Reads docs/science/runs.json and docs/science/tracking.json. Writes docs/science/tables.md and the pictures beside it.
+"""
+
+import argparse
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..diagnostics.bootstrap import recommend
+from ..utils.figures import try_draw
+from .cells import Cell
+from .statistics import Difference, interval, paired_difference, rows_interval
+
+
+FOLDER = Path(__file__).parent.parent / "docs" / "science"
+Losses = dict[Cell, dict[int, np.ndarray]]  # of each cell and seed: nats (loops, rows)
+
+
+def cell_of(run: dict) -> Cell:
+    return Cell(run["loops"], run["shift"], run["attention"])
+
+
+class Family:
+    """The trained models and their held-out losses."""
+
+    def __init__(self, runs: list[dict]):
+        if not runs:
+            raise ValueError("There are no runs. Train some with `python -m iquest_plt.science.train`.")
+        self.runs: dict[Cell, dict[int, dict]] = defaultdict(dict)
+        for run in runs:
+            self.runs[cell_of(run)][run["seed"]] = run
+        first = runs[0]
+        tokens = first["heldout"]["tokens_per_row"] * len(first["heldout"]["nats"][0])
+        # From nats summed over all held-out rows to bits per byte.
+        self.units = 1 / (math.log(2) * tokens * first["environment"]["heldout_bytes_per_token"])
+
+    def nats(self, cell: Cell, seeds: list[int], loops: int | None = None) -> np.ndarray:
+        """Returns the losses (seeds, rows) of a cell, run with its own number of loops or with another."""
+        loops = loops or cell.loops
+        return np.array([self.runs[cell][seed]["heldout"]["nats"][loops - 1] for seed in seeds])
+
+    def bits_per_byte(self, cell: Cell, loops: int | None = None) -> np.ndarray:
+        """Returns the bits per byte of every seed."""
+        return self.nats(cell, sorted(self.runs[cell]), loops).sum(axis=1) * self.units
+
+    def difference(self, cell: Cell, other: Cell) -> Difference | None:
+        """Compares two cells, each with its own number of loops, over the seeds of both; None without any."""
+        seeds = sorted(set(self.runs.get(cell, {})) & set(self.runs.get(other, {})))
+        if not seeds:
+            return None
+        return paired_difference(self.nats(cell, seeds), self.nats(other, seeds), self.units)
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def table(head: list[str], rows: list[list]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def order(cell: Cell) -> tuple:
+    return (cell.attention != "gated", cell.attention, str(cell.shift) not in ("True", "False"), cell.loops, str(cell))
+
+
+def losses_table(family: Family) -> str:
+    rows = []
+    for cell in sorted(family.runs, key=order):
+        mean, _, high = interval(family.bits_per_byte(cell))
+        others = [f"{family.bits_per_byte(cell, loops).mean():.3f}" for loops in range(1, 6)]
+        others[cell.loops - 1] = f"**{others[cell.loops - 1]}**"
+        count = len(family.runs[cell])
+        spread = f"{mean:.4f} ± {high - mean:.4f}" if count > 1 else f"{mean:.4f}"
+        rows.append([cell, count, spread, *others])
+    return table(["model", "seeds", "bits per byte", *(f"run with R = {loops}" for loops in range(1, 6))], rows)
+
+
+COMPARISONS = [
+    ("second loop, shift", Cell(2), Cell(1)),
+    ("second loop, no shift", Cell(2, False), Cell(1)),
+    ("third loop, shift", Cell(3), Cell(2)),
+    ("third loop, no shift", Cell(3, False), Cell(2, False)),
+    ("fourth loop, shift", Cell(4), Cell(3)),
+    ("fourth loop, no shift", Cell(4, False), Cell(3, False)),
+    ("fifth loop, shift", Cell(5), Cell(4)),
+    ("fifth loop, no shift", Cell(5, False), Cell(4, False)),
+    ("no shift over shift, R = 2", Cell(2, False), Cell(2)),
+    ("no shift over shift, R = 3", Cell(3, False), Cell(3)),
+    ("no shift over shift, R = 4", Cell(4, False), Cell(4)),
+    ("learned offset over shift, R = 2", Cell(2, "learned"), Cell(2)),
+    ("learned offset over shift, R = 3", Cell(3, "learned"), Cell(3)),
+    ("mix of four over shift, R = 3", Cell(3, "mixed"), Cell(3)),
+    ("joint over gated attention, R = 2", Cell(2, True, "joint"), Cell(2)),
+    ("joint over gated attention, R = 3", Cell(3, True, "joint"), Cell(3)),
+    ("third loop, joint attention", Cell(3, True, "joint"), Cell(2, True, "joint")),
+    ("shared over gated attention, R = 3", Cell(3, True, "shared"), Cell(3)),
+    ("own over gated attention, R = 3", Cell(3, True, "own"), Cell(3)),
+]
+
+
+def differences_table(family: Family) -> str:
+    rows = []
+    for name, cell, other in COMPARISONS:
+        found = family.difference(cell, other)
+        if found is None:
+            continue
+        one = found.seeds == 1
+        over_seeds = "one seed" if one else f"{found.low:+.4f} … {found.high:+.4f}"
+        over_rows = f"{found.rows[0]:+.4f} … {found.rows[1]:+.4f}"
+        detectable = "" if found.detectable is None else f"{found.detectable:.4f}"
+        verdict = "" if one else "yes" if found.is_clear else "no"
+        rows.append([name, found.seeds, f"{found.mean:+.4f}", over_seeds, over_rows, detectable, verdict])
+    head = ["difference, bits per byte", "seeds", "mean", "95 % over seeds", "95 % over rows", "detectable", "clear"]
+    return table(head, rows)
+
+
+def rule_table(family: Family) -> str:
+    """The paper's rule against the loss, for every model, measured with 1 to 5 loops."""
+    counts: dict[Cell, list] = defaultdict(list)
+    for cell in sorted(family.runs, key=order):
+        for run in family.runs[cell].values():
+            losses = np.array(run["heldout"]["nats"]).sum(axis=1)
+            rule = int(recommend(losses, np.array(run["heldout"]["effective_rank"])))
+            counts[cell].append((rule, int(recommend(losses)), int(losses.argmin()) + 1))
+    rows = [
+        [cell, *(" ".join(map(str, values)) for values in zip(*found, strict=True))] for cell, found in counts.items()
+    ]
+    every = [entry for found in counts.values() for entry in found]
+    same = sum(rule == best for rule, _, best in every)
+    text = f"The rule picks the number of loops with the lowest held-out loss for {same} of {len(every)} models."
+    return table(["model", "rule, per seed", "first rise of the loss", "lowest loss"], rows) + f"\n\n{text}"
+
+
+def contrast_table(family: Family) -> str:
+    """ω is chosen on the odd rows and tested on the even ones."""
+    rows = []
+    for cell in sorted(family.runs, key=order):
+        for seed, run in sorted(family.runs[cell].items()):
+            contrast = run["heldout"]["contrast"]
+            if contrast is None:
+                continue
+            nats = {float(weight): np.array(values) for weight, values in contrast.items()}
+            best = min(nats, key=lambda weight: nats[weight][1::2].sum())
+            gain = nats[best][0::2] - nats[0.0][0::2]
+            units = family.units * len(nats[0.0]) / len(gain)
+            low, high = (units * end for end in rows_interval(gain))
+            rows.append([cell, seed, best, f"{units * gain.sum():+.5f}", f"{low:+.5f} … {high:+.5f}"])
+    return table(["model", "seed", "ω", "tested gain, bits per byte", "95 % over rows"], rows)
+
+
+def offsets_table(family: Family) -> str:
+    rows = []
+    for cell in sorted(family.runs, key=order):
+        for seed, run in sorted(family.runs[cell].items()):
+            if run["offset_shares"] is None:
+                continue
+            shares = np.array(run["offset_shares"])
+            means = " ".join(f"{value:.3f}" for value in shares.mean(axis=1))
+            rows.append([cell, seed, means, f"{shares[1].max():.3f}", f"{(shares[1] > 0.5).mean():.1%}"])
+    head = ["model", "seed", "mean share of each state", "largest share of the second", "channels where it dominates"]
+    return table(head, rows)
+
+
+def tracking_table(runs: list[dict]) -> str:
+    groups: dict[tuple, list[dict]] = defaultdict(list)
+    for run in runs:
+        groups[(run["block"], cell_of(run))].append(run)
+    rows = []
+    for (block, cell), found in sorted(groups.items(), key=lambda item: (item[0][0], order(item[0][1]))):
+        cells = []
+        for length in found[0]["accuracy"]:
+            values = [run["accuracy"][length] for run in found]
+            cells.append(" ".join(f"{value:.2f}" for value in values))
+        rows.append([block, cell, found[0]["loop_tokens_per_text"], *cells])
+    lengths = list(runs[0]["accuracy"])
+    return table(["k", "model", "passes per text", *(f"{n} moves, per seed" for n in lengths)], rows)
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def draw_losses(path: Path, family: Family) -> None:
+    figure = Figure(figsize=(10, 4))
+    left, right = figure.subplots(1, 2)
+    for shift, label, style in ((True, "with the shift", "o-"), (False, "without", "s--")):
+        points = []
+        for loops in range(1, 6):
+            cell = Cell(loops, shift if loops > 1 else True)
+            found = family.difference(cell, Cell(1)) if cell in family.runs else None
+            if found is not None:
+                half = 0.0 if found.seeds == 1 else found.high - found.mean
+                points.append((loops, found.mean, half))
+        if points:
+            x, y, error = zip(*points, strict=True)
+            left.errorbar(np.array(x) + 0.04 * (not shift), y, yerr=error, fmt=style, capsize=3, label=label)
+    left.set(xlabel="loops R", ylabel="held-out bits per byte, over R = 1 of the same seed")
+    left.xaxis.get_major_locator().set_params(integer=True)
+    for cell in sorted(family.runs, key=order):
+        run = next(iter(family.runs[cell].values()))
+        steps, losses = zip(*run["losses"], strict=True)
+        right.plot(steps, losses, linewidth=0.8, label=str(cell))
+    right.set(xlabel="step", ylabel="training loss, nats per token", ylim=(None, np.percentile(losses, 97)))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    folder = parser.parse_args(argv).folder
+    try:
+        family = Family(json.loads((folder / "runs.json").read_text()))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
+    sections = {
+        "Held-out losses": losses_table(family),
+        "Differences": differences_table(family),
+        "The paper's rule": rule_table(family),
+        "Contrast of loops": contrast_table(family),
+        "Learned offsets": offsets_table(family),
+    }
+    tracking = folder / "tracking.json"
+    if tracking.exists():
+        sections["State tracking"] = tracking_table(json.loads(tracking.read_text()))
+    text = "\n\n".join(f"## {title}\n\n{content}" for title, content in sections.items())
+    head = "# All numbers\n\nWritten by `python -m iquest_plt.science.report` from `runs.json` and `tracking.json`.\n\n"
+    (folder / "tables.md").write_text(head + text + "\n")
+    try_draw("losses.png", draw_losses, folder / "losses.png", family)
+
+
+if __name__ == "__main__":
+    main()
