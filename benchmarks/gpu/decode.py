@@ -152,7 +152,17 @@ def combined_kernels() -> contextlib.AbstractContextManager:
     return torch._inductor.config.patch(combo_kernels=True)
 
 
-VARIANTS = {"": contextlib.nullcontext, "fused gate": fused_gate, "combined kernels": combined_kernels}
+@contextlib.contextmanager
+def both() -> Iterator[None]:
+    with fused_gate(), combined_kernels():
+        yield
+
+
+VARIANTS = {
+    "": contextlib.nullcontext,
+    "combined kernels": combined_kernels,
+    "combined kernels, fused gate": both,
+}
 
 
 class Clock(StoppingCriteria):
@@ -252,12 +262,13 @@ def run(stage: Stage) -> None:
 
     if stage.smoke:  # the compiler is slow, and two cases are enough to test the calls
         case(generated, 1, 1, short)
-        case(generated, 2, 1, short, "fused gate")
+        case(generated, 2, 1, short, "combined kernels, fused gate")
     else:
         compiled = [(loops, 1, short) for loops in (1, 2, LLAMA, 4, 3)]
         compiled += [(loops, batch, short) for batch in (few, many) for loops in (1, 2)]
         compiled += [(loops, 1, long) for loops in (1, 2)]
-        compiled += [(2, 1, short, "fused gate"), (2, 1, short, "combined kernels"), (1, 1, short, "combined kernels")]
+        compiled += [(loops, 1, short, "combined kernels") for loops in (2, 1)]
+        compiled += [(2, 1, short, "combined kernels, fused gate")]
         for arguments in compiled:
             case(generated, *arguments, seconds=25)
     for loops in (1, 2, 4, LLAMA, 3):
