@@ -154,7 +154,7 @@ def test_a_step_does_not_copy_the_windows(num_loops):
 
 @torch.no_grad()
 def test_a_second_loop_adds_few_operations_per_layer():
-    """Views are free. Measured: 27 more operations that compute; 39 if the windows were copied."""
+    """Views are not counted. Measured: 23 more operations; each copy of the windows would add at least two."""
 
     def per_layer(num_loops):
         counts = []
@@ -163,5 +163,4 @@ def test_a_second_loop_adds_few_operations_per_layer():
             counts.append(sum(not any(o._is_view() for o in outputs) for _, outputs in calls))
         return counts[1] - counts[0]
 
-    print(per_layer(1), per_layer(2))
-    assert 0 < per_layer(2) - per_layer(1) <= 30
+    assert 0 < per_layer(2) - per_layer(1) <= 24
