@@ -179,7 +179,7 @@ class IQuestPLTCoderAttention(nn.Module):
         query, key, value = (_loops_as_rows(states, len(loops)) for states in (query_BHNC, key_BKNC, value_BKNC))
         if cache is not None:
             layer, window = cache.layers[self.layer_idx], cells.window
-            key, value = layer.update_window(loops, key, value, window.is_token, window.keep)
+            key, value = layer.update_window(loops, key, value, window.is_token, window.keep, window.order)
             if cells.is_tail:  # the cached keys do not directly precede these
                 key, value = (states[:, :, -cells.num_inputs :] for states in (key, value))
         output = self._attend_in_window(query, key, value, cells, **kwargs)
@@ -193,7 +193,8 @@ class IQuestPLTCoderAttention(nn.Module):
         kwargs["sliding_window"] = window.left + 1  # the library counts the token itself
         output, weights = attention(self, query_BHNC, key_BKSC, value_BKSC, window.mask, **kwargs)
         if cells.is_recorded and weights is not None:
-            self.window_tap(weights)
+            in_ring = window.order is not None and query_BHNC.shape[2] == 1
+            self.window_tap(weights.take_along_dim(window.order[:, None, None], -1) if in_ring else weights)
         return output
 
     def mix(self, global_BNHC, local_BNHC, residual_BND, query_BHNC, cells: Cells) -> torch.Tensor:

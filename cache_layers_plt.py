@@ -9,13 +9,14 @@ The layers of the Parallel Loop Transformer's key/value cache.
     layer 0         carries                   H^r of the last token, r < R - 1: (R - 1, batch, 1, hidden_size)
 
 Only the first line grows with the text, and it does not depend on the number of loops. A window holds a row's last w
-*tokens*: padding after a token is left out, so a row does not depend on the rest of the batch.
+*tokens*: padding after a token is left out, so a row does not depend on the rest of the batch. The windows of a static
+cache are rings, see `cache_static_plt.py`.
 """
 
 import weakref
 
 import torch
-from transformers.cache_utils import DynamicLayer, StaticLayer
+from transformers.cache_utils import DynamicLayer
 
 
 LAYER_TYPE = "parallel_loop_attention"
@@ -27,7 +28,7 @@ def last_tokens(is_token: torch.Tensor, count: int) -> torch.Tensor:
     return is_token.to(torch.int8).argsort(dim=-1, stable=True)[:, -count:]
 
 
-def _gather_columns(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def gather_columns(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Selects `columns` (batch, n) of `states` (loops, batch, kv_heads, length, head_dim)."""
     index = columns[None, :, None, :, None].expand(*states.shape[:3], -1, states.shape[-1])
     return states.gather(-2, index)
@@ -106,6 +107,7 @@ class LoopStates:
         self.window_keys: torch.Tensor | None = None
         self.window_values: torch.Tensor | None = None
         self.is_token: torch.Tensor | None = None
+        self.next_column: torch.Tensor | None = None  # of a ring
         self.carries: torch.Tensor | None = None
         self._unfinished: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.has_padding = False  # in layer 0: whether later passes need a mask
@@ -135,6 +137,18 @@ class LoopStates:
         """Returns which window columns hold tokens, (batch, window_length); None if all do."""
         return self.is_token
 
+    def get_window_order(self, batch_size: int, device: torch.device) -> torch.Tensor | None:
+        """In layer 0: returns where a ring holds its columns, see `Window.order`; None: in the order of the text."""
+        return None
+
+    def get_window(self, loops: range, order: torch.Tensor | None = None) -> list[torch.Tensor | None]:
+        """
+        Returns the window's keys and values for `loops`, in the order of the text: (loops, batch, kv_heads, <= w,
+        head_dim). None if empty. `order` is that of layer 0.
+        """
+        rows = slice(loops.start - 1, loops.stop - 1)
+        return [states if states is None else states[rows] for states in (self.window_keys, self.window_values)]
+
     def update_window(
         self,
         loops: range,
@@ -142,6 +156,7 @@ class LoopStates:
         value_states: torch.Tensor,
         is_token: torch.Tensor | None = None,
         keep: torch.Tensor | None = None,
+        order: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Appends the keys and values of `loops`, all of them >= 1.
@@ -150,6 +165,7 @@ class LoopStates:
             key_states, value_states: (loops * batch, kv_heads, time, head_dim), loops outermost.
             is_token (`torch.Tensor`, *optional*): (batch, window_length + time), false on padding.
             keep (`torch.Tensor`, *optional*): (batch, <= w), the columns to keep; the last ones by default.
+            order (`torch.Tensor`, *optional*): as `get_window_order` of layer 0 returned it before the pass.
 
         Returns the keys and values that the new tokens can see, (loops * batch, kv_heads, window_length + time,
         head_dim).
@@ -158,13 +174,13 @@ class LoopStates:
             return key_states, value_states
         visible, kept = [], []
         seen = self.window_length + key_states.shape[-2]
-        for past, states in ((self.window_keys, key_states), (self.window_values, value_states)):
+        for past, states in zip(self.get_window(loops, order), (key_states, value_states), strict=True):
             states = states.unflatten(0, (len(loops), -1))
             if past is not None:
-                states = torch.cat([past[loops.start - 1 : loops.stop - 1], states], dim=-2)
+                states = torch.cat([past, states], dim=-2)
             visible.append(states[..., -seen:, :].flatten(0, 1))
             if not self.record_past:
-                states = states[..., -self.window :, :] if keep is None else _gather_columns(states, keep)
+                states = states[..., -self.window :, :] if keep is None else gather_columns(states, keep)
                 if keep is None and (past is None or key_states.shape[-2] > 1):
                     states = states.clone()  # a view would keep the whole tensor alive
             kept.append(states)
@@ -198,12 +214,12 @@ class LoopStates:
         """Removes the last `count` tokens from loop 0's keys and values only. Later loops must not have seen them."""
         raise NotImplementedError
 
-    def set_window(self, keys: torch.Tensor, values: torch.Tensor, new_tokens: int) -> None:
-        """
-        Replaces the windows of all loops >= 1, (R - 1, batch, kv_heads, <= w, head_dim), after `new_tokens` tokens
-        without padding.
-        """
+    def set_window(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Replaces the windows of all loops >= 1, (R - 1, batch, kv_heads, <= w, head_dim), all of them tokens."""
         self._keep_window(range(1, self.num_loops), keys, values, None)
+
+    def add_tokens(self, count: int) -> None:
+        """In layer 0, after `set_window` in all layers: counts the tokens that it added, without padding."""
 
     def get_carries(self) -> torch.Tensor | None:
         """Returns `H^r` of the last token for r < R - 1, (R - 1, batch, 1, hidden_size); None or zeros if empty."""
@@ -216,13 +232,13 @@ class LoopStates:
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def _loop_tensors(self) -> dict[str, torch.Tensor]:
-        names = ("window_keys", "window_values", "is_token", "carries")
+        names = ("window_keys", "window_values", "is_token", "next_column", "carries")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def _map_batch(self, function) -> None:
         """Applies `function(tensor, batch_dim)` to every tensor of the loops."""
         for name, tensor in self._loop_tensors().items():
-            setattr(self, name, function(tensor, 0 if name == "is_token" else 1))
+            setattr(self, name, function(tensor, 0 if name in ("is_token", "next_column") else 1))
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
@@ -305,7 +321,7 @@ class PLTCacheLayer(LoopStates, DynamicLayer):
             else:
                 keep = last_tokens(self.is_token[:, columns], self.window)
                 states, self.is_token = (
-                    [_gather_columns(state, keep) for state in states],
+                    [gather_columns(state, keep) for state in states],
                     self.is_token.gather(1, keep),
                 )
             self.window_keys, self.window_values = states
@@ -324,88 +340,6 @@ class PLTCacheLayer(LoopStates, DynamicLayer):
         self._map_batch(lambda tensor, dim: tensor[(slice(None),) * dim + (indices,)])
 
 
-class PLTStaticCacheLayer(LoopStates, StaticLayer):
-    """
-    A cache layer with fixed shapes for `torch.compile`, used by `cache_implementation="static"` and
-    `StaticCache(config=config, max_cache_len=...)`. Windows always have w columns.
-    """
-
-    _layer_type = LAYER_TYPE
-    can_take_back = True
-    is_croppable = False  # the library's is, since 5.24; windows and carries of fixed size keep no older states
-
-    def crop(self, tokens_to_remove: int) -> None:
-        raise ValueError(
-            "A static PLT cache cannot be cropped: it keeps no older windows and carries. Use the default cache and "
-            "call `activate_past_recording()` on it."
-        )
-
-    def take_back(self, count: int) -> None:
-        self.cumulative_length.sub_(count)
-
-    def set_window(self, keys: torch.Tensor, values: torch.Tensor, new_tokens: int) -> None:
-        is_token = torch.nn.functional.pad(self.is_token, (0, new_tokens), value=True)[:, -self.window :]
-        self._keep_window(range(1, self.num_loops), keys, values, is_token)
-
-    def set_num_loops(self, num_loops: int, window: int) -> None:
-        is_first_pass = self.num_loops is None
-        if is_first_pass and self.is_initialized and num_loops > 1 and is_exporting():
-            raise ValueError(
-                "This exporter cannot handle a PLT cache: it registers the shared keys and values, but would lose the "
-                "windows and carries. Export with `use_cache=False`, with one loop, or with `transformers.exporters`."
-            )
-        super().set_num_loops(num_loops, window)
-
-    @property
-    def window_length(self) -> int:
-        return self.window
-
-    def get_window_tokens(self, batch_size: int, device: torch.device) -> torch.Tensor:
-        if self.is_token is None:
-            return torch.zeros(batch_size, self.window, dtype=torch.bool, device=device)
-        return self.is_token
-
-    def update_window(
-        self,
-        loops: range,
-        key_states: torch.Tensor,
-        value_states: torch.Tensor,
-        is_token: torch.Tensor | None = None,
-        keep: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.window and self.window_keys is None:
-            batch = key_states.shape[0] // len(loops)
-            for name, states in (("window_keys", key_states), ("window_values", value_states)):
-                shape = (self.num_loops - 1, batch, states.shape[1], self.window, states.shape[3])
-                self._allocate(name, states.new_zeros(shape))
-            self._allocate("is_token", self.get_window_tokens(batch, key_states.device))
-        return super().update_window(loops, key_states, value_states, is_token, keep)
-
-    def _keep_window(self, loops, keys, values, is_token):
-        rows = slice(loops.start - 1, loops.stop - 1)
-        self.window_keys[rows].copy_(keys)
-        self.window_values[rows].copy_(values)
-        if loops.stop == self.num_loops:
-            self.is_token.copy_(is_token)
-
-    def update_carries(self, states: list[torch.Tensor]) -> None:
-        last = torch.stack([state[:, -1:] for state in states])
-        if self.carries is None:
-            self._allocate("carries", torch.zeros_like(last))
-        self.carries.copy_(last)
-
-    def _allocate(self, name: str, tensor: torch.Tensor) -> None:
-        setattr(self, name, tensor)
-        if not torch.compiler.is_compiling():  # for CUDA graphs; the library marks the shared keys and values too
-            torch._dynamo.mark_static_address(tensor)
-
-    def reset(self) -> None:
-        loop_tensors = self._loop_tensors()
-        super().reset()
-        for name, tensor in loop_tensors.items():  # zeroed in place, to keep their addresses
-            setattr(self, name, tensor.zero_())
-
-
 def is_exporting() -> bool:
     """
     Returns whether `torch.export` (or the ONNX exporter) is tracing. No branch may then depend on a size.
@@ -417,4 +351,4 @@ def is_exporting() -> bool:
     return flags._is_exporting_flag if hasattr(flags, "_is_exporting_flag") else flags._is_compiling_flag
 
 
-__all__ = ["LAYER_TYPE", "LoopStates", "PLTCacheLayer", "PLTStaticCacheLayer"]
+__all__ = ["LAYER_TYPE", "LoopStates", "PLTCacheLayer"]

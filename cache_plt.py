@@ -5,8 +5,9 @@
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
-from .cache_layers_plt import LAYER_TYPE, LoopStates, PLTCacheLayer, PLTStaticCacheLayer
+from .cache_layers_plt import LAYER_TYPE, LoopStates, PLTCacheLayer
 from .cache_quantized_plt import QUANTIZED_LAYERS
+from .cache_static_plt import PLTStaticCacheLayer
 
 
 def _make_layers(count: int, quantization: dict | None) -> list[LoopStates]:

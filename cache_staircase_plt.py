@@ -48,6 +48,7 @@ class Staircase:
     def _clear_pass(self) -> None:
         self.block = Block(())  # the cells of the running pass
         self._windows: list[list[Columns]] = [[] for _ in self.cache.layers]  # with all columns that the pass sees
+        self._order: torch.Tensor | None = None  # of the windows' columns, if they are rings
         self._states: list[torch.Tensor] = []  # the carries and the new states, (B, 1 + stop, D)
 
     @property
@@ -75,6 +76,7 @@ class Staircase:
         if self.is_level:  # plain passes may have come before
             self.past_length = int(self.cache.get_seq_length())
         self.block = plan_staircase(self.leads, embeds_BUD.shape[1])
+        self._order = self.cache.layers[0].get_window_order(1, embeds_BUD.device)
         kernel, dtype = get_kernel(config._attn_implementation), embeds_BUD.dtype
         heads_per_key = config.num_attention_heads // config.num_key_value_heads
 
@@ -110,9 +112,10 @@ class Staircase:
             seen &= torch.cat(padded)
         return seen
 
-    @staticmethod
-    def _window_width(layer) -> int:
-        return 0 if layer.window_keys is None else layer.window_keys.shape[-2]
+    def _window_width(self, layer) -> int:
+        if layer.window_keys is None:
+            return 0
+        return layer.window_keys.shape[-2] - (self._order is not None)  # a ring has room for the next token
 
     def update_window(self, layer_idx: int, key_BKNC, value_BKNC) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -126,7 +129,8 @@ class Staircase:
             if not self.is_level:
                 parts.insert(0, self._ahead[layer_idx][index])
             if layer.window_keys is not None:
-                parts.insert(0, (layer.window_keys[index], layer.window_values[index]))
+                order = self._order if self._order is None else self._order.to(key_BKNC.device)
+                parts.insert(0, tuple(states[0] for states in layer.get_window(range(index + 1, index + 2), order)))
             loops.append(tuple(torch.cat(states, dim=2) for states in zip(*parts, strict=True)))
         self._windows[layer_idx] = loops
         keys, values = zip(*loops, strict=True)
@@ -156,9 +160,10 @@ class Staircase:
             if layer.window:
                 kept = slice(max(end - layer.window, 0), end)
                 keys, values = (torch.stack([c[:, :, kept] for c in states]) for states in zip(*windows, strict=True))
-                layer.set_window(keys, values, settled)
+                layer.set_window(keys, values)
             pairs = zip(windows, self.leads[1:], strict=True)
             self._ahead[index] = [tuple(c[:, :, end : end + lead] for c in states) for states, lead in pairs]
+        self.cache.layers[0].add_tokens(settled)
         if self._states:
             self.cache.layers[0].update_carries([states[:, settled : settled + 1] for states in self._states])
             ahead = zip(self._states, self.leads[:-1], strict=True)

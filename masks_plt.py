@@ -41,6 +41,8 @@ class Window:
         tile_kernel: the attention kernel for the tiles.
         is_token (B, W): which keys are tokens; None: all.
         keep (B, <= w): the keys that the cache keeps; None: the last ones.
+        order (B, w + 1): where a static cache's ring holds the last w tokens, and then the column that the next token
+            takes. None: windows in the order of the text.
     """
 
     left: int
@@ -49,6 +51,7 @@ class Window:
     tile_kernel: str | None = None
     is_token: torch.Tensor | None = None
     keep: torch.Tensor | None = None
+    order: torch.Tensor | None = None
 
 
 @dataclass
@@ -254,8 +257,12 @@ def _drop_if_full(mask: torch.Tensor | None, num_tokens: int) -> tuple[torch.Ten
 def _create_window(config, inputs, is_new, position_ids, previous) -> Window:
     """`is_new` (B, T) marks the new columns that are tokens; None: all. `position_ids` only if they mark documents."""
     window = Window(config.loop_window)
-    num_tokens, cache = inputs.embeds.shape[1], inputs.cache
+    num_tokens, cache, embeds = inputs.embeds.shape[1], inputs.cache, inputs.embeds
     past = cache.layers[0].window_length if cache is not None else 0
+    if cache is not None:
+        window.order = cache.layers[0].get_window_order(embeds.shape[0], embeds.device)
+        if window.order is not None and num_tokens == 1:
+            return _window_in_ring(config, inputs, is_new, window)
     window.is_token = _window_tokens(inputs, is_new, past)
     window_has_gaps = _has_padding_after_tokens(window.is_token, is_new, cache)
     if window_has_gaps and cache is not None:
@@ -264,20 +271,34 @@ def _create_window(config, inputs, is_new, position_ids, previous) -> Window:
     is_short = not is_exporting() and past + num_tokens <= window.left + 1
     takes_tiles = get_kernel(config._attn_implementation).takes_tiles and not inputs.records and not is_exporting()
     if takes_tiles and not window_has_gaps and num_tokens > window.left + 1:
-        segments = _segments(window.is_token, previous, past + num_tokens, inputs.embeds.device)
-        return _cut_into_tiles(config, inputs.embeds, window, segments)
-    rows = inputs.num_loops - 1 if inputs.together else 1  # one call handles the loops of one token as batch rows
-    is_token = window.is_token if window.is_token is None else window.is_token.repeat(rows, 1)
-    embeds = _shape_of(inputs.embeds)
-    view = None if cache is None else _CacheView(past + num_tokens, past, has_mask=window.is_token is not None)
-    arguments = {
-        "inputs_embeds": embeds.new_empty((rows * embeds.shape[0], num_tokens, 0)),
-        "attention_mask": is_token,
-        CACHE_NAME: view,
-        "position_ids": position_ids if rows == 1 else None,
-    }
+        segments = _segments(window.is_token, previous, past + num_tokens, embeds.device)
+        return _cut_into_tiles(config, embeds, window, segments)
+    arguments = _mask_arguments(inputs, window.is_token, past)
+    arguments["position_ids"] = None if inputs.together else position_ids
     window.mask = _window_mask(config, arguments, window.left, is_short, window_has_gaps)
     return window
+
+
+def _window_in_ring(config, inputs, is_new: torch.Tensor | None, window: Window) -> Window:
+    """A single new token and a static cache: it sees all tokens in the ring, and itself even if it is padding."""
+    device, order = inputs.embeds.device, window.order
+    is_own = torch.arange(order.shape[1], device=device) == order[:, -1:]  # type: ignore[index, union-attr]
+    others = inputs.cache.layers[0].get_ring_tokens(len(is_own), device)
+    window.is_token = others | is_own if is_new is None else torch.where(is_own, is_new.to(device), others)
+    window.mask = create_causal_mask(config, **_mask_arguments(inputs, others | is_own, window.left))
+    return window
+
+
+def _mask_arguments(inputs, is_token: torch.Tensor | None, past: int) -> dict:
+    """Returns arguments of the library's mask functions for the window branch. `is_token`: as in [`Window`]."""
+    embeds, num_tokens = _shape_of(inputs.embeds), inputs.embeds.shape[1]
+    rows = inputs.num_loops - 1 if inputs.together else 1  # one call handles the loops of one token as batch rows
+    view = _CacheView(past + num_tokens, past, has_mask=is_token is not None)
+    return {
+        "inputs_embeds": embeds.new_empty((rows * embeds.shape[0], num_tokens, 0)),
+        "attention_mask": is_token if is_token is None else is_token.repeat(rows, 1),
+        CACHE_NAME: None if inputs.cache is None else view,
+    }
 
 
 def _window_mask(config, arguments: dict, left: int, is_short: bool, window_has_gaps: bool) -> torch.Tensor | None:

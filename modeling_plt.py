@@ -258,7 +258,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
                     self.state_tap(hidden_BND)
             grid.put(block, hidden_BND, self.norm)
         if memory is not None:
-            _keep_carries(memory, grid, layout)
+            _end_pass(memory, grid, layout)
         return grid.states
 
     def _plan(self, inputs: Inputs, keep: int | None) -> list[Block]:
@@ -279,10 +279,13 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         return layer.gradient_checkpointing and layer.training and torch.is_grad_enabled()  # type: ignore[return-value]
 
 
-def _keep_carries(layer, grid: LoopGrid, layout: Layout) -> None:
-    """Stores the carries in the cache's first layer or the staircase, and whether later passes need a mask."""
+def _end_pass(layer, grid: LoopGrid, layout: Layout) -> None:
+    """Stores the carries in the cache's first layer or the staircase, and what the next pass's masks depend on."""
     if layout.previous is not None:  # with a cache, this means padding
         layer.has_padding = True
+    window = layout.window
+    if window is not None and window.order is not None:
+        layer.update_tokens(window.is_token, window.keep, window.order)
     carries = grid.next_carries()
     if carries:
         layer.update_carries(carries)

@@ -63,6 +63,7 @@ def _rows(cases: dict[str, dict]) -> list[str]:
 
 
 def _with_one_loop(name: str) -> str:
+    name = name.removesuffix(", fused gate")  # one loop has no gates
     words = [word for word in name.split() if word != "sequence"]
     words = ["R=1" if word.startswith("R=") else word for word in words]
     return " ".join("positions=end" if word == "positions=all" else word for word in words)

@@ -69,6 +69,7 @@ FEEDING = {
     "static": run_pieces([7], static=True),
     "static-decode-only": run_pieces([], static=True),
     "static-chunked": run_pieces([3, 3, 3, 3], "sequence", static=True),
+    "static-second-turn": run_pieces([6, 1, 1, 4], static=True),
     "compiled-graph": run_pieces([7], static=True, compiled="aot_eager"),
     "compiled": run_pieces([7], static=True, compiled="inductor"),
 }

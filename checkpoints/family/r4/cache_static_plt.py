@@ -1,0 +1,1 @@
+../../../cache_static_plt.py
