@@ -146,7 +146,7 @@ class StateMix(nn.Module):
         self.logits = nn.Parameter(torch.empty(num_logits, hidden_size))
 
     def shares(self) -> torch.Tensor:
-        """Returns the weight of each state, (number of states, D). They sum to one. The previous token's is the first."""
+        """Returns the weight of each state, (number of states, D). They sum to one. The previous token is first."""
         raise NotImplementedError
 
     def forward(self, *states_BND: torch.Tensor) -> torch.Tensor:
