@@ -94,33 +94,40 @@ def create_joint_layout(config, inputs) -> Layout:
     Raises:
         ValueError: for an attention kernel that is not known to take such a mask.
     """
-    layout = create_layout(config, replace(inputs, records=True))  # recorded passes do not cut windows into tiles
-    num_tokens, cache, window = inputs.embeds.shape[1], inputs.cache, layout.window
-    if window is None:  # one loop
-        return layout
+    if inputs.num_loops == 1:
+        return create_layout(config, inputs)
     if config._attn_implementation not in KERNELS:
         raise ValueError(
             f'`plt_loop_attention="joint"` needs a mask over two sets of keys, which the attention kernel '
             f'{config._attn_implementation!r} may not take. Load the model with `attn_implementation="sdpa"` (or '
             f"another of {', '.join(KERNELS)})."
         )
+    layout = create_layout(config, replace(inputs, records=True))  # recorded passes do not cut windows into tiles
+    num_tokens, cache, window = inputs.embeds.shape[1], inputs.cache, layout.window
     if num_tokens == 1 and layout.global_mask is None and window.mask is None:  # it sees all keys
         return layout
-    num_shared = num_tokens if cache is None else cache.get_mask_sizes(num_tokens, 0)[0]
-    num_own = num_tokens + (0 if cache is None else cache.layers[0].window_length)
-    shared, own = layout.global_mask, window.mask
-    shared = _causal_mask(config, inputs.embeds, num_shared, num_shared) if shared is None else shared
-    own = _causal_mask(config, inputs.embeds, num_own, window.left) if own is None else own
-    rows = max(own.shape[0], shared.shape[0])
-    shared = shared.repeat(own.shape[0] // shared.shape[0], 1, 1, 1) if own.shape[0] > shared.shape[0] else shared
-    window.mask = torch.cat([shared, own.expand(rows, -1, -1, -1)], dim=-1)
+    shared, own = layout.global_mask, window.mask  # None: causal
+    if shared is None:
+        past, num_keys = 0, num_tokens
+        if cache is not None:
+            past, num_keys = cache.get_seq_length(), cache.get_mask_sizes(num_tokens, 0)[0]
+        shared = _causal_mask(config, inputs.embeds, past, num_keys, num_keys)
+    if own is None:
+        past = 0 if cache is None else cache.layers[0].window_length
+        own = _causal_mask(config, inputs.embeds, past, past + num_tokens, window.left)
+    rows = max(shared.shape[0], own.shape[0])  # the loops of one token are rows of the window's mask
+    masks = [mask.repeat(rows // mask.shape[0], 1, 1, 1) for mask in (shared, own)]
+    window.mask = torch.cat(masks, dim=-1)
     return layout
 
 
-def _causal_mask(config, embeds_BTD: torch.Tensor, num_keys: int, left: int) -> torch.Tensor:
-    """Returns which keys the new tokens see, (1, 1, T, num_keys): at most `left` before their own. The last is new."""
+def _causal_mask(config, embeds_BTD: torch.Tensor, past, num_keys: int, left: int) -> torch.Tensor:
+    """
+    Returns the mask (1, 1, T, num_keys) of new tokens that see the keys up to their own, and at most `left` before it.
+    `past` keys precede the first token's.
+    """
     keys = torch.arange(num_keys, device=embeds_BTD.device)
-    distance = keys[num_keys - embeds_BTD.shape[1] :, None] - keys
+    distance = torch.arange(embeds_BTD.shape[1], device=embeds_BTD.device)[:, None] + past - keys
     mask = ((distance >= 0) & (distance <= left))[None, None]
     dtype = torch.float32 if embeds_BTD.dtype == torch.float64 else embeds_BTD.dtype
     return as_additive(mask, dtype) if get_kernel(config._attn_implementation).adds_masks else mask

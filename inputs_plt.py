@@ -110,8 +110,8 @@ def read_inputs(config, inputs: Inputs, use_cache: bool | None, schedule: str, r
     if inputs.together and inputs.num_loops > 1 and not config.loops_can_run_together:
         inputs.together = False
         logger.warning_once(
-            f"With `plt_cross_loop_shift={config.plt_cross_loop_shift!r}`, each loop of a token depends on the previous "
-            "one, so decoding runs the loops in sequence."
+            f"With `plt_cross_loop_shift={config.plt_cross_loop_shift!r}`, each loop of a token depends on the "
+            "previous one, so decoding runs the loops in sequence."
         )
     return inputs
 

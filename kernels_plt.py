@@ -55,13 +55,11 @@ class _GroupedQueries:
     is_causal = False
 
     def __init__(self, attention: nn.Module, num_key_value_groups: int):
-        self.config = attention.config
-        self.layer_idx = attention.layer_idx
-        self.training = attention.training
-        self.scaling = attention.scaling
-        self.attention_dropout = attention.attention_dropout
-        self.modules = attention.modules  # flash attention looks up a Linear's dtype
+        self._attention = attention
         self.num_key_value_groups = num_key_value_groups
+
+    def __getattr__(self, name: str):  # only what a kernel reads, or a compiled layer would depend on its index
+        return getattr(self._attention, name)
 
 
 def _kernel_name(attention: nn.Module) -> str:

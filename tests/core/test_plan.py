@@ -67,7 +67,7 @@ def check(shape: GridShape, num_tokens: int, blocks: list[Block], keep: int | No
 
 SHAPES = [
     GridShape(num_layers, num_loops, window, shift)
-    for num_layers, num_loops, window, shift in itertools.product((1, 2, 3), (1, 2, 3, 4), (0, 1, 2, 5, 20), (0, 1))
+    for num_layers, num_loops, window, shift in itertools.product((1, 2, 3), (1, 2, 3, 4), (0, 1, 2, 5, 20), (0, 1, 4))
 ]
 
 
