@@ -71,10 +71,8 @@ def test_windows_and_states_without_the_norm(shift, attention, window):
 def test_wrong_variants_are_caught(wrong, other):
     """Each mistake shows in its control, alone and together with another one."""
     kind = wrong.split("_")[0]
-    shift, attention = (
-        ("learned" if other else True, kind) if kind == "joint" else (kind, "joint" if other else "gated")
-    )
-    model, ids = control(shift, attention), tokens(1, TIME)
+    alone, combined = ((True, kind), ("learned", kind)) if kind == "joint" else ((kind, "gated"), (kind, "joint"))
+    model, ids = control(*(combined if other else alone)), tokens(1, TIME)
     assert distance(model(ids).logits[0], oracle(model, ids[0], wrong=wrong)) > 1e-3, WRONG_CONTROLS[wrong]
 
 
@@ -185,29 +183,36 @@ def test_both_sets_of_weights_are_recorded_and_sum_to_one():
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
+def gradients(model, run) -> dict[str, torch.Tensor]:
+    ids = tokens(2, TIME)
+    model.zero_grad()
+    run(ids, labels=ids, use_cache=False).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
 @needs_dynamo
 @pytest.mark.parametrize(("shift", "attention"), [("learned", "joint"), ("mixed", "gated")])
 def test_compiled_training_is_the_same(shift, attention):
-    """As one graph, and with compiled layers, which share one graph per loop however many they are."""
-    model, ids, graphs = control(shift, attention).train(), tokens(2, TIME), CompileCounterWithBackend("aot_eager")
+    model = control(shift, attention, plt_num_loops=2, num_hidden_layers=1).train()
+    expected = gradients(model, model)
     names = [name for name, _ in model.named_parameters() if attention != "joint" or "plt_gate" not in name]
-
-    def gradients(run) -> dict[str, torch.Tensor]:
-        model.zero_grad()
-        run(ids, labels=ids, use_cache=False).loss.backward()
-        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-    expected = gradients(model)
     assert list(expected) == names and expected["model.shift_mix.logits"].norm() > 1e-4
-    whole = gradients(torch.compile(model, fullgraph=True, backend=graphs))
-    assert graphs.frame_count == 1
+    found = gradients(model, torch.compile(model, fullgraph=True, backend="aot_eager"))
+    for name in names:
+        torch.testing.assert_close(found[name], expected[name], msg=name)
+
+
+@needs_dynamo
+@pytest.mark.parametrize("attention", ["gated", "joint"])
+def test_compiled_layers_share_one_graph_per_loop(attention):
+    model, graphs = control(True, attention, num_hidden_layers=2).train(), CompileCounterWithBackend("aot_eager")
+    expected = gradients(model, model)
     for layer in model.model.layers:
         layer.forward = torch.compile(layer.forward, fullgraph=True, backend=graphs)
-    by_layer = gradients(model)
-    assert graphs.frame_count == 1 + 3  # three loops
-    for name in names:
-        torch.testing.assert_close(whole[name], expected[name], msg=name)
-        torch.testing.assert_close(by_layer[name], expected[name], msg=name)
+    found = gradients(model, model)
+    assert graphs.frame_count == model.config.plt_num_loops
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
