@@ -115,9 +115,12 @@ def create_joint_layout(config, inputs) -> Layout:
     if own is None:
         past = 0 if cache is None else cache.layers[0].window_length
         own = _causal_mask(config, inputs.embeds, past, past + num_tokens, window.left)
-    rows = max(shared.shape[0], own.shape[0])  # the loops of one token are rows of the window's mask
-    masks = [mask.repeat(rows // mask.shape[0], 1, 1, 1) for mask in (shared, own)]
-    window.mask = torch.cat(masks, dim=-1)
+    elif window.is_token is None and layout.previous is None:  # all rows are alike
+        own = own[:1]
+    if max(shared.shape[0], own.shape[0]) > 1:
+        rows = inputs.embeds.shape[0] * (inputs.num_loops - 1 if inputs.together else 1)  # loops as rows, outermost
+        shared, own = (mask.repeat(rows // mask.shape[0], 1, 1, 1) for mask in (shared, own))
+    window.mask = torch.cat([shared, own], dim=-1)
     return layout
 
 
@@ -134,6 +137,7 @@ def _causal_mask(config, embeds_BTD: torch.Tensor, past, num_keys: int, left: in
 
 
 def layout_function(config):
+    """Returns the function that creates a pass's layout from the configuration and the inputs."""
     return create_joint_layout if config.plt_loop_attention == "joint" else create_layout
 
 

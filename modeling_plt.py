@@ -156,12 +156,12 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.shift_mix = create_mix(config)  # CODEPATH: None in LoopCoder-V2 and by default
         self.layers = nn.ModuleList(
             [IQuestPLTCoderDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
         )
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
-        self.shift_mix = create_mix(config)  # None, except for two research controls
         self.state_tap = StateTap()
         self.gradient_checkpointing = False
         self.post_init()

@@ -124,6 +124,16 @@ def test_padding_changes_nothing(shift, attention, padding, kind):
         assert distance(torch.cat(logits, dim=1)[row, is_token], expected) < TOLERANCE
 
 
+@torch.no_grad()
+def test_the_mask_of_full_rows_does_not_grow_with_the_batch():
+    model, masks = control(True, "joint"), []
+    hook = model.model.layers[0].register_forward_pre_hook(lambda _, args: masks.append(args[3].window.mask))
+    model(tokens(3, TIME), use_cache=False)
+    hook.remove()
+    assert masks[0].shape == (1, 1, TIME, 2 * TIME)
+    assert masks[0].sum() == TIME * (TIME + 1) / 2 + 5 * TIME - (4 + 3 + 2 + 1)  # w + 1 = 5 keys of its own loop
+
+
 @each_pair
 @torch.no_grad()
 def test_packed_documents_do_not_see_each_other(shift, attention):
