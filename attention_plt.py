@@ -133,7 +133,7 @@ class IQuestPLTCoderAttention(nn.Module):
         output = self.attend_globally(query, key0_BKSC, value0_BKSC, cells, **kwargs)
         if cells.loops.stop > 1:
             later_query, key, value = (states[:, :, num_loop0:] for states in (query, key, value))
-            later = self.attend_later(later_query, key, value, cells, cache, **kwargs)
+            later = self.attend_later(later_query, key, value, (key0_BKSC, value0_BKSC), cells, cache, **kwargs)
             mixed = self.mix(output[:, num_loop0:], later, residual_BND, query, cells)
             output = torch.cat([output[:, :num_loop0], mixed], dim=1) if num_loop0 else mixed
         return self.o_proj(output.flatten(2).contiguous()), key0_BKSC, value0_BKSC
@@ -170,8 +170,11 @@ class IQuestPLTCoderAttention(nn.Module):
             self.attention_tap(weights)
         return output
 
-    def attend_later(self, query_BHNC, key_BKNC, value_BKNC, cells: Cells, cache, **kwargs) -> torch.Tensor:
-        """Returns the attention of loops >= 1 to a window of their own keys, (B, N, H, C)."""
+    def attend_later(self, query_BHNC, key_BKNC, value_BKNC, shared, cells: Cells, cache, **kwargs) -> torch.Tensor:
+        """
+        Returns the attention of loops >= 1 to a window of their own keys, (B, N, H, C). `shared`, loop 0's keys and
+        values, is only for a control.
+        """
         if cells.staircase is not None:
             key, value = cells.staircase.update_window(self.layer_idx, key_BKNC, value_BKNC)
             return attend_with_row_masks(self, query_BHNC, key, value, cells.window.mask, **kwargs)[0]
@@ -182,10 +185,10 @@ class IQuestPLTCoderAttention(nn.Module):
             key, value = layer.update_window(loops, key, value, window.is_token, window.keep, window.order)
             if cells.is_tail:  # the cached keys do not directly precede these
                 key, value = (states[:, :, -cells.num_inputs :] for states in (key, value))
-        output = self._attend_in_window(query, key, value, cells, **kwargs)
+        output = self._attend_in_window(query, key, value, shared, cells, **kwargs)
         return output.unflatten(0, (len(loops), -1)).transpose(0, 1).flatten(1, 2) if len(loops) > 1 else output
 
-    def _attend_in_window(self, query_BHNC, key_BKSC, value_BKSC, cells: Cells, **kwargs) -> torch.Tensor:
+    def _attend_in_window(self, query_BHNC, key_BKSC, value_BKSC, shared, cells: Cells, **kwargs) -> torch.Tensor:
         window = cells.window
         if window.tile_size is not None:
             return attend_in_tiles(self, query_BHNC, key_BKSC, value_BKSC, window, **kwargs)

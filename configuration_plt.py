@@ -51,7 +51,9 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "heads_plt.IQuestPLTCoderForSequenceClassification",
     "AutoModelForTokenClassification": "heads_plt.IQuestPLTCoderForTokenClassification",
 }
-LOOP_ATTENTIONS = ("gated", "shared", "own")
+LOOP_ATTENTIONS = ("gated", "shared", "own", "joint")
+MIXED_STATES = 4  # the number of earlier tokens whose states `plt_cross_loop_shift="mixed"` mixes
+SHIFTS = {True: 1, False: 0, "learned": 1, "mixed": MIXED_STATES}  # how many tokens back a loop reads states
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 MAX_LOOPS = 1000  # each loop keeps a window of keys and values in every layer; published PLTs have at most four
 MAX_LAYERS, MAX_HEAD_DIM, MAX_LABELS = 10_000, 65_536, 1_000_000  # the configuration builds lists of these lengths
@@ -102,6 +104,7 @@ def _one_of(names: tuple[str, ...]) -> Kind:
 
 POSITIVE_INTEGER = _integer(1)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+SHIFT = Kind('true, false, "learned" or "mixed"', lambda value: isinstance(value, (bool, str)) and value in SHIFTS)
 POSITIVE = Kind("a positive number", lambda value: _is_finite(value) and value > 0)
 NOT_NEGATIVE = Kind("a finite number >= 0", lambda value: _is_finite(value) and value >= 0)
 SCALE = Kind("a finite number or None (which means 1.0)", lambda value: value is None or _is_finite(value))
@@ -148,7 +151,7 @@ FIELDS = {
     "plt_hidden_scale": SCALE,
     "plt_normalize_per_loop": FLAG,
     "plt_gate_use_hidden_states": FLAG,
-    "plt_cross_loop_shift": FLAG,
+    "plt_cross_loop_shift": SHIFT,
     "plt_loop_attention": _one_of(LOOP_ATTENTIONS),
     # Fields of every configuration in the library:
     "dtype": DTYPE.or_none(),
@@ -215,13 +218,16 @@ class IQuestPLTCoderConfig(PicklesRemoteCode, PreTrainedConfig):
             What the gate of head `h` reads. `True`: the residual stream, `g = sigmoid(W RMSNorm_gate(x) + b)`.
             `False`: the rotated query, `g_h = sigmoid(<q_h, w_h> + b_h)`. Either way, the output of a head in loops
             `r >= 1` is `g * a_global + (1 - g) * a_local`.
-        plt_cross_loop_shift (`bool`, *optional*, defaults to `True`):
-            A research control. `False` removes the shift: `x^r_i` reads `H^{r-1}_i`, the state of the same token. The
-            loops of a token then depend on each other, so decoding runs them in sequence.
+        plt_cross_loop_shift (`bool` or `str`, *optional*, defaults to `True`):
+            A research control: which states `x^r_i` reads. `True`: `H^{r-1}_{i-1}`, that of the previous token.
+            `False`: `H^{r-1}_i`, that of the same token. `"learned"`: a learned mean of these two per channel.
+            `"mixed"`: a learned mean of the states of the last four tokens before `i`. With `False` and `"learned"`,
+            the loops of a token depend on each other, so decoding runs them in sequence.
         plt_loop_attention (`str`, *optional*, defaults to `"gated"`):
             A research control: what loops `r >= 1` attend to. `"gated"`: loop 0's keys and a window of their own keys,
             mixed by the gate. `"shared"`: only loop 0's keys. `"own"`: only their own keys, up to
-            `max_position_embeddings` of them, with one cache per loop. The last two do not use the gates.
+            `max_position_embeddings` of them, with one cache per loop. `"joint"`: the keys of `"gated"` in one softmax.
+            The last three do not use the gates.
         rope_parameters (`dict`, *optional*):
             `{"rope_type": ..., "rope_theta": ..., ...}`. The older pair `rope_theta`, `rope_scaling` also works.
 
@@ -272,7 +278,7 @@ class IQuestPLTCoderConfig(PicklesRemoteCode, PreTrainedConfig):
     plt_hidden_scale: float | None = None
     plt_normalize_per_loop: bool = True
     plt_gate_use_hidden_states: bool = False
-    plt_cross_loop_shift: bool = True
+    plt_cross_loop_shift: bool | str = True
     plt_loop_attention: str = "gated"
 
     def __post_init__(self, **kwargs):
@@ -362,8 +368,18 @@ class IQuestPLTCoderConfig(PicklesRemoteCode, PreTrainedConfig):
     @property
     def loop_window(self) -> int:
         """The number of earlier keys that loops `r >= 1` keep for a token, besides the token's own."""
-        windows = {"gated": self.plt_window_size[0], "shared": 0, "own": self.max_position_embeddings}
-        return windows[self.plt_loop_attention]
+        windows = {"shared": 0, "own": self.max_position_embeddings}
+        return windows.get(self.plt_loop_attention, self.plt_window_size[0])
+
+    @property
+    def loop_reach(self) -> int:
+        """How many tokens back a loop reads the previous loop's states. 1 for the shift."""
+        return SHIFTS[self.plt_cross_loop_shift]
+
+    @property
+    def loops_can_run_together(self) -> bool:
+        """Whether the loops of one token are independent, because none reads that token's states."""
+        return self.plt_cross_loop_shift in (True, "mixed")
 
     def validate_layer_type(self) -> None:
         """Does nothing: `layer_types` is derived, and the parent accepts only the library's own names."""

@@ -30,7 +30,7 @@ class PLTCosts:
         further_loops = self.config.check_num_loops(num_loops) - 1
         shared = self.kv_bytes_per_token(1)
         window = shared * min(length, self.config.loop_window)
-        carry = self.config.hidden_size * self.dtype.itemsize * (length > 0) * self.config.plt_cross_loop_shift
+        carry = self.config.hidden_size * self.dtype.itemsize * (length > 0) * self.config.loop_reach
         return shared * length + further_loops * (window + carry)
 
     def decode_flops(self, length: int, num_loops: int | None = None) -> int:

@@ -60,7 +60,7 @@ def can_climb(model, input_ids: torch.Tensor, generation_config: GenerationConfi
         and not layers[0].record_past
         and get_kernel(config._attn_implementation).groups_as_rows is not None
         and not any(kind in model.model.rotary_emb.rope_type for kind in ("dynamic", "longrope"))
-        and config.plt_cross_loop_shift
+        and config.plt_cross_loop_shift is True
         and config.plt_loop_attention == "gated"
         and not any(getattr(generation_config, name, None) for name in OTHER_DRAFTING)
         and _takes_staircase(model)

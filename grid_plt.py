@@ -61,7 +61,7 @@ class Block(NamedTuple):
 
 
 class GridShape(NamedTuple):
-    """The number of layers and loops, how many tokens the windows reach back, and the shift (0 or 1)."""
+    """The number of layers and loops, and how many tokens back windows and the shift reach."""
 
     num_layers: int
     num_loops: int
@@ -104,15 +104,20 @@ class LoopGrid:
         previous_BT (B, T + 1): the index of the token before each new one and before the next, see [`Layout`].
         carries: `H^r` of the token before the first, r < R - 1, (R - 1, B, 1, D). None at the start of a text: zeros.
             For a staircase, a list: the states of the token before the first and of all that loop r has already done.
+        mix: the module that mixes states, for the controls that do (see `controls_plt.py`).
     """
 
-    def __init__(self, config, num_loops: int, embeds_BTD, previous_BT=None, carries=None):
+    carried = 1  # the number of states in a carry
+
+    def __init__(self, config, num_loops: int, embeds_BTD, previous_BT=None, carries=None, mix=None):
         self.config = config
         self.num_loops = num_loops
         self.embeds_BTD = embeds_BTD
         self.previous_BT = previous_BT
+        self.mix = mix
         if carries is None:
-            carries = embeds_BTD.new_zeros((num_loops - 1, *embeds_BTD[:, :1].shape))
+            batch, _, size = embeds_BTD.shape
+            carries = embeds_BTD.new_zeros((num_loops - 1, batch, 1, self.carried * size))
         self.carries = [carry.to(embeds_BTD.device) for carry in carries]
         self.states: list[torch.Tensor] = []  # H^r of the new tokens, or only of the last ones if more are not needed
 

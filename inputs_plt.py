@@ -107,11 +107,11 @@ def read_inputs(config, inputs: Inputs, use_cache: bool | None, schedule: str, r
     is_alone = inputs.embeds.shape[1] == 1 and getattr(inputs.attention_mask, "ndim", 2) != 4
     inputs.together = is_alone and schedule == "together" and not inputs.records
     # CODEPATH: always shifted in LoopCoder-V2 and by default.
-    if inputs.together and inputs.num_loops > 1 and not config.plt_cross_loop_shift:
+    if inputs.together and inputs.num_loops > 1 and not config.loops_can_run_together:
         inputs.together = False
         logger.warning_once(
-            "Without the shift (`plt_cross_loop_shift=False`), each loop of a token depends on the previous one, so "
-            "decoding runs the loops in sequence."
+            f"With `plt_cross_loop_shift={config.plt_cross_loop_shift!r}`, each loop of a token depends on the "
+            "previous one, so decoding runs the loops in sequence."
         )
     return inputs
 

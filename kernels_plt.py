@@ -56,17 +56,10 @@ class _GroupedQueries:
 
     def __init__(self, attention: nn.Module, num_key_value_groups: int):
         self._attention = attention
-        self.config = attention.config
-        self.training = attention.training
-        self.scaling = attention.scaling
-        self.attention_dropout = attention.attention_dropout
-        self.modules = attention.modules  # flash attention looks up a Linear's dtype
         self.num_key_value_groups = num_key_value_groups
 
-    @property
-    def layer_idx(self) -> int:
-        """Read only by kernels that need it, so that layers compiled one by one share a graph."""
-        return self._attention.layer_idx  # type: ignore[return-value]
+    def __getattr__(self, name: str):  # only what a kernel reads, or a compiled layer would depend on its index
+        return getattr(self._attention, name)
 
 
 def _kernel_name(attention: nn.Module) -> str:

@@ -9,7 +9,6 @@ does not depend on its padding. Most batches need no masks (`None` below) or onl
 Shapes: B batch, T new tokens, S keys of loop 0, W keys of a window, w how far a window reaches back, C head_dim.
 """
 
-import copy
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -191,6 +190,20 @@ class _CacheView:
         return self.keys, 0
 
 
+class _ConfigView:
+    """
+    A stand-in for a configuration in the library's mask functions: with a window, which in the model's own
+    configuration would make every layer a window layer. (Compiled graphs cannot copy a configuration.)
+    """
+
+    def __init__(self, config, left: int):
+        self.config = config
+        self.sliding_window = left + 1  # the library's window includes the token itself
+
+    def __getattr__(self, name: str):
+        return getattr(self.config, name)
+
+
 def prepare_mask(config, inputs_embeds, attention_mask, position_ids, cache) -> dict[str, torch.Tensor | None]:
     """
     Prepares masks of fixed shapes before a compiled step of `generate()`. `forward` takes them as `attention_mask`.
@@ -309,9 +322,7 @@ def _window_mask(config, arguments: dict, left: int, is_short: bool, window_has_
         before = is_token.cumsum(-1) - is_token.long()  # the number of tokens before each column
         within = lambda b, h, q, k: before[b, q] - before[b, k] <= left  # noqa: E731
         return create_causal_mask(config, and_mask_function=within, **arguments)
-    config = copy.copy(config)  # in the model's own config, this field would make every layer a window layer
-    config.sliding_window = left + 1  # the library's window includes the token itself
-    return create_sliding_window_causal_mask(config, **arguments)
+    return create_sliding_window_causal_mask(_ConfigView(config, left), **arguments)
 
 
 def _window_tokens(inputs, is_new: torch.Tensor | None, past: int) -> torch.Tensor | None:

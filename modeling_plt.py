@@ -45,14 +45,14 @@ from .attention_plt import AttentionTap, GateTap, IQuestPLTCoderGate, WindowTap
 from .cache_staircase_plt import Staircase
 from .compat_plt import CACHE_NAME, CACHE_NAMES, BothCacheNames, accepts_both_cache_names, slice_logits_to_keep
 from .configuration_plt import IQuestPLTCoderConfig
-from .controls_plt import ATTENTIONS, grid_class
+from .controls_plt import ATTENTIONS, StateMix, create_mix, grid_class, layout_function
 from .costs_plt import PLTCosts
 from .generation_plt import PLTGenerationMixin
 from .grid_plt import Block, GridShape, LoopGrid, plan
 from .hub_plt import PLTHubModel
 from .inputs_plt import Inputs, read_inputs
 from .loops_plt import Family, share_parts
-from .masks_plt import Cells, Layout, create_layout
+from .masks_plt import Cells, Layout
 
 
 @dataclass
@@ -142,9 +142,9 @@ class IQuestPLTCoderPreTrainedModel(PLTCosts, PLTHubModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, IQuestPLTCoderGate):  # g = 0.5: training starts with the mean of both branches
-            init.zeros_(module.weight)
-            init.zeros_(module.bias)
+        if isinstance(module, (IQuestPLTCoderGate, StateMix)):  # g = 0.5: the mean of both branches. A mix: the shift
+            for parameter in module.parameters(recurse=False):
+                init.zeros_(parameter)
 
 
 class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
@@ -156,6 +156,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.shift_mix = create_mix(config)  # CODEPATH: None in LoopCoder-V2 and by default
         self.layers = nn.ModuleList(
             [IQuestPLTCoderDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
         )
@@ -229,7 +230,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         given = Inputs(inputs_embeds, attention_mask, position_ids, cache, num_loops, records, kwargs, keep=keep)  # type: ignore[arg-type]
         given.staircase = staircase
         inputs = read_inputs(self.config, given, use_cache, loop_schedule, tuple(self._can_record_outputs))
-        loop_states = self._run(inputs, create_layout(self.config, inputs))
+        loop_states = self._run(inputs, layout_function(self.config)(self.config, inputs))
         return PLTModelOutputWithPast(
             last_hidden_state=loop_states[-1],
             **{CACHE_NAME: inputs.cache},
@@ -245,7 +246,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         keywords = inputs.keywords if inputs.together else {**inputs.keywords, "position_ids": positions}
         memory = inputs.staircase or (cache.layers[0] if cache is not None else None)
         carries = memory.get_carries() if memory is not None else None
-        grid = grid_class(config)(config, inputs.num_loops, inputs.embeds, layout.previous, carries)
+        grid = grid_class(config)(config, inputs.num_loops, inputs.embeds, layout.previous, carries, self.shift_mix)
         layers = self.layers[: config.num_hidden_layers]
         shared = [(None, None)] * len(layers)  # loop 0's keys and values
         self.state_tap(inputs.embeds)
@@ -265,7 +266,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         if inputs.staircase is not None:
             return [inputs.staircase.block]
         config = self.config
-        shape = GridShape(config.num_hidden_layers, inputs.num_loops, config.loop_window, config.plt_cross_loop_shift)
+        shape = GridShape(config.num_hidden_layers, inputs.num_loops, config.loop_window, config.loop_reach)
         return plan(shape, inputs.embeds.shape[1], inputs.together, keep)
 
     def _records(self, kwargs: dict) -> bool:

@@ -246,7 +246,7 @@ def _dense_config(model_type: str, fields: dict) -> LlamaConfig:
 
 
 def _with_gates(dense: LlamaConfig, groups: list[dict[str, Tensor]], plt: dict, init: str) -> Plan:
-    """Adds gates to the dense model, in a separate file."""
+    """Adds gates, and a learned shift if the fields ask for one, to the dense model, in a separate file."""
     known = {name for name in IQuestPLTCoderConfig().to_dict() if name.startswith("plt_")}
     if plt.keys() - known:
         raise ValueError(f"Unknown fields: {', '.join(plt.keys() - known)}. Use {', '.join(sorted(known))}.")
@@ -259,13 +259,15 @@ def _with_gates(dense: LlamaConfig, groups: list[dict[str, Tensor]], plt: dict, 
     gates: dict[str, Tensor] = {
         name: NewTensor(dtype, shape, gate_value(init, name))
         for name, shape in expected_plt.items()
-        if name not in expected and layout.GATE in name
+        if name not in expected and layout.is_for_later_loops(name)
     }
     return Plan(config, [*groups, gates])
 
 
 def _without_gates(config: IQuestPLTCoderConfig, groups: list[dict[str, Tensor]]) -> Plan:
-    dense = [{name: tensor for name, tensor in group.items() if layout.GATE not in name} for group in groups]
+    dense = [
+        {name: tensor for name, tensor in group.items() if not layout.is_for_later_loops(name)} for group in groups
+    ]
     llama = layout.config_from(LlamaConfig, layout.shared_fields(config, LlamaConfig))
     layout.check_rotary(llama, config)
     return Plan(llama, [group for group in dense if group])

@@ -28,6 +28,7 @@ OLD_FIELDS = {"dtype", "torch_dtype", "rope_theta", "rope_scaling", "original_ma
 OLD_FIELDS |= {"quantization_config"}
 UNUSED_FIELDS = {"architectures", "id2label", "label2id", "num_labels", "transformers_version", "layer_types"}
 GATE = ".self_attn.plt_gate."
+SHIFT = "model.shift_mix."  # only for two research controls
 
 
 @contextlib.contextmanager
@@ -107,6 +108,11 @@ def check_json(folder: Path) -> None:
     for name in ("generation_config.json", "adapter_config.json", INDEX):
         if (folder / name).exists():
             read_json(folder / name)
+
+
+def is_for_later_loops(name: str) -> bool:
+    """Returns whether only loops >= 1 of a PLT read the tensor `name`. A dense model has none of these."""
+    return GATE in name or name.startswith(SHIFT)
 
 
 def shared_fields(config: PreTrainedConfig, other: type[PreTrainedConfig]) -> dict:

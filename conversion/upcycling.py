@@ -45,7 +45,7 @@ def starting_fields(init: str, tensors: Mapping[str, Tensor], plt: dict) -> dict
 
 
 def gate_value(init: str, name: str) -> float:
-    """What the gate's tensor `name` holds at the start."""
+    """What the tensor `name` of a gate or a learned shift holds at the start."""
     if name.endswith("gate_norm.weight"):
         return 1.0
     return GATE_BIAS if init == "keep" and name.endswith("plt_gate.bias") else 0.0

@@ -22,7 +22,7 @@ from .lens import CHUNK_ELEMENTS, Predictions, predict
 from .measurements import Curve, Recommendation, without_nan
 from .metric_info import ATTENTION_METRICS, GATE_METRICS, LAYER_METRICS, LENS_METRICS, STATE_METRICS
 from .result import GainCost
-from .trace import BRANCHES, Trace, check_model, check_settings, trace
+from .trace import BRANCHES, Trace, check_controls, check_model, check_settings, trace
 
 
 HISTOGRAM_BINS = 20
@@ -148,6 +148,7 @@ def measure(
             is not a PLT or computes NaN, or an argument is out of range.
     """
     check_model(model)
+    check_controls(model)
     max_loops, max_length = check_settings(model, max_loops, max_length)
     for name, value, least in (("resamples", resamples, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or value < least:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .documents import Document, check_document, start_token_id
 from .lens import tokenize
-from .trace import BRANCHES, check_model, check_settings, trace
+from .trace import BRANCHES, check_controls, check_model, check_settings, trace
 
 
 VERSION = 1
@@ -71,6 +71,7 @@ def attention_maps(
         ValueError: if a layer does not exist, the text is empty, or for the reasons of `measure`.
     """
     check_model(model)
+    check_controls(model)
     max_loops, max_tokens = check_settings(model, max_loops, max_tokens, "max_tokens")
     depth = model.config.num_hidden_layers
     layers = list(range(depth)) if layers is None else list(layers)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ..configuration_plt import LOOP_ATTENTIONS
 from .loop_names import loop_name, loops_text
 from .metric_info import LAYER_METRICS, METRICS
+from .trace import KNOWN_ATTENTIONS
 
 
 FORMAT = "iquest-plt gain-cost"
@@ -174,7 +174,7 @@ class Measurements:
         """Raises TypeError or KeyError if a part is missing, has the wrong type, or does not match the others."""
         _check_types("model", self.model, MODEL)
         _check_types("settings", self.settings, SETTINGS)
-        if self.model["loop_attention"] not in LOOP_ATTENTIONS:
+        if self.model["loop_attention"] not in KNOWN_ATTENTIONS:
             raise TypeError(f"loop_attention of the model is {self.model['loop_attention']!r}")
         loops, layers = self.max_loops, self.model["num_hidden_layers"]
         if not self.documents:

@@ -21,6 +21,7 @@ from .loop_names import loop_name
 MODEL_CLASS = "IQuestPLTCoderForCausalLM"
 MAX_LENGTH = 1024  # default number of tokens in a piece
 BRANCHES = ("global", "window", "mixture")
+KNOWN_ATTENTIONS = ("gated", "shared", "own")  # as `plt_loop_attention`
 
 
 @dataclass
@@ -100,6 +101,17 @@ def check_model(model: PreTrainedModel) -> None:
             f"The diagnostics need a Parallel Loop Transformer, but this is a {type(model).__name__}. Load a PLT "
             "checkpoint with `AutoModelForCausalLM`, and merge any adapters."
         )
+
+
+def check_controls(model: PreTrainedModel) -> None:
+    """Raises ValueError for the research controls that the metrics of states and attention do not cover."""
+    config = model.config
+    for name, known in (("plt_cross_loop_shift", (True, False)), ("plt_loop_attention", KNOWN_ATTENTIONS)):
+        if getattr(config, name) not in known:
+            raise ValueError(
+                f"The diagnostics of states and attention cover only {', '.join(map(repr, known))} as `{name}`, and "
+                f"this model has {getattr(config, name)!r}. `loop_lens` takes any model."
+            )
 
 
 def check_settings(

@@ -10,8 +10,14 @@ It handles one sequence, without cache, padding or shortened tails: every loop r
     attention in loop r:     g * causal(q, K0, V0) + (1 - g) * window(q, K^r, V^r)
     H^r = RMSNorm_final(x^r),   logits = lm_head(H^{R-1})
 
-Two controls remove parts: plt_cross_loop_shift = False reads H^{r-1}_i instead. plt_loop_attention = "shared" means
-g = 1, and "own" means g = 0 with a window of all earlier tokens.
+The controls change two parts. plt_cross_loop_shift replaces H^{r-1}_{i-1} in the input of loop r, per channel, by
+
+    False        H^{r-1}_i
+    "learned"    m H^{r-1}_{i-1} + (1 - m) H^{r-1}_i                    m = sigmoid(4 + logits)
+    "mixed"      p_1 H^{r-1}_{i-1} + ... + p_4 H^{r-1}_{i-4}            p = softmax((5, 0, 0, 0) + logits)
+
+plt_loop_attention = "shared" means g = 1, and "own" means g = 0 with a window of all earlier tokens. "joint" is one
+softmax over the scores of loop 0's keys up to i and of its own loop's keys in the window, without g.
 
 Everything else (RMSNorm, RoPE, grouped-query attention, SwiGLU, residuals) is Llama, and R = 1 is exactly Llama.
 Sources: arXiv 2510.24824 (PLT), arXiv 2606.18023 (LoopCoder-v2). Where the papers differ from the released checkpoint's
@@ -57,6 +63,24 @@ WRONG: dict[str, str] = {
     "gate_before_rope": "the gate is fed the query before RoPE (needs plt_gate_use_hidden_states = False)",
 }
 
+# The same for the controls. The first word names what they need: plt_cross_loop_shift, or plt_loop_attention = "joint".
+WRONG_CONTROLS: dict[str, str] = {
+    "learned_swapped": "m weights the token's own state instead of the previous one's",
+    "learned_no_start": "m starts at 1/2 instead of at the shift",
+    "learned_mean": "the logits are averaged over channels",
+    "mixed_own": "the mix begins with the token's own state: i … i-3",
+    "mixed_five": "a fifth state has a share too",
+    "mixed_three": "the fourth state is left out",
+    "mixed_reversed": "the first logit weights the most distant state",
+    "mixed_mean": "the logits are averaged over channels",
+    "mixed_wraps": "states are rolled: the first tokens read those of the last ones",
+    "joint_two_softmaxes": "the mean of two softmaxes",
+    "joint_self_once": "the window leaves out the token itself, as loop 0's keys hold it",
+    "joint_window_once": "loop 0's keys leave out the tokens in the window, so no token counts twice",
+    "joint_unlimited": "the own loop's keys are not limited to the window",
+    "joint_values": "the own loop's keys select loop 0's values",
+}
+
 
 def sigmoid(x):
     return 0.5 * (1.0 + np.tanh(0.5 * x))  # this form cannot overflow
@@ -79,6 +103,11 @@ def attend(q, k, v, mask):
     return weights / weights.sum(axis=-1, keepdims=True) @ v
 
 
+def earlier(states, distance):
+    """Returns the states [T, D] of the tokens `distance` before, with zeros where there is none."""
+    return np.concatenate([np.zeros_like(states[:distance]), states])[: len(states)]
+
+
 class Reference:
     """
     The reference model.
@@ -87,12 +116,12 @@ class Reference:
         config: any object with the fields of `IQuestPLTCoderConfig`. Only default RoPE and SiLU are supported.
         state_dict: NumPy arrays or torch tensors under the names of `IQuestPLTCoderForCausalLM.state_dict()`.
             Biases are used if present. One loop does not need the gate weights.
-        wrong: a key of `WRONG`, to compute that mistake instead of the correct model.
+        wrong: a key of `WRONG` or `WRONG_CONTROLS`, to compute that mistake instead of the correct model.
     """
 
     def __init__(self, config: Any, state_dict: Mapping[str, Any], *, wrong: str | None = None):
-        if wrong is not None and wrong not in WRONG:
-            raise ValueError(f"unknown wrong variant {wrong!r}; known: {', '.join(WRONG)}")
+        if wrong is not None and wrong not in WRONG | WRONG_CONTROLS:
+            raise ValueError(f"unknown wrong variant {wrong!r}; known: {', '.join(WRONG | WRONG_CONTROLS)}")
         rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
         if rope.get("rope_type", rope.get("type", "default")) != "default":
             raise ValueError(f"the reference supports only default RoPE, got {rope}")
@@ -148,6 +177,11 @@ class Reference:
                 shifted = np.concatenate([carry[r - 1 : r], H[:-1]])  # row i holds H^{r-1}_{i-1}
                 if wrong == "no_shift" or not config.plt_cross_loop_shift:
                     shifted = H
+                elif config.plt_cross_loop_shift == "learned":
+                    m = self.learned_share()
+                    shifted = m * shifted + (1.0 - m) * H
+                elif config.plt_cross_loop_shift == "mixed":
+                    shifted = self.mixed_states(H)
                 elif wrong == "shift_wraps":
                     shifted = np.roll(H, 1, axis=0)
                 elif wrong == "shift_by_loop":
@@ -171,6 +205,29 @@ class Reference:
         else:
             logits = self.linear("lm_head", loop_states[-1])
         return logits, np.stack(loop_states)
+
+    def learned_share(self):
+        """Returns m [D], the share of the previous token's state."""
+        logits = self.weights["model.shift_mix.logits"][0]
+        logits = np.full_like(logits, logits.mean()) if self.wrong == "learned_mean" else logits
+        m = sigmoid(logits if self.wrong == "learned_no_start" else 4.0 + logits)
+        return 1.0 - m if self.wrong == "learned_swapped" else m
+
+    def mixed_states(self, H):
+        """Returns the mean [T, D] of the last four tokens' states H [T, D]."""
+        wrong = self.wrong
+        logits = np.array([5.0, 0.0, 0.0, 0.0])[:, None] + self.weights["model.shift_mix.logits"]  # [4, D]
+        logits = np.broadcast_to(logits.mean(axis=1, keepdims=True), logits.shape) if wrong == "mixed_mean" else logits
+        distances = [0, 1, 2, 3] if wrong == "mixed_own" else [1, 2, 3, 4]
+        if wrong == "mixed_five":
+            logits, distances = np.concatenate([logits, np.zeros_like(logits[:1])]), [1, 2, 3, 4, 5]
+        if wrong == "mixed_three":
+            logits, distances = logits[:3], [1, 2, 3]
+        if wrong == "mixed_reversed":
+            distances = distances[::-1]
+        p = np.exp(logits) / np.exp(logits).sum(axis=0)
+        states = [np.roll(H, n, axis=0) if wrong == "mixed_wraps" else earlier(H, n) for n in distances]
+        return sum(share * state for share, state in zip(p, states, strict=True))
 
     def attention(self, layer, r, x, keys_values):
         """Returns W_o a for one layer of loop r. x is the residual [T, D]. Appends this loop's keys and values."""
@@ -209,6 +266,10 @@ class Reference:
             k_own, v_own = keys_values[0 if wrong == "local_shared_keys" else r][layer]
             a_local = attend(q, k_own, v_own, window)
 
+            if config.plt_loop_attention == "joint":
+                a = self.joint(q, keys_values[0][layer], keys_values[r][layer], causal, window)
+                return self.linear(f"{name}.o_proj", a.swapaxes(0, 1).reshape(T, -1))
+
             g = self.gate(layer, x, y, unrotated_q if wrong == "gate_before_rope" else q)  # [N, T, 1]
             if wrong == "gate_swapped":
                 g = 1.0 - g
@@ -220,6 +281,22 @@ class Reference:
             a = g * a_global + (1.0 - g) * a_local
 
         return self.linear(f"{name}.o_proj", a.swapaxes(0, 1).reshape(T, -1))
+
+    def joint(self, q, shared, own, causal, window):
+        """Returns [N, T, d]: one softmax over loop 0's keys up to i, and the own loop's in the window."""
+        (k_shared, v_shared), (k_own, v_own) = shared, own
+        wrong = self.wrong
+        if wrong == "joint_two_softmaxes":
+            return 0.5 * (attend(q, k_shared, v_shared, causal) + attend(q, k_own, v_own, window))
+        if wrong == "joint_self_once":
+            window = window & ~np.eye(len(window), dtype=bool)
+        if wrong == "joint_window_once":
+            causal = causal & ~window
+        if wrong == "joint_unlimited":
+            window = causal
+        keys = np.concatenate([k_shared, k_own], axis=1)
+        values = np.concatenate([v_shared, v_shared if wrong == "joint_values" else v_own], axis=1)
+        return attend(q, keys, values, np.concatenate([causal, window], axis=1))
 
     def gate(self, layer, x, y, q):
         """Returns the weight of the global branch, [N, T, 1]. All loops >= 1 share its parameters."""

@@ -130,13 +130,14 @@ def split_data(args: argparse.Namespace, field: str) -> tuple[Dataset, Dataset |
 
 def freeze_unused_gates(model: PreTrainedModel) -> bool:
     """
-    Freezes the gates if they are unused: with one loop, or without gated attention. DDP would otherwise wait for their
-    gradients. Returns True if the gates were frozen.
+    Freezes the gates if they are unused: with one loop, or without gated attention. With one loop, it also freezes a
+    learned shift. DDP would otherwise wait for their gradients. Returns True if the gates were frozen.
     """
-    if model.config.plt_num_loops > 1 and model.config.plt_loop_attention == "gated":
+    has_one_loop = model.config.plt_num_loops == 1
+    if not has_one_loop and model.config.plt_loop_attention == "gated":
         return False
     for name, parameter in model.named_parameters():
-        if ".plt_gate." in name:
+        if ".plt_gate." in name or (has_one_loop and ".shift_mix." in name):
             parameter.requires_grad_(False)
     return True
 

@@ -90,7 +90,7 @@ class ModelArgs(BaseModelArgs):
     plt_hidden_scale: float | None = None
     plt_normalize_per_loop: bool = True
     plt_gate_use_hidden_states: bool = False
-    plt_cross_loop_shift: bool = True
+    plt_cross_loop_shift: bool | str = True
     plt_loop_attention: str = "gated"
 
     def __post_init__(self):
@@ -98,8 +98,12 @@ class ModelArgs(BaseModelArgs):
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
         if type(self.plt_num_loops) is not int or self.plt_num_loops < 1:
             raise ValueError(f"`plt_num_loops` must be an integer >= 1, got {self.plt_num_loops!r}.")
-        if self.plt_num_loops > 1 and not self.plt_cross_loop_shift:
-            raise ValueError("MLX cannot run a PLT without the shift (`plt_cross_loop_shift=False`). Use Transformers.")
+        # With one loop, no shift is needed. The learned ones have a tensor that this model does not read.
+        if isinstance(self.plt_cross_loop_shift, str) or (self.plt_num_loops > 1 and not self.plt_cross_loop_shift):
+            raise ValueError(
+                f"MLX cannot run a PLT without the shift (`plt_cross_loop_shift={self.plt_cross_loop_shift!r}`), only "
+                "the released kind (True). Use Transformers."
+            )
         if self.plt_num_loops > 1 and self.plt_loop_attention != "gated":
             raise ValueError(
                 f"MLX cannot run a PLT with `plt_loop_attention={self.plt_loop_attention!r}`, only the released kind "

@@ -20,11 +20,14 @@ def check(vllm_config: VllmConfig) -> None:
     parallel, speculative = vllm_config.parallel_config, vllm_config.speculative_config
     config.validate()  # again, since `--hf-overrides` sets fields after creating the configuration
 
+    shift = config.plt_cross_loop_shift
+    # With one loop, no shift is needed. The learned ones have a tensor that the plugin does not read.
+    if isinstance(shift, str) or (config.plt_num_loops > 1 and not shift):
+        raise ValueError(
+            f"vLLM cannot serve a PLT without the shift (`plt_cross_loop_shift={shift!r}`), only the released kind "
+            "(True). Use Transformers."
+        )
     if config.plt_num_loops > 1:
-        if not config.plt_cross_loop_shift:
-            raise ValueError(
-                "vLLM cannot serve a PLT without the shift (`plt_cross_loop_shift=False`). Use Transformers."
-            )
         if config.plt_loop_attention != "gated":
             raise ValueError(
                 f"vLLM cannot serve a PLT with `plt_loop_attention={config.plt_loop_attention!r}`, only the released "

@@ -90,3 +90,16 @@ def test_keep_is_refused_where_the_size_of_the_states_is_unknown(dense, tmp_path
     with pytest.raises(ValueError, match="must be one of keep, zero"):
         convert(str(folder), tmp_path / "plt", init="half")
     assert not (tmp_path / "plt").exists()
+
+
+@pytest.mark.parametrize("shift", ["learned", "mixed"])
+def test_a_learned_shift_starts_at_the_shift_and_is_left_out_again(dense, tmp_path, shift):
+    model, folder = dense
+    convert(str(folder), tmp_path / "plt", plt={"plt_cross_loop_shift": shift})
+    plt, info = AutoModelForCausalLM.from_pretrained(tmp_path / "plt", output_loading_info=True)
+    assert not info["missing_keys"] and not plt.model.shift_mix.logits.any()
+    assert distance_to(model, plt, 2) < 0.1
+    convert(str(tmp_path / "plt"), tmp_path / "dense", to="dense")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "dense").state_dict()
+    assert again.keys() == model.state_dict().keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())

@@ -108,6 +108,7 @@ WRONG = {
     "plt_num_loops": ["2", 1001, 1000000, [2], None],
     "plt_window_size": [[10**20, 0], "64", {"left": 64}, [True, 0]],
     "plt_emb_scale": [[1.0], True],
+    "plt_cross_loop_shift": ["shifted", 1, None, ["mixed"]],
     "plt_loop_attention": ["all", ["gated"], None],
     "rope_parameters": ["default", [1]],
     "rope_scaling": ["linear", [1]],

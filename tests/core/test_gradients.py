@@ -6,6 +6,8 @@ Gradients in float64 against finite differences of the oracle, which does not us
 In float32, rounding would hide the differences. RMSNorm and RoPE always compute in float32, so they are replaced.
 """
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -73,8 +75,10 @@ def test_every_parameter_against_oracle_differences(num_loops, gate_on_hidden):
     assert error < 1e-7, name
 
 
-@pytest.mark.parametrize("attention", ["gated", "shared", "own"])
-@pytest.mark.parametrize("shift", [True, False])
+CONTROLS = [*itertools.product((True, False), ("gated", "shared", "own")), ("learned", "gated"), ("mixed", "joint")]
+
+
+@pytest.mark.parametrize(("shift", "attention"), CONTROLS)
 def test_the_controls_too(shift, attention):
     options = {"plt_cross_loop_shift": shift, "plt_loop_attention": attention, "plt_normalize_per_loop": False}
     error, name = worst_error(tiny_model(**options, **SHAPE).double(), tokens(1, TIME))

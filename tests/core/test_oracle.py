@@ -145,8 +145,8 @@ def cases(draw):
         "plt_hidden_scale": draw(st.none() | st.floats(-1, 1)),
         "plt_normalize_per_loop": draw(st.booleans()),
         "plt_gate_use_hidden_states": draw(st.booleans()),
-        "plt_cross_loop_shift": draw(st.sampled_from([True, True, False])),
-        "plt_loop_attention": draw(st.sampled_from(["gated", "gated", "shared", "own"])),
+        "plt_cross_loop_shift": draw(st.sampled_from([True, True, False, "learned", "mixed"])),
+        "plt_loop_attention": draw(st.sampled_from(["gated", "gated", "shared", "own", "joint"])),
     }
     width = draw(st.integers(1, 20))
     padding = draw(st.sampled_from(["none", "left", "anywhere", "late"]))

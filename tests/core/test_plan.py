@@ -38,8 +38,9 @@ def check(shape: GridShape, num_tokens: int, blocks: list[Block], keep: int | No
                 raise Unmet(f"computed twice: {inputs & entering}")
             for loop, _, token in entering:
                 if layer == 0:
-                    before = token - shape.shift
-                    if loop and before >= 0 and (loop - 1, shape.num_layers, before) not in inputs:
+                    reached = range(min(shape.shift, 1), shape.shift + 1)  # how many tokens back the states are
+                    before = {(loop - 1, shape.num_layers, token - back) for back in reached if token >= back}
+                    if loop and not before <= inputs:
                         raise Unmet(f"the input of loop {loop}, token {token} needs the loop before")
                     continue
                 needed = [(loop, layer - 1, token)]  # the residual stream
@@ -52,8 +53,9 @@ def check(shape: GridShape, num_tokens: int, blocks: list[Block], keep: int | No
             inputs |= entering
     wanted = range(num_tokens - min(keep or num_tokens, num_tokens), num_tokens)
     last = {(shape.num_loops - 1, shape.num_layers, token) for token in wanted}
-    # The next pass needs the last state of every loop, the last w keys of every window, and all keys of loop 0.
-    carries = {(loop, shape.num_layers, num_tokens - 1) for loop in range(shape.num_loops)}
+    # The next pass needs the last states of every loop, the last w keys of every window, and all keys of loop 0.
+    carried = range(max(num_tokens - max(shape.shift, 1), 0), num_tokens)
+    carries = {(loop, shape.num_layers, token) for loop in range(shape.num_loops - 1) for token in carried}
     windows = {
         (loop, layer, token)
         for loop in range(1, shape.num_loops)
@@ -67,7 +69,7 @@ def check(shape: GridShape, num_tokens: int, blocks: list[Block], keep: int | No
 
 SHAPES = [
     GridShape(num_layers, num_loops, window, shift)
-    for num_layers, num_loops, window, shift in itertools.product((1, 2, 3), (1, 2, 3, 4), (0, 1, 2, 5, 20), (0, 1))
+    for num_layers, num_loops, window, shift in itertools.product((1, 2, 3), (1, 2, 3, 4), (0, 1, 2, 5, 20), (0, 1, 4))
 ]
 
 

@@ -70,6 +70,8 @@ def tiny_model(seed: int = 0, attention: str = "sdpa", **overrides) -> IQuestPLT
             torch.nn.init.normal_(parameter, 1.0, 0.2)
         elif "plt_gate" in name:
             torch.nn.init.normal_(parameter, 0.0, 0.4)
+        elif "shift_mix" in name:  # wide enough to leave the start
+            torch.nn.init.normal_(parameter, 0.0, 4.0)
     model.set_attn_implementation(attention)
     return model
 

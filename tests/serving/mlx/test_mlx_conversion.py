@@ -224,6 +224,12 @@ def test_an_mlx_folder_converts_back(mini_folder, mini_plt, tmp_path):
 
 REFUSED = {
     "no shift": ({"plt_cross_loop_shift": False}, "without the shift .* Use Transformers"),
+    "learned shift": ({"plt_cross_loop_shift": "learned"}, "without the shift .* Use Transformers"),
+    "mixed states": (
+        {"plt_cross_loop_shift": "mixed", "plt_num_loops": 1},
+        "without the shift .* Use Transformers",
+    ),
+    "one softmax": ({"plt_loop_attention": "joint"}, "only the released kind .* Use Transformers"),
     "shared keys": ({"plt_loop_attention": "shared"}, "only the released kind .* Use Transformers"),
     "own keys": ({"plt_loop_attention": "own"}, "only the released kind .* Use Transformers"),
     "longrope": (

@@ -55,6 +55,9 @@ def weights(kv_cache_scheme: dict | None = None, dtype: str = "bfloat16", **fiel
 
 REFUSED = {
     "loops without the shift": ({"hf_overrides": {"plt_cross_loop_shift": False}}, "Use Transformers"),
+    "loops with a learned shift": ({"hf_overrides": {"plt_cross_loop_shift": "learned"}}, "Use Transformers"),
+    "a learned shift": ({"hf_overrides": {"plt_cross_loop_shift": "mixed", "plt_num_loops": 1}}, "Use Transformers"),
+    "loops with one softmax": ({"hf_overrides": {"plt_loop_attention": "joint"}}, "Use Transformers"),
     "loops without gates": ({"hf_overrides": {"plt_loop_attention": "own"}}, "Use Transformers"),
     "no window": ({"hf_overrides": {"plt_window_size": [0, 0]}}, "plt_window_size"),
     "no loops": ({"hf_overrides": {"plt_num_loops": 0}}, "plt_num_loops"),
