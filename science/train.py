@@ -24,7 +24,7 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from ..training.compiled import CompiledTraining
+from ..training.compiled import CompiledTraining, seconds_per_step
 from ..training.run_files import read_json, write_json
 from ..training.small import build_model, load_stream
 from ..utils.timing import environment
@@ -34,8 +34,7 @@ from .measure import heldout_rows, measure
 
 
 MAX_LOOPS = 5  # loops that every model is measured with
-WARM_UP = 12  # steps, during which graphs are compiled
-EVALUATION = 4.0  # seconds to allow for measuring a model
+OVERHEAD = 1.0  # seconds for making a model and saving its results
 
 
 class Family:
@@ -61,6 +60,7 @@ class Family:
         self.file = args.out / "runs.json"
         self.runs = json.loads(self.file.read_text()) if self.file.exists() else []
         self.seconds_per_step: dict[Cell, float] = {}
+        self.evaluation = 4.0  # seconds to measure a model
 
     def recipe(self, cell: Cell, seed: int):
         rows = 4 if self.args.smoke else self.args.rows
@@ -80,15 +80,23 @@ class Family:
         for cell in chosen:
             start = time.monotonic()
             training = self.training(cell, 0)
-            training.train(WARM_UP)
-            compiling = time.monotonic() - start
-            seconds = training.train(WARM_UP).seconds / WARM_UP
-            self.seconds_per_step[cell] = seconds
+            seconds = self.seconds_per_step[cell] = seconds_per_step(training)
+            whole = time.monotonic() - start
             speed = f"{1e3 * seconds:.1f} ms a step, {training.recipe.tokens_per_step / seconds:,.0f} tokens/s"
-            print(f"{cell}: {speed}, {compiling:.1f} s to begin", flush=True)
+            print(f"{cell}: {speed}, {whole:.1f} s with compiling", flush=True)
         start = time.monotonic()
         measure(training.trained_model(), self.rows, MAX_LOOPS)
-        print(f"measuring one model: {time.monotonic() - start:.1f} s", flush=True)
+        self.evaluation = time.monotonic() - start
+        print(f"measuring one model: {self.evaluation:.1f} s", flush=True)
+
+    def fit(self, chosen: list[Cell]) -> None:
+        """Cuts the number of tokens for all cells alike, so that every seed of every cell is trained in time."""
+        left = self.deadline - time.monotonic() - self.args.seeds * len(chosen) * (self.evaluation + OVERHEAD)
+        seconds = self.args.seeds * sum(self.seconds_per_step[cell] for cell in chosen)
+        per_step = self.recipe(chosen[0], 0).tokens_per_step
+        steps = int(left / seconds)
+        self.args.tokens = min(self.args.tokens, max(1, steps) * per_step)
+        print(f"{self.args.tokens:,} tokens per model", flush=True)
 
     def run(self, cell: Cell, seed: int) -> None:
         """Trains and measures one model, and adds the result to the file."""
@@ -120,7 +128,7 @@ class Family:
     def fits(self, cell: Cell) -> bool:
         known = self.seconds_per_step
         guess = max(known.values(), default=0.0)
-        needed = known.get(cell, guess) * self.recipe(cell, 0).steps + EVALUATION
+        needed = known.get(cell, guess) * self.recipe(cell, 0).steps + self.evaluation + OVERHEAD
         return time.monotonic() + needed < self.deadline
 
     def train_all(self, order: Iterator[tuple[Cell, int]]) -> None:
@@ -157,6 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--cells", nargs="+", default=[str(cell) for cell in CORE], help="names; see cells.py")
     parser.add_argument("--keep", nargs="*", default=[], help="cells whose first model is saved")
     parser.add_argument("--calibrate", action="store_true", help="only measure the speed of each cell")
+    parser.add_argument("--fit", action="store_true", help="cut the tokens so that all models fit into --minutes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--commit", help="commit to record; default: that of the checkout")
     parser.add_argument("--smoke", action="store_true", help="tiny uncompiled models")
@@ -169,9 +178,11 @@ def main(argv: list[str] | None = None) -> None:
     chosen = [CELLS[name] for name in args.cells]
     try:
         family = Family(args)
-        if args.calibrate:
+        if args.calibrate or args.fit:
             family.calibrate(chosen)
-        else:
+        if args.fit:
+            family.fit(chosen)
+        if not args.calibrate:
             family.train_all(order_of(chosen, args.seeds))
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {' '.join(str(error).split())}") from error

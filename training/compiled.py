@@ -10,7 +10,7 @@ compiled graphs, so starting another model takes no time.
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MethodType
 
@@ -145,15 +145,29 @@ class CompiledTraining:
         return self.model.eval()
 
 
-def train_small(out: Path, recipe: Recipe, device: torch.device, compiled: bool = True) -> Path:
+def seconds_per_step(training: CompiledTraining, steps: int = 12) -> float:
+    """Trains some steps to compile, and as many to measure their time."""
+    training.train(steps)
+    return training.train(steps).seconds / steps
+
+
+def train_small(
+    out: Path, recipe: Recipe, device: torch.device, minutes: float | None = None, compiled: bool = True
+) -> Path:
     """
     Trains the small model on the data in `out`, and writes weights and log to OUT/compiled, which `export` reads.
 
-    Returns that folder. An interrupted run starts again, since the whole takes minutes.
+    With `minutes`, first measures the speed and then cuts the number of tokens to what fits. Returns the folder. An
+    interrupted run starts again, since the whole takes minutes.
     """
+    begun = time.perf_counter()
     tokenizer, stream, _, _ = prepare(out, recipe)
-    write_json(out / "recipe.json", asdict(recipe))
     model = build_model(recipe, tokenizer, attention="sdpa")
+    if minutes is not None:
+        step = seconds_per_step(CompiledTraining(model, recipe, stream, device, compiled))
+        steps = min(recipe.steps, max(1, int((60 * minutes - (time.perf_counter() - begun)) / step)))
+        recipe = replace(recipe, tokens=steps * recipe.tokens_per_step)
+    write_json(out / "recipe.json", asdict(recipe))
     training = CompiledTraining(model, recipe, stream, device, compiled)
     print(f"{model.num_parameters():,} parameters, {recipe.steps} steps, {len(stream):,} tokens", flush=True)
     start = time.perf_counter()

@@ -339,7 +339,8 @@ def train_on_gpu(args: argparse.Namespace) -> None:
         raise ValueError("`--gpu` trains on from an earlier model. Pass `--init FOLDER`.")
     if not torch.cuda.is_available():
         raise ValueError("There is no CUDA device. Leave out `--gpu`.")
-    folder = train_small(args.out, Recipe.on_gpu(args.init, args.tokens), torch.device("cuda"))
+    recipe = Recipe.on_gpu(args.init, args.tokens)
+    folder = train_small(args.out, recipe, torch.device("cuda"), args.minutes)
     print(f"The weights are in {folder}. `--export FOLDER` evaluates them and makes a model folder.", flush=True)
 
 
@@ -349,6 +350,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=Recipe.tokens, help="total number of training tokens")
     parser.add_argument("--init", type=Path, metavar="FOLDER", help="train on from this model, with more data")
     parser.add_argument("--gpu", action="store_true", help="train on from --init on a GPU, compiled and in large steps")
+    parser.add_argument("--minutes", type=float, help="with --gpu: train on fewer tokens if that takes longer")
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="only evaluate and export the last checkpoint")
     args = parser.parse_args(argv)
     try:
