@@ -23,7 +23,7 @@ from .cache_plt import check_cache, prepare_cache
 from .cache_staircase_plt import Staircase
 from .compat_plt import CACHE_NAMES
 from .kernels_plt import get_kernel
-from .masks_plt import as_additive, has_gaps, is_seen
+from .masks_plt import as_additive, is_seen
 
 
 logger = logging.get_logger(__name__)
@@ -79,6 +79,12 @@ class Inputs:
 
 def past_length(cache: Cache | None) -> int:
     return cache.get_seq_length() if cache is not None else 0
+
+
+def has_gaps(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Returns, as a scalar tensor, whether any row of a 2D mask has padding between its tokens."""
+    starts = attention_mask[:, 1:] & ~attention_mask[:, :-1]
+    return (attention_mask[:, 0].long() + starts.sum(-1) > 1).any()
 
 
 def read_inputs(config, inputs: Inputs, use_cache: bool | None, schedule: str, recordable: tuple[str, ...]) -> Inputs:

@@ -40,8 +40,7 @@ class Window:
         tile_kernel: the attention kernel for the tiles.
         is_token (B, W): which keys are tokens; None: all.
         keep (B, <= w): the keys that the cache keeps; None: the last ones.
-        order (B, w + 1): where a static cache's ring holds the last w tokens, and then the column that the next token
-            takes. None: windows in the order of the text.
+        order (B, w + 1): the ring columns of the last w tokens and the next one; None: windows in the text's order.
     """
 
     left: int
@@ -269,10 +268,10 @@ def _drop_if_full(mask: torch.Tensor | None, num_tokens: int) -> tuple[torch.Ten
 
 def _create_window(config, inputs, is_new, position_ids, previous) -> Window:
     """`is_new` (B, T) marks the new columns that are tokens; None: all. `position_ids` only if they mark documents."""
-    window = Window(config.loop_window)
+    window, past = Window(config.loop_window), 0
     num_tokens, cache, embeds = inputs.embeds.shape[1], inputs.cache, inputs.embeds
-    past = cache.layers[0].window_length if cache is not None else 0
     if cache is not None:
+        past = cache.layers[0].window_length
         window.order = cache.layers[0].get_window_order(embeds.shape[0], embeds.device)
         if window.order is not None and num_tokens == 1:
             return _window_in_ring(config, inputs, is_new, window)
@@ -286,29 +285,29 @@ def _create_window(config, inputs, is_new, position_ids, previous) -> Window:
     if takes_tiles and not window_has_gaps and num_tokens > window.left + 1:
         segments = _segments(window.is_token, previous, past + num_tokens, embeds.device)
         return _cut_into_tiles(config, embeds, window, segments)
-    arguments = _mask_arguments(inputs, window.is_token, past)
-    arguments["position_ids"] = None if inputs.together else position_ids
+    documents = {"position_ids": None if inputs.together else position_ids}
+    arguments = _mask_arguments(inputs, window.is_token, past) | documents
     window.mask = _window_mask(config, arguments, window.left, is_short, window_has_gaps)
     return window
 
 
 def _window_in_ring(config, inputs, is_new: torch.Tensor | None, window: Window) -> Window:
     """A single new token and a static cache: it sees all tokens in the ring, and itself even if it is padding."""
-    device, order = inputs.embeds.device, window.order
-    is_own = torch.arange(order.shape[1], device=device) == order[:, -1:]  # type: ignore[index, union-attr]
-    others = inputs.cache.layers[0].get_ring_tokens(len(is_own), device)
-    window.is_token = others | is_own if is_new is None else torch.where(is_own, is_new.to(device), others)
+    order: torch.Tensor = window.order  # type: ignore[assignment]
+    is_own = torch.arange(order.shape[1], device=order.device) == order[:, -1:]
+    others = inputs.cache.layers[0].get_ring_tokens(len(is_own), order.device)
+    window.is_token = others | is_own if is_new is None else torch.where(is_own, is_new.to(order.device), others)
     window.mask = create_causal_mask(config, **_mask_arguments(inputs, others | is_own, window.left))
     return window
 
 
 def _mask_arguments(inputs, is_token: torch.Tensor | None, past: int) -> dict:
     """Returns arguments of the library's mask functions for the window branch. `is_token`: as in [`Window`]."""
-    embeds, num_tokens = _shape_of(inputs.embeds), inputs.embeds.shape[1]
+    batch, num_tokens = inputs.embeds.shape[:2]
     rows = inputs.num_loops - 1 if inputs.together else 1  # one call handles the loops of one token as batch rows
     view = _CacheView(past + num_tokens, past, has_mask=is_token is not None)
     return {
-        "inputs_embeds": embeds.new_empty((rows * embeds.shape[0], num_tokens, 0)),
+        "inputs_embeds": _shape_of(inputs.embeds).new_empty((rows * batch, num_tokens, 0)),
         "attention_mask": is_token if is_token is None else is_token.repeat(rows, 1),
         CACHE_NAME: None if inputs.cache is None else view,
     }
@@ -327,8 +326,7 @@ def _window_mask(config, arguments: dict, left: int, is_short: bool, window_has_
 
 def _window_tokens(inputs, is_new: torch.Tensor | None, past: int) -> torch.Tensor | None:
     """Returns which window columns and new columns are tokens, (B, past + T); None if all are."""
-    embeds, cache = inputs.embeds, inputs.cache
-    batch, num_tokens = embeds.shape[:2]
+    embeds, cache, (batch, num_tokens) = inputs.embeds, inputs.cache, inputs.embeds.shape[:2]
     in_cache = cache.layers[0].get_window_tokens(batch, embeds.device) if cache is not None else None
     if is_new is None and in_cache is None:
         return None
@@ -458,12 +456,6 @@ def _are_known_true(*conditions: torch.Tensor) -> list[bool]:
 
 def _is_known_true(condition: torch.Tensor) -> bool:
     return _are_known_true(condition)[0]
-
-
-def has_gaps(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Returns, as a scalar tensor, whether any row of a 2D mask has padding between its tokens."""
-    starts = attention_mask[:, 1:] & ~attention_mask[:, :-1]
-    return (attention_mask[:, 0].long() + starts.sum(-1) > 1).any()
 
 
 __all__ = ["Cells", "Layout", "Window", "create_layout", "prepare_mask"]

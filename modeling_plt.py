@@ -284,8 +284,7 @@ def _end_pass(layer, grid: LoopGrid, layout: Layout) -> None:
     """Stores the carries in the cache's first layer or the staircase, and what the next pass's masks depend on."""
     if layout.previous is not None:  # with a cache, this means padding
         layer.has_padding = True
-    window = layout.window
-    if window is not None and window.order is not None:
+    if (window := layout.window) is not None and window.order is not None:
         layer.update_tokens(window.is_token, window.keep, window.order)
     carries = grid.next_carries()
     if carries:

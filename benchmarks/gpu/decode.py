@@ -264,7 +264,7 @@ def run(stage: Stage) -> None:
         case(generated, 1, 1, short)
         case(generated, 2, 1, short, "combined kernels, fused gate")
     else:
-        compiled = [(loops, 1, short) for loops in (1, 2, LLAMA, 4, 3)]
+        compiled: list[tuple] = [(loops, 1, short) for loops in (1, 2, LLAMA, 4, 3)]
         compiled += [(loops, batch, short) for batch in (few, many) for loops in (1, 2)]
         compiled += [(loops, 1, long) for loops in (1, 2)]
         compiled += [(loops, 1, short, "combined kernels") for loops in (2, 1)]
