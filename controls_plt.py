@@ -72,7 +72,7 @@ class JointAttention(OwnKeysAttention):
         key0, value0 = (states.repeat(num_loops, 1, 1, 1) for states in shared)  # loops are rows here, see the caller
         key, value = torch.cat([key0, key_BKSC], dim=2), torch.cat([value0, value_BKSC], dim=2)
         attention = attend_from_one_position if query_BHNC.shape[2] == 1 else attend
-        output, weights = attention(self, query_BHNC, key, value, cells.window.mask, **kwargs)
+        output, weights = attention(self, query_BHNC, key, value, cells.window.mask, **kwargs)  # type: ignore[union-attr]
         if cells.is_recorded and weights is not None:  # both together sum to one
             self.attention_tap(weights[..., :num_shared])
             self.window_tap(weights[..., num_shared:])
@@ -104,6 +104,7 @@ def create_joint_layout(config, inputs) -> Layout:
         )
     layout = create_layout(config, replace(inputs, records=True))  # recorded passes do not cut windows into tiles
     num_tokens, cache, window = inputs.embeds.shape[1], inputs.cache, layout.window
+    assert window is not None  # there are several loops
     if num_tokens == 1 and layout.global_mask is None and window.mask is None:  # it sees all keys
         return layout
     shared, own = layout.global_mask, window.mask  # None: causal
@@ -162,7 +163,7 @@ class StateMix(nn.Module):
 
     def forward(self, *states_BND: torch.Tensor) -> torch.Tensor:
         shares = self.shares().to(states_BND[0].dtype)
-        return sum(share_D * state for share_D, state in zip(shares, states_BND, strict=True))  # type: ignore[return-value]
+        return sum(share_D * state for share_D, state in zip(shares, states_BND, strict=True))
 
 
 class LearnedShift(StateMix):

@@ -96,13 +96,14 @@ PADDING = {
 }
 
 
-@pytest.mark.parametrize("kind", ["one pass", "dynamic", "static", "recording"])
+@pytest.mark.parametrize("kind", ["one pass", "dynamic", "eager", "static", "recording"])
 @pytest.mark.parametrize("padding", PADDING)
 @each_new
 @torch.no_grad()
 def test_padding_changes_nothing(shift, attention, padding, kind):
-    """Each row equals the oracle on its tokens alone, also in chunks, with each cache, and after a rollback."""
-    model, mask = control(shift, attention), torch.tensor(PADDING[padding])
+    """Each row equals the oracle on its tokens alone, in chunks, with each cache, and after a rollback."""
+    kernel = "eager" if kind == "eager" else "sdpa"
+    model, mask = control(shift, attention, kernel), torch.tensor(PADDING[padding])
     ids, time = tokens(2, mask.shape[1]), mask.shape[1]
     cache = {"one pass": lambda: None, "static": lambda: StaticCache(model.config, max_cache_len=time)}.get(
         kind, lambda: PLTCache(model.config)

@@ -126,6 +126,10 @@ def test_one_loop_trains_like_llama():
     assert all(torch.equal(ours[name].grad, p.grad) for name, p in llama.named_parameters())
 
 
+# Not so small that float32, which has the states, would round them to zero.
+SCALES = st.floats(-1, 1, width=16, allow_subnormal=False)
+
+
 @st.composite
 def cases(draw):
     kv_heads = draw(st.integers(1, 3))
@@ -141,8 +145,8 @@ def cases(draw):
         "tie_word_embeddings": draw(st.booleans()),
         "plt_num_loops": draw(st.integers(1, 5)),
         "plt_window_size": [draw(st.integers(0, 20)), 0],
-        "plt_emb_scale": draw(st.none() | st.floats(-1, 1)),
-        "plt_hidden_scale": draw(st.none() | st.floats(-1, 1)),
+        "plt_emb_scale": draw(st.none() | SCALES),
+        "plt_hidden_scale": draw(st.none() | SCALES),
         "plt_normalize_per_loop": draw(st.booleans()),
         "plt_gate_use_hidden_states": draw(st.booleans()),
         "plt_cross_loop_shift": draw(st.sampled_from([True, True, False, "learned", "mixed"])),
