@@ -210,8 +210,9 @@ def compiled(arguments: argparse.Namespace) -> list[dict]:
         if name != "Llama":
             plt.plt_num_loops = name
         config = LlamaConfig(**shared_fields(plt, LlamaConfig)) if name == "Llama" else plt
-        for eager in (True, False):
+        for eager in (False, True):
             engines[name, eager] = engine(config, arguments, enforce_eager=eager)
+        share_weights(engines[name, True], engines[name, False])
     results = []
     for batch in arguments.batch:
         times = {run: [] for run in engines}
