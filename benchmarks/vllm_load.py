@@ -43,7 +43,7 @@ HANG_UP = 8  # one in this many questions is abandoned midway
 LONGEST, ANSWER = 1200, 64
 START_SECONDS = 600
 RANK = 8
-# The layers that each adapter changes. An adapter must not be named like a module: PEFT saves "mlp" incompletely.
+# The layers that each adapter changes. If one were named "mlp", PEFT would save the others without that module.
 ADAPTERS = {
     "lora-attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
     "lora-mlp": ["gate_proj", "up_proj", "down_proj"],

@@ -191,7 +191,7 @@ class IQuestPLTCoderAttention(LlamaAttention):
 def plt_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, residual: torch.Tensor, layer_name: LayerNameType
 ) -> torch.Tensor:
-    """The attention of one layer, as one operation for a compiler."""
+    """The attention of one layer as one operation, so that a compiled graph contains neither segments nor caches."""
     layer = get_forward_context().no_compile_layers[_resolve_layer_name(layer_name)]
     return layer.attend(query, key, value, residual)
 
