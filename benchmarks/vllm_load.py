@@ -112,6 +112,7 @@ def make_adapters(path: Path, folder: Path):
     adapted = PeftModel(model, first[1], adapter_name=first[0])
     for name, config in others:
         adapted.add_adapter(name, config)
+    torch.manual_seed(0)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)

@@ -55,15 +55,6 @@ def test_together_and_in_sequence(num_loops, gate_on_hidden, tmp_path, monkeypat
     assert min(rows) == 1 and max(rows) > most
 
 
-def test_a_later_start_reads_the_compiled_layers(tmp_path):
-    path = save_model(tmp_path, 2, True)
-    for is_first in (True, False):
-        with engine(path, enforce_eager=False) as llm:
-            (served,) = llm.collective_rpc(lambda worker: worker.model_runner.model)
-            assert served.model.was_aot_compile_fn_loaded_from_disk is not is_first
-            Judge(path).check(PROMPTS[:8], generate(llm, PROMPTS[:8]))
-
-
 def test_quantized_weights(tmp_path):
     path = save_model(tmp_path, 2, True)
     convert(path, tmp_path / "int8", quantize="int8")

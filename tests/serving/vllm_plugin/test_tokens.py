@@ -155,6 +155,7 @@ def test_partly_wrong_drafts(judge, prompts, monkeypatch):
         assert 0.2 * drafted < accepted < 0.8 * drafted
 
 
+@pytest.mark.slow
 def test_two_ranks(judge, prompts):
     with engine(judge.path, tensor_parallel_size=2, max_num_batched_tokens=256) as llm:
         judge.check(prompts, generate(llm, prompts))
