@@ -228,7 +228,8 @@ class IQuestPLTCoderModel(LlamaModel):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", layer_type=IQuestPLTCoderDecoderLayer):
         super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=layer_type)
         # On a GPU, vLLM cuts the graph at the attention operations it knows, and would have to know `plt_attention`.
-        self.do_not_compile = self.do_not_compile or not current_platform.is_cpu()
+        if not current_platform.is_cpu():
+            self.do_not_compile = True
 
     def forward(self, input_ids, positions, intermediate_tensors=None, inputs_embeds=None):
         """Returns the states after the last layer, normed and not, (rows, hidden_size) each."""
