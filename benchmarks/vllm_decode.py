@@ -4,11 +4,13 @@
 What does one more loop cost in vLLM? Times decode steps of the plugin for R loops run together, the same loops in
 sequence, and vLLM's own Llama of the same shape. Weights are random; the runs take turns step by step. With
 `--throughput`, measures tokens per second of 16 requests, compared with Transformers' `generate()`. With
-`--first-token`, times a prompt with loops >= 1 over all of it, or only over its end.
+`--first-token`, times a prompt with loops >= 1 over all of it, or only over its end. With `--compiled`, compares decode
+steps of models that vLLM compiles with those that it does not.
 
     python -m iquest_plt.benchmarks.vllm_decode --hidden 2048 --layers 8 --batch 1 8
     python -m iquest_plt.benchmarks.vllm_decode --hidden 2048 --layers 8 --throughput
     python -m iquest_plt.benchmarks.vllm_decode --hidden 1024 --layers 8 --first-token --prompt 4096
+    python -m iquest_plt.benchmarks.vllm_decode --hidden 2048 --layers 4 --compiled --loops 1 2 --batch 1 8 32
 """
 
 import argparse
@@ -35,6 +37,7 @@ def engine(config, arguments: argparse.Namespace, **options):
     from vllm import LLM
 
     requests = max(*arguments.batch, REQUESTS)
+    options.setdefault("enforce_eager", True)
     config.architectures = ["LlamaForCausalLM" if isinstance(config, LlamaConfig) else "IQuestPLTCoderForCausalLM"]
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
@@ -43,7 +46,6 @@ def engine(config, arguments: argparse.Namespace, **options):
             dtype=arguments.dtype,
             load_format="dummy",
             skip_tokenizer_init=True,
-            enforce_eager=True,
             block_size=128,
             max_model_len=arguments.prompt + max(arguments.prompt, 2 * (arguments.tokens + WARM_UP) + requests + 2),
             max_num_seqs=requests,
@@ -201,6 +203,38 @@ def first_token(arguments: argparse.Namespace) -> list[dict]:
     ]
 
 
+def compiled(arguments: argparse.Namespace) -> list[dict]:
+    """Times decode steps of compiled models and of the same models without, in turns."""
+    plt, engines = plt_config(arguments.hidden, arguments.layers), {}
+    for name in ("Llama", *arguments.loops):
+        if name != "Llama":
+            plt.plt_num_loops = name
+        config = LlamaConfig(**shared_fields(plt, LlamaConfig)) if name == "Llama" else plt
+        for eager in (False, True):
+            engines[name, eager] = engine(config, arguments, enforce_eager=eager)
+        share_weights(engines[name, True], engines[name, False])
+    results = []
+    for batch in arguments.batch:
+        times = {run: [] for run in engines}
+        for plugin in engines.values():
+            add_requests(plugin, [arguments.prompt] * batch, arguments.tokens + WARM_UP + batch + 2)
+            decode_begins(plugin, batch)
+        for step in range(WARM_UP + arguments.tokens):
+            for run, plugin in engines.items():
+                start = time.perf_counter()
+                plugin.step()
+                if step >= WARM_UP:
+                    times[run].append(time.perf_counter() - start)
+        for plugin in engines.values():
+            stop(plugin, batch)
+        for name in ("Llama", *arguments.loops):
+            pairs = zip(times[name, False], times[name, True], strict=True)
+            ratio = round(statistics.median(compiled / plain for compiled, plain in pairs), 3)
+            model = name if name == "Llama" else f"R = {name}"
+            results.append({"batch": batch, "model": model, "over_uncompiled": ratio})
+    return results
+
+
 def add_engine_arguments(
     parser: argparse.ArgumentParser, loops: list[int], prompt: int, tokens: int, dtypes: list[str]
 ) -> None:
@@ -227,10 +261,15 @@ def main() -> None:
     add_engine_arguments(parser, loops=[1, 2, 4], prompt=256, tokens=40, dtypes=["bfloat16", "float32"])
     parser.add_argument("--throughput", action="store_true", help="compare vLLM and Transformers on 16 requests")
     parser.add_argument("--first-token", action="store_true", help="time a prompt")
+    parser.add_argument("--compiled", action="store_true", help="compare compiled models with uncompiled ones")
     arguments = parse(parser)
     keep_engines_in_this_process()
 
-    if arguments.throughput:
+    if arguments.compiled:
+        results = compiled(arguments)
+        columns = ["batch", "model", "compiled over uncompiled"]
+        title = "What does compiling bring at decode, in vLLM?"
+    elif arguments.throughput:
         results = throughput(arguments)
         columns, title = ["server", "tokens per s", "over Transformers"], "Does vLLM serve 16 requests faster?"
     elif arguments.first_token:

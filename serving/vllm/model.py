@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from vllm._custom_ops import rms_norm
-from vllm.compilation.decorators import ignore_torch_compile
 from vllm.config import VllmConfig, get_current_vllm_config
 from vllm.distributed import get_tensor_model_parallel_world_size
-from vllm.forward_context import override_forward_context
+from vllm.forward_context import get_forward_context, override_forward_context
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.attention.attention import unified_kv_cache_update
 from vllm.model_executor.layers.layernorm import RMSNorm
@@ -26,12 +25,16 @@ from vllm.model_executor.models.llama import LlamaAttention, LlamaDecoderLayer, 
 from vllm.model_executor.models.utils import WeightsMapper, extract_layer_index, maybe_prefix
 from vllm.model_executor.utils import set_weight_attrs
 from vllm.platforms import current_platform
+from vllm.utils.torch_utils import LayerNameType, _encode_layer_name, _resolve_layer_name, direct_register_custom_op
 
 from . import packed_weights  # noqa: F401  registers a kernel
 from .adapters import Adapters
 from .carry import Carry
 from .checks import check
 from .schedule import Part, in_parts, split, tail_lengths
+
+
+SEGMENTS = "plt_segments"  # in the forward context: the segments of the rows in the current pass
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ class IQuestPLTCoderAttention(LlamaAttention):
         gate = f"{prefix}.plt_gate"
         self.plt_gate = HiddenGate(config, gate) if config.plt_gate_use_hidden_states else QueryGate(config)
         self.num_loops, self.group_size = config.plt_num_loops, self.num_heads // self.num_kv_heads
+        self.name = prefix
+        get_current_vllm_config().compilation_config.static_forward_context[prefix] = self  # for `plt_attention`
         if self.num_loops == 1:
             return
         layer = extract_layer_index(prefix)
@@ -129,20 +134,25 @@ class IQuestPLTCoderAttention(LlamaAttention):
         for branch in branches:
             branch.attn_backend = in_parts(branch.attn_backend, lengths)
 
-    def forward(
-        self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor, segments: list[Segment]
-    ) -> torch.Tensor:
+    def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """`residual` is `hidden_states` before its norm."""
         query, key, value = self.qkv_proj(hidden_states)[0].split([self.q_size, self.kv_size, self.kv_size], dim=-1)
         query, key = self.rotary_emb(positions, query, key)
+        if torch.compiler.is_compiling():
+            output = torch.ops.vllm.plt_attention(query, key, value, residual, _encode_layer_name(self.name))
+        else:
+            output = self.attend(query, key, value, residual)
+        return self.o_proj(output)[0]
+
+    def attend(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Returns the attention of all segments, (rows, heads * head_dim), from queries, keys, values and residual."""
+        segments = get_forward_context().additional_kwargs[SEGMENTS]
         sizes = [len(segment.inputs) for segment in segments]
         outputs = []
-        for segment, *rows in zip(
-            segments, *(rows.split(sizes) for rows in (query, key, value, residual)), strict=True
-        ):
+        for segment, *rows in zip(segments, *(tensor.split(sizes) for tensor in inputs), strict=True):
             with override_forward_context(segment.part.context):
                 outputs.append(self._attend(segment.loops, *rows))
-        return self.o_proj(joined(outputs))[0]
+        return joined(outputs)
 
     def _attend(self, loops: range, query, key, value, residual) -> torch.Tensor:
         """Returns the attention of one segment, (rows, heads * head_dim)."""
@@ -178,34 +188,74 @@ class IQuestPLTCoderAttention(LlamaAttention):
         return torch.lerp(own.view(shared.shape), shared, gate)
 
 
+def plt_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, residual: torch.Tensor, layer_name: LayerNameType
+) -> torch.Tensor:
+    """The attention of one layer as one operation, so that a compiled graph contains neither segments nor caches."""
+    layer = get_forward_context().no_compile_layers[_resolve_layer_name(layer_name)]
+    return layer.attend(query, key, value, residual)
+
+
+def plt_attention_fake(query, key, value, residual, layer_name) -> torch.Tensor:
+    return query.new_empty(query.shape)
+
+
+direct_register_custom_op("plt_attention", plt_attention, fake_impl=plt_attention_fake)
+
+
 class IQuestPLTCoderDecoderLayer(LlamaDecoderLayer):
     def __init__(self, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config, prefix, attn_layer_type=IQuestPLTCoderAttention)
 
-    def forward(self, positions, hidden_states, residual, segments: list[Segment]):
+    def forward(self, positions, hidden_states, residual):
         if residual is None:
             residual = hidden_states
             hidden_states = self.input_layernorm(hidden_states)
         else:
             hidden_states, residual = self.input_layernorm(hidden_states, residual)
-        hidden_states = self.self_attn(positions, hidden_states, residual, segments)
+        hidden_states = self.self_attn(positions, hidden_states, residual)
         hidden_states, residual = self.post_attention_layernorm(hidden_states, residual)
         return self.mlp(hidden_states), residual
 
 
-@ignore_torch_compile  # in a graph, nothing would keep loop 0's writes before the other loops' reads
 class IQuestPLTCoderModel(LlamaModel):
+    """One pass through the layers, which vLLM can compile: what depends on the segments is in `plt_attention`."""
+
     hf_to_vllm_mapper = LlamaModel.hf_to_vllm_mapper | WeightsMapper(
         orig_to_new_substr={".loop_gate_proj.": ".plt_gate."}  # the gate's name in training exports
     )
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", layer_type=IQuestPLTCoderDecoderLayer):
-        check(vllm_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=layer_type)
+        # On a GPU, vLLM cuts the graph at the attention operations it knows, and would have to know `plt_attention`.
+        if not current_platform.is_cpu():
+            self.do_not_compile = True
+
+    def forward(self, input_ids, positions, intermediate_tensors=None, inputs_embeds=None):
+        """Returns the states after the last layer, normed and not, (rows, hidden_size) each."""
+        hidden_states, residual = inputs_embeds, None
+        for layer in self.layers:
+            hidden_states, residual = layer(positions, hidden_states, residual)
+        return self.norm(hidden_states, residual)
+
+
+class IQuestPLTCoderForCausalLM(LlamaForCausalLM):
+    hf_to_vllm_mapper = IQuestPLTCoderModel.hf_to_vllm_mapper
+    embedding_modules = {}  # rejects LoRA adapters of the embeddings and the output layer
+    supports_pp = False
+    supports_eagle = False
+    supports_eagle3 = False
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        check(vllm_config)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.adapters: Adapters | None = None
         if self.config.plt_num_loops > 1:
-            windows = [window for layer in self.layers for window in layer.self_attn.windows]
-            self.carry = Carry(windows, maybe_prefix(prefix, "layers"), vllm_config)
+            windows = [window for layer in self.model.layers for window in layer.self_attn.windows]
+            self.carry = Carry(windows, maybe_prefix(maybe_prefix(prefix, "model"), "layers"), vllm_config)
+
+    def _init_model(self, vllm_config: VllmConfig, prefix: str = "", layer_type=None):
+        return IQuestPLTCoderModel(vllm_config=vllm_config, prefix=prefix)
 
     def forward(self, input_ids, positions, intermediate_tensors=None, inputs_embeds=None):
         """Returns `H^{R-1}` of every row, (rows, hidden_size); NaN for rows without logits (`schedule.TAIL`)."""
@@ -246,33 +296,22 @@ class IQuestPLTCoderModel(LlamaModel):
         """Returns `H^r` of each segment's last loop. Stores the states of all loops but the model's last."""
         positions = torch.cat([segment.positions for segment in segments])
         hidden_states = torch.cat([segment.inputs for segment in segments])  # a copy that the norms may overwrite
-        residual = None
         if self.adapters is not None:
             self.adapters.prepare([(segment.part, len(segment.loops)) for segment in segments])
-        for layer in self.layers:
-            hidden_states, residual = layer(positions, hidden_states, residual, segments)
+        get_forward_context().additional_kwargs[SEGMENTS] = segments
+        blocks = self.model(None, positions, None, hidden_states)
         states = []
         sizes = [len(segment.inputs) for segment in segments]
         last_loop = self.config.plt_num_loops - 1
-        for segment, *block in zip(segments, hidden_states.split(sizes), residual.split(sizes), strict=True):  # type: ignore[union-attr]
-            for loop, *rows in zip(segment.loops, *(rows.chunk(len(segment.loops)) for rows in block), strict=True):
-                is_normed = loop == last_loop or self.config.plt_normalize_per_loop
-                state = self.norm(*rows)[0] if is_normed else sum(rows)
+        for segment, *block in zip(segments, *(rows.split(sizes) for rows in blocks), strict=True):
+            for loop, normed, plain in zip(
+                segment.loops, *(rows.chunk(len(segment.loops)) for rows in block), strict=True
+            ):
+                state = normed if loop == last_loop or self.config.plt_normalize_per_loop else plain
                 if loop != last_loop:
                     self.carry.write(loop, state, segment.part)
             states.append(state)
         return states
-
-
-class IQuestPLTCoderForCausalLM(LlamaForCausalLM):
-    hf_to_vllm_mapper = IQuestPLTCoderModel.hf_to_vllm_mapper
-    embedding_modules = {}  # rejects LoRA adapters of the embeddings and the output layer
-    supports_pp = False
-    supports_eagle = False
-    supports_eagle3 = False
-
-    def _init_model(self, vllm_config: VllmConfig, prefix: str = "", layer_type=None):
-        return IQuestPLTCoderModel(vllm_config=vllm_config, prefix=prefix)
 
     @property
     def lora_manager(self):
@@ -282,7 +321,7 @@ class IQuestPLTCoderForCausalLM(LlamaForCausalLM):
     @lora_manager.setter
     def lora_manager(self, manager) -> None:
         self._lora_manager = manager
-        self.model.adapters = Adapters(manager, self.config.plt_num_loops)
+        self.adapters = Adapters(manager, self.config.plt_num_loops)
 
     def load_weights(self, weights):
         """Loads only model weights. vLLM reads all safetensors files of the folder, even test values."""

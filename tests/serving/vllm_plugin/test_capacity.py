@@ -10,6 +10,7 @@ from paths import ROOT
 from vllm.config import set_current_vllm_config
 from vllm.distributed import cleanup_dist_env_and_memory, init_distributed_environment, initialize_model_parallel
 from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.kv_cache_manager import KVCacheManager
@@ -78,7 +79,9 @@ def test_tokens_that_fit(released, block_size, one_process):
                 initialize_model(config)
         layers = config.compilation_config.static_forward_context
         own = {
-            name: layer for name, layer in layers.items() if not getattr(layer, "kv_sharing_target_layer_name", None)
+            name: layer
+            for name, layer in layers.items()
+            if isinstance(layer, AttentionLayerBase) and not getattr(layer, "kv_sharing_target_layer_name", None)
         }
         specs = {name: layer.get_kv_cache_spec(config) for name, layer in own.items()}
         groups = get_kv_cache_groups(config, specs)

@@ -29,16 +29,21 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def served(folder, tmp_path_factory):
-    log = tmp_path_factory.mktemp("log") / "server.log"
+@contextlib.contextmanager
+def running(*arguments):
     # Only during startup, because the other tests run their engines in this process.
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING")
-        server = vllm_load.server(folder, 2, log)
+        server = vllm_load.server(*arguments)
         started = server.__enter__()
     with contextlib.ExitStack() as stack:
         stack.push(server)
+        yield started
+
+
+@pytest.fixture(scope="module")
+def served(folder, tmp_path_factory):
+    with running(folder, 2, tmp_path_factory.mktemp("log") / "server.log") as started:
         yield started
 
 
@@ -93,6 +98,22 @@ def test_many_clients(served, folder):
     url, _ = served
     arguments = Namespace(minutes=0.2, clients=16)
     prompts = vllm_load.questions(folder, 8)
-    counts, _, _ = asyncio.run(vllm_load.load(url, str(folder), prompts, arguments, lambda: 0))
+    counts, _, _ = asyncio.run(vllm_load.load(url, [str(folder)], prompts, arguments, lambda: 0))
     assert counts["equal"] > 8 and counts["left"] > 0
+    assert not counts["wrong"] and not counts["error"]
+
+
+def test_many_clients_with_adapters(folder, tmp_path):
+    """Clients ask the base model or an adapter at random. PEFT on the Transformers model checks the right answers."""
+    adapted = vllm_load.make_adapters(folder, tmp_path)
+    arguments, prompts = Namespace(minutes=0.2, clients=16), vllm_load.questions(folder, 3)
+    names = [str(folder), *vllm_load.ADAPTERS]
+    with running(folder, 2, tmp_path / "server.log", tmp_path) as (url, _):
+        counts, _, _ = asyncio.run(
+            vllm_load.load(
+                url, names, prompts, arguments, lambda: 0, lambda *asked: vllm_load.is_right(adapted, *asked, 2)
+            )
+        )
+    assert counts["distinct"] >= 2 and not counts["wrong alone"]  # prompts with four different answers
+    assert min(counts["answers of", name] for name in names) > 1 and counts["left"] > 0
     assert not counts["wrong"] and not counts["error"]

@@ -113,7 +113,7 @@ def test_preempted_requests(judge, prompts):
 @pytest.mark.parametrize("chunk", [4096, 400])
 def test_ends_of_prompts(judge, prompts, chunk, monkeypatch):
     """Running loops >= 1 over only the end of every prompt chunk gives the same tokens with fewer rows."""
-    rows, run_layers = Counter(), model.IQuestPLTCoderModel._run_layers
+    rows, run_layers = Counter(), model.IQuestPLTCoderForCausalLM._run_layers
 
     def watched(self, segments):
         for segment in segments:
@@ -121,7 +121,7 @@ def test_ends_of_prompts(judge, prompts, chunk, monkeypatch):
                 rows[loop] += len(segment.inputs) // len(segment.loops)
         return run_layers(self, segments)
 
-    monkeypatch.setattr(model.IQuestPLTCoderModel, "_run_layers", watched)
+    monkeypatch.setattr(model.IQuestPLTCoderForCausalLM, "_run_layers", watched)
     with engine(judge.path, max_num_batched_tokens=chunk, additional_config={TAIL: True}) as llm:
         rows.clear()  # discards the profiling run
         judge.check(prompts, generate(llm, prompts))
@@ -155,6 +155,7 @@ def test_partly_wrong_drafts(judge, prompts, monkeypatch):
         assert 0.2 * drafted < accepted < 0.8 * drafted
 
 
+@pytest.mark.slow
 def test_two_ranks(judge, prompts):
     with engine(judge.path, tensor_parallel_size=2, max_num_batched_tokens=256) as llm:
         judge.check(prompts, generate(llm, prompts))
