@@ -17,7 +17,7 @@ from .table import write_table
 
 
 # Shares of the time. Unused time goes to the next stage.
-STAGES = {"right": 0.28, "decode": 0.36, "drafts": 0.08, "prompt": 0.16, "train": 0.12}
+STAGES = {"right": 0.26, "decode": 0.34, "drafts": 0.08, "prompt": 0.14, "train": 0.10, "small_models": 0.08}
 GRACE = 15  # seconds that a stage may exceed its time before it is stopped
 
 

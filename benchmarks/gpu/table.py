@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 
-ORDER = ("right", "decode", "drafts", "prompt", "train")
+ORDER = ("right", "decode", "drafts", "prompt", "train", "small_models")
 HIDDEN = {
     "ms",
     "loops",
@@ -17,6 +17,7 @@ HIDDEN = {
     "schedule",
     "positions",
     "checkpointing",
+    "rows",
 }  # keys left out of the table, or already in the case's name
 
 

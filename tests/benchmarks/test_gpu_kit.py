@@ -27,7 +27,7 @@ def test_smoke(tmp_path):
     command = [sys.executable, "-m", "iquest_plt.benchmarks.gpu", "--smoke", "--minutes", "8", "--out", str(tmp_path)]
     subprocess.run(command, check=True, timeout=600, stdout=subprocess.DEVNULL)
     results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
-    assert results.keys() == {"right", "decode", "drafts", "prompt", "train"}
+    assert results.keys() == {"right", "decode", "drafts", "prompt", "train", "small_models"}
     for result in results.values():
         assert result["cases"]
         for name, case in result["cases"].items():
