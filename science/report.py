@@ -117,7 +117,7 @@ def differences_table(family: Family) -> str:
             continue
         one = found.seeds == 1
         over_seeds = "one seed" if one else f"{found.low:+.4f} … {found.high:+.4f}"
-        over_rows = f"{found.rows[0]:+.4f} … {found.rows[1]:+.4f}"
+        over_rows = "" if found.rows is None else f"{found.rows[0]:+.4f} … {found.rows[1]:+.4f}"
         detectable = "" if found.detectable is None else f"{found.detectable:.4f}"
         verdict = "" if one else "yes" if found.is_clear else "no"
         rows.append([name, found.seeds, f"{found.mean:+.4f}", over_seeds, over_rows, detectable, verdict])
@@ -130,12 +130,16 @@ def rule_table(family: Family) -> str:
     counts: dict[Cell, list] = defaultdict(list)
     for cell in sorted(family.runs, key=order):
         for run in family.runs[cell].values():
+            if run["heldout"]["effective_rank"] is None:
+                continue
             losses = np.array(run["heldout"]["nats"]).sum(axis=1)
             rule = int(recommend(losses, np.array(run["heldout"]["effective_rank"])))
             counts[cell].append((rule, int(recommend(losses)), int(losses.argmin()) + 1))
     rows = [
         [cell, *(" ".join(map(str, values)) for values in zip(*found, strict=True))] for cell, found in counts.items()
     ]
+    if not rows:
+        return "No effective ranks were recorded."
     every = [entry for found in counts.values() for entry in found]
     same = sum(rule == best for rule, _, best in every)
     text = f"The rule picks the number of loops with the lowest held-out loss for {same} of {len(every)} models."
@@ -156,6 +160,8 @@ def contrast_table(family: Family) -> str:
             units = family.units * len(nats[0.0]) / len(gain)
             low, high = (units * end for end in rows_interval(gain))
             rows.append([cell, seed, best, f"{units * gain.sum():+.5f}", f"{low:+.5f} … {high:+.5f}"])
+    if not rows:
+        return "No contrasts were recorded."
     return table(["model", "seed", "ω", "tested gain, bits per byte", "95 % over rows"], rows)
 
 
@@ -168,6 +174,8 @@ def offsets_table(family: Family) -> str:
             shares = np.array(run["offset_shares"])
             means = " ".join(f"{value:.3f}" for value in shares.mean(axis=1))
             rows.append([cell, seed, means, f"{shares[1].max():.3f}", f"{(shares[1] > 0.5).mean():.1%}"])
+    if not rows:
+        return "No model with a learned offset was trained."
     head = ["model", "seed", "mean share of each state", "largest share of the second", "channels where it dominates"]
     return table(head, rows)
 
@@ -208,9 +216,9 @@ def draw_losses(path: Path, family: Family) -> None:
     left.xaxis.get_major_locator().set_params(integer=True)
     for cell in sorted(family.runs, key=order):
         run = next(iter(family.runs[cell].values()))
-        steps, losses = zip(*run["losses"], strict=True)
-        right.plot(steps, losses, linewidth=0.8, label=str(cell))
-    right.set(xlabel="step", ylabel="training loss, nats per token", ylim=(None, np.percentile(losses, 97)))
+        if run["losses"]:
+            steps, losses = zip(*run["losses"], strict=True)
+            right.plot(steps, losses, linewidth=0.8, label=str(cell))
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)

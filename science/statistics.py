@@ -23,7 +23,8 @@ class Difference:
         spread: the standard deviation over seeds; None for one seed.
         detectable: the smallest true difference that a two-sided paired t test of this many seeds finds with a power of
             80 %, if the spread is the measured one. None for one seed.
-        rows: an interval for the mean over resampled held-out rows, with the seeds as they are.
+        rows: an interval for the mean over resampled held-out rows, with the seeds as they are. None if only the sum
+            over all rows is known.
     """
 
     mean: float
@@ -32,12 +33,12 @@ class Difference:
     seeds: int
     spread: float | None
     detectable: float | None
-    rows: tuple[float, float]
+    rows: tuple[float, float] | None
 
     @property
     def is_clear(self) -> bool:
-        """Whether neither interval contains 0."""
-        return self.low * self.high > 0 and self.rows[0] * self.rows[1] > 0
+        """Whether no known interval contains 0."""
+        return self.low * self.high > 0 and (self.rows is None or self.rows[0] * self.rows[1] > 0)
 
 
 def paired_difference(ours: np.ndarray, theirs: np.ndarray, units: float, seed: int = 0) -> Difference:
@@ -59,7 +60,8 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray, units: float, seed: 
     count = len(values)
     spread = float(values.std(ddof=1)) if count > 1 else None
     detectable = spread * detectable_effect(count) if spread is not None else None
-    return Difference(mean, low, high, count, spread, detectable, rows_interval(differences.mean(axis=0), seed))
+    rows = rows_interval(differences.mean(axis=0), seed) if differences.shape[1] > 1 else None
+    return Difference(mean, low, high, count, spread, detectable, rows)
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
