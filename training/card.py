@@ -3,6 +3,7 @@
 """The model card of the small checkpoint and its training curve."""
 
 import math
+import textwrap
 from pathlib import Path
 
 from .samples import NEW_TOKENS, PENALTY, Sample, summary
@@ -20,7 +21,8 @@ tags: [plt, looped-transformer, python, code]
 
 A Parallel Loop Transformer of {parameters:.1f} million parameters that completes Python. It is small enough to ship
 with its code: for tests, demonstrations and benchmarks, not for real work. It was trained with R = {loops} loops on the
-sources of {sources}, with `python -m iquest_plt.training.small`.
+sources of {sources}, with
+`python -m iquest_plt.training.small`.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -68,22 +70,23 @@ A model of this size repeats itself. Here are the first {shown_samples} of the l
 
 * Data: {train_files} files, {train_bytes:,} bytes, {train_tokens:,} tokens; `data_manifest.json` lists their hashes.
   Generated tables are left out. Copies are dropped, and files that share much text go to the same side of the split.
-* Tokenizer: byte-level BPE of {vocab_size} entries learned from the training files; no BOS is added.
+* Tokenizer: byte-level BPE of {vocab_size} entries learned from {tokenizer_files}; no BOS is added.
 * {layers} layers of width {hidden_size}, {heads} query heads and {kv_heads} key/value head(s), window 64, gate on the
   residual stream.
-* {before}{tokens:,} tokens in steps of {tokens_per_step}; rows of {early_row} tokens, {row} in the last
-  {long_row_share:.0%} of the run. Rows are contiguous slices of the token stream, in which an end token separates the
-  files. Muon for the layers' matrices (learning rate {muon_lr}), AdamW for the rest ({adamw_lr},
-  embeddings {embedding_lr}); warm-up, constant, then linear decay to 0.
-  float32 weights, bf16 arithmetic.
+{before}* {tokens:,} tokens in steps of {tokens_per_step:,}, in {rows_of_run}. Rows are
+  contiguous slices of the token stream, in which an end token separates the files.
+* Muon for the layers' matrices (learning rate {muon_lr}), AdamW for the rest ({adamw_lr}, embeddings {embedding_lr});
+  warm-up, constant, then linear decay to 0. float32 weights, bf16 arithmetic.
 
 ## Limits and licence
 
 It knows the standard library's style and little else: names are plausible, programs are often wrong. It was not trained
 on chats; the chat and fill-in-the-middle tokens are untrained. It never saw more than {row} tokens at once.
 
-Weights and code: Apache-2.0. The training text is Python's standard library, PSF-2.0 (with the licences of the parts
-named there){licences}; longer verbatim output may fall under it.
+Weights and code: Apache-2.0. The training text has other licences, under which longer verbatim output may fall:
+
+* Python's standard library: PSF-2.0, with the licences of the parts named there
+{licences}
 """
 
 
@@ -98,13 +101,19 @@ def render_card(metrics: dict, manifest: dict, recipe: dict, greedy: list[Sample
     wheels = manifest.get("wheels", [])
     sources = f"the standard library of Python {metrics['python_version']}"
     if wheels:
-        sources += f" and of {', '.join(wheel['name'] for wheel in wheels)}"
+        sources += f" and of {len(wheels)} packages (listed below)"
     before = metrics["training"].get("tokens_before")
+    row, early_row = recipe["row"], recipe["early_row"]
+    later = f", {row} in the last {recipe['long_row_share']:.0%} of the run"
     return TEMPLATE.format(
         sources=sources,
-        before=f"{before:,} tokens in earlier runs, on the standard library alone at first; then " if before else "",
-        licences="".join(f", and {w['name']} {w['version']}, {w['licence']}" for w in wheels),
-        **{name: recipe[name] for name in ("tokens_per_step", "row", "early_row", "long_row_share", "muon_lr")},
+        before=f"* {before:,} tokens in earlier runs, on the standard library alone at first; then:\n"
+        if before
+        else "",
+        tokenizer_files="the first run's training files" if before else "the training files",
+        rows_of_run=f"rows of {early_row} tokens{'' if early_row == row else later}",
+        licences="\n".join(_licences(wheels)),
+        **{name: recipe[name] for name in ("tokens_per_step", "row", "muon_lr")},
         adamw_lr=recipe["adamw_lr"],
         embedding_lr=recipe["embedding_lr"],
         vocab_size=recipe["vocab_size"],
@@ -136,6 +145,15 @@ def render_card(metrics: dict, manifest: dict, recipe: dict, greedy: list[Sample
     )
 
 
+def _licences(wheels: list[dict]) -> list[str]:
+    """Returns a list item for each licence, with the wheels that have it."""
+    found: dict[str, list[str]] = {}
+    for wheel in wheels:
+        found.setdefault(wheel["licence"], []).append(f"{wheel['name']} {wheel['version']}")
+    lines = [f"* {licence}: {', '.join(names)}" for licence, names in sorted(found.items())]
+    return [textwrap.fill(line, 120, subsequent_indent="  ", break_on_hyphens=False) for line in lines]
+
+
 def plot_curve(path: Path, log: list[dict], manifest: dict, metrics: dict) -> None:
     """Draws the loss over tokens in bits per byte, with `xz -9` on the held-out files for comparison."""
     import matplotlib
@@ -159,7 +177,7 @@ def plot_curve(path: Path, log: list[dict], manifest: dict, metrics: dict) -> No
     axes.axhline(
         result["plt_r2"], color="tab:green", linestyle=":", linewidth=1.5, label="final weights, all held-out files"
     )
-    axes.set(xlabel="million tokens", ylabel="bits per byte", ylim=(0.7, 3.0), title="Small PLT, R = 2")
+    axes.set(xlabel="million tokens", ylabel="bits per byte", ylim=(0.5, 3.0), title="Small PLT, R = 2")
     axes.legend()
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

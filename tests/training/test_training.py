@@ -202,7 +202,7 @@ def test_a_second_stage_starts_from_the_first(library, tmp_path, monkeypatch):
     tokenizers = [(tmp_path / name / "tokenizer" / "tokenizer.json").read_bytes() for name in ("first", "second")]
     assert tokenizers[0] == tokenizers[1]
     card = (tmp_path / "again" / "README.md").read_text()
-    assert f"{TINY.tokens:,} tokens in earlier runs" in card and "and one 1.0, MIT" in card
+    assert f"{TINY.tokens:,} tokens in earlier runs" in card and "\n* MIT: one 1.0\n" in card
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7])
