@@ -210,6 +210,8 @@ def prepare_mask(config, inputs_embeds, attention_mask, position_ids, cache) -> 
     Returns:
         `global_mask`, as in `Cells`, and `tokens` (B, T): which new columns are tokens; None: all.
     """
+    if attention_mask is None and _needs_2d_mask(config, cache):
+        attention_mask = _mask_without_padding(inputs_embeds, cache)
     global_mask = create_causal_mask(config, inputs_embeds, attention_mask, cache, position_ids=position_ids)
     tokens = None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :].bool()
     return {"global_mask": global_mask, "tokens": None if tokens is None or _is_known_true(tokens.all()) else tokens}
@@ -222,6 +224,9 @@ def create_layout(config, inputs) -> Layout:
     mask, cache = inputs.attention_mask, inputs.cache
     position_ids = inputs.position_ids if mask is None else None  # with a mask, they do not mark documents
     embeds = _shape_of(inputs.embeds)
+    keeps_mask = _needs_2d_mask(config, cache)
+    if mask is None and keeps_mask:
+        mask = _mask_without_padding(embeds, cache)
     if inputs.num_loops == 1:
         if isinstance(mask, dict):
             return Layout(mask["global_mask"])
@@ -233,7 +238,8 @@ def create_layout(config, inputs) -> Layout:
         is_new = None if is_new is None or _is_known_true(is_new.all()) else is_new
         global_mask = mask["global_mask"]
     else:
-        mask, is_new = _drop_if_full(mask, embeds.shape[1])
+        padded, is_new = _drop_if_full(mask, embeds.shape[1])
+        mask = mask if keeps_mask else padded
         view = cache if mask is None or cache is None else _CacheView.of(cache, embeds.shape[1])
         global_mask = create_causal_mask(config, embeds, mask, view, position_ids=position_ids)
     layout = Layout(global_mask)
@@ -252,6 +258,18 @@ def _shape_of(embeds: torch.Tensor) -> torch.Tensor:
     """
     dtype = torch.float32 if embeds.dtype == torch.float64 else embeds.dtype
     return embeds.new_empty((*embeds.shape[:2], 0), dtype=dtype)
+
+
+def _needs_2d_mask(config, cache: Cache | None) -> bool:
+    """Returns whether only a 2D mask can hide the unused columns of a static cache: flash attention takes no other."""
+    is_static = cache is not None and cache.is_compileable
+    return is_static and not get_kernel(config._attn_implementation).takes_4d_masks
+
+
+def _mask_without_padding(embeds: torch.Tensor, cache: Cache) -> torch.Tensor:
+    """Returns a 2D mask of all cached and new tokens, whose length tells how many they are."""
+    batch, num_tokens = embeds.shape[:2]
+    return embeds.new_ones((batch, int(cache.get_seq_length()) + num_tokens), dtype=torch.bool)
 
 
 def _drop_if_full(mask: torch.Tensor | None, num_tokens: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
