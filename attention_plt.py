@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 
 from .configuration_plt import IQuestPLTCoderConfig
 from .kernels_plt import attend, attend_from_one_position, attend_in_tiles, attend_with_row_masks
-from .masks_plt import Cells
+from .masks_plt import Cells, Window
 
 
 class IQuestPLTCoderGate(nn.Module):
@@ -196,9 +196,13 @@ class IQuestPLTCoderAttention(nn.Module):
         kwargs["sliding_window"] = window.left + 1  # the library counts the token itself
         output, weights = attention(self, query_BHNC, key_BKSC, value_BKSC, window.mask, **kwargs)
         if cells.is_recorded and weights is not None:
-            in_ring = window.order is not None and query_BHNC.shape[2] == 1
-            self.window_tap(weights.take_along_dim(window.order[:, None, None], -1) if in_ring else weights)
+            self.record_window(weights, window)
         return output
+
+    def record_window(self, weights_BHNS: torch.Tensor, window: Window) -> None:
+        """Records the weights of the window branch in the order of the text. A single token reads a ring as it is."""
+        in_ring = window.order is not None and weights_BHNS.shape[2] == 1
+        self.window_tap(weights_BHNS.take_along_dim(window.order[:, None, None], -1) if in_ring else weights_BHNS)
 
     def mix(self, global_BNHC, local_BNHC, residual_BND, query_BHNC, cells: Cells) -> torch.Tensor:
         """

@@ -40,6 +40,11 @@ class PLTStaticCacheLayer(LoopStates, StaticLayer):
     def take_back(self, count: int) -> None:
         self.cumulative_length.sub_(count)
 
+    def get_seq_length(self) -> torch.Tensor | int:
+        """Returns a copy of the counter. Flex attention's masks read it only after `update` has counted new tokens."""
+        length = super().get_seq_length()
+        return length.clone() if isinstance(length, torch.Tensor) else length
+
     def set_num_loops(self, num_loops: int, window: int) -> None:
         is_first_pass = self.num_loops is None
         if is_first_pass and self.is_initialized and num_loops > 1 and is_exporting():

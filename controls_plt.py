@@ -75,7 +75,7 @@ class JointAttention(OwnKeysAttention):
         output, weights = attention(self, query_BHNC, key, value, cells.window.mask, **kwargs)  # type: ignore[union-attr]
         if cells.is_recorded and weights is not None:  # both together sum to one
             self.attention_tap(weights[..., :num_shared])
-            self.window_tap(weights[..., num_shared:])
+            self.record_window(weights[..., num_shared:], cells.window)  # type: ignore[arg-type]
         return output
 
 

@@ -40,8 +40,7 @@ class PLTGenerationMixin(GenerationMixin):
         num_loops = kwargs.pop("num_loops", None)
         if num_loops is None:
             num_loops = getattr(generation_config or self.generation_config, "num_loops", None)
-        if any(length < self.config.check_num_loops(num_loops) for length in _invocation_lengths(self)):
-            kwargs.setdefault("loop_schedule", "sequence")  # else the adapter would miss some loops of a token
+        kwargs |= _schedule_for_adapters(self, self.config.check_num_loops(num_loops), kwargs.get("loop_schedule"))
         with self._running_loops(num_loops):
             return super().generate(inputs, generation_config, *args, **kwargs)
 
@@ -192,6 +191,26 @@ def _invocation_lengths(model) -> list[int]:
     """
     configs = getattr(model, "peft_config", {}).values()
     return [len(tokens) for config in configs if (tokens := getattr(config, "alora_invocation_tokens", None))]
+
+
+def _schedule_for_adapters(model, num_loops: int, schedule: str | None) -> dict[str, str]:
+    """
+    Returns a `loop_schedule` argument if the model needs one: for an activated adapter whose invocation has fewer
+    tokens than there are loops. PEFT would not apply it to all loops of a token if they ran together.
+
+    Raises:
+        ValueError: if the caller's `schedule` is "together" and the model needs the other one.
+    """
+    shortest = min(_invocation_lengths(model), default=num_loops)
+    if shortest >= num_loops:
+        return {}
+    if schedule == "together":
+        raise ValueError(
+            f'With `loop_schedule="together"` and {num_loops} loops, an activated adapter (aLoRA) needs at least '
+            f"{num_loops} invocation tokens, but one has {shortest}: PEFT would leave it out of some loops. Leave out "
+            "`loop_schedule`, and the loops run in sequence."
+        )
+    return {"loop_schedule": schedule or "sequence"}
 
 
 def _check_adapters(model) -> None:

@@ -21,6 +21,7 @@ from .cache_layers_plt import is_exporting, last_tokens
 from .compat_plt import CACHE_NAME
 from .grid_plt import Block
 from .kernels_plt import get_kernel
+from .mask_views_plt import CacheView, ConfigView, shape_of
 
 
 MASKED = -1e3  # an additive mask is 0 for visible keys, and far below this for hidden ones
@@ -164,45 +165,6 @@ class Layout:
         ]
 
 
-class _CacheView:
-    """
-    A stand-in for a cache in the library's mask functions: the number of keys, and where the queries begin. With
-    `has_mask` they always make a mask, without a check that would make the host wait for the device.
-    """
-
-    is_sliding = (True,)
-
-    def __init__(self, keys: int, query_offset: int | torch.Tensor, has_mask: bool = False):
-        self.keys = keys
-        self.query_offset = query_offset
-        self.is_compileable = has_mask  # the library makes all masks for a static cache
-
-    @classmethod
-    def of(cls, cache: Cache, num_tokens: int) -> "_CacheView":
-        """Returns a view of a cache for a mask that is known to contain padding."""
-        return cls(cache.get_mask_sizes(num_tokens, 0)[0], cache.get_seq_length(), has_mask=True)
-
-    def get_query_offset(self, layer_idx: int = 0) -> int | torch.Tensor:
-        return self.query_offset
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self.keys, 0
-
-
-class _ConfigView:
-    """
-    A stand-in for a configuration in the library's mask functions: with a window, which in the model's own
-    configuration would make every layer a window layer. (Compiled graphs cannot copy a configuration.)
-    """
-
-    def __init__(self, config, left: int):
-        self.config = config
-        self.sliding_window = left + 1  # the library's window includes the token itself
-
-    def __getattr__(self, name: str):
-        return getattr(self.config, name)
-
-
 def prepare_mask(config, inputs_embeds, attention_mask, position_ids, cache) -> dict[str, torch.Tensor | None]:
     """
     Prepares masks of fixed shapes before a compiled step of `generate()`. `forward` takes them as `attention_mask`.
@@ -210,6 +172,8 @@ def prepare_mask(config, inputs_embeds, attention_mask, position_ids, cache) -> 
     Returns:
         `global_mask`, as in `Cells`, and `tokens` (B, T): which new columns are tokens; None: all.
     """
+    if attention_mask is None and _needs_2d_mask(config, cache):
+        attention_mask = _mask_without_padding(inputs_embeds, cache)
     global_mask = create_causal_mask(config, inputs_embeds, attention_mask, cache, position_ids=position_ids)
     tokens = None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :].bool()
     return {"global_mask": global_mask, "tokens": None if tokens is None or _is_known_true(tokens.all()) else tokens}
@@ -221,7 +185,10 @@ def create_layout(config, inputs) -> Layout:
         return inputs.staircase.layout(config, inputs.embeds)
     mask, cache = inputs.attention_mask, inputs.cache
     position_ids = inputs.position_ids if mask is None else None  # with a mask, they do not mark documents
-    embeds = _shape_of(inputs.embeds)
+    embeds = shape_of(inputs.embeds)
+    keeps_mask = _needs_2d_mask(config, cache)
+    if mask is None and keeps_mask:
+        mask = _mask_without_padding(embeds, cache)
     if inputs.num_loops == 1:
         if isinstance(mask, dict):
             return Layout(mask["global_mask"])
@@ -233,8 +200,9 @@ def create_layout(config, inputs) -> Layout:
         is_new = None if is_new is None or _is_known_true(is_new.all()) else is_new
         global_mask = mask["global_mask"]
     else:
-        mask, is_new = _drop_if_full(mask, embeds.shape[1])
-        view = cache if mask is None or cache is None else _CacheView.of(cache, embeds.shape[1])
+        padded, is_new = _drop_if_full(mask, embeds.shape[1])
+        mask = mask if keeps_mask else padded
+        view = cache if mask is None or cache is None else CacheView.of(cache, embeds.shape[1])
         global_mask = create_causal_mask(config, embeds, mask, view, position_ids=position_ids)
     layout = Layout(global_mask)
     if is_new is not None:
@@ -245,13 +213,16 @@ def create_layout(config, inputs) -> Layout:
     return layout
 
 
-def _shape_of(embeds: torch.Tensor) -> torch.Tensor:
-    """
-    Returns an empty tensor (B, T, 0) that gives the library's mask functions a shape, dtype and device. Never float64:
-    eager attention computes its softmax in float32, where the lowest float64 is -inf and a fully masked row is NaN.
-    """
-    dtype = torch.float32 if embeds.dtype == torch.float64 else embeds.dtype
-    return embeds.new_empty((*embeds.shape[:2], 0), dtype=dtype)
+def _needs_2d_mask(config, cache: Cache | None) -> bool:
+    """Returns whether only a 2D mask can hide the unused columns of a static cache: flash attention takes no other."""
+    is_static = cache is not None and cache.is_compileable
+    return is_static and not get_kernel(config._attn_implementation).takes_4d_masks
+
+
+def _mask_without_padding(embeds: torch.Tensor, cache: Cache) -> torch.Tensor:
+    """Returns a 2D mask of all cached and new tokens, whose length tells how many they are."""
+    batch, num_tokens = embeds.shape[:2]
+    return embeds.new_ones((batch, int(cache.get_seq_length()) + num_tokens), dtype=torch.bool)
 
 
 def _drop_if_full(mask: torch.Tensor | None, num_tokens: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -305,9 +276,9 @@ def _mask_arguments(inputs, is_token: torch.Tensor | None, past: int) -> dict:
     """Returns arguments of the library's mask functions for the window branch. `is_token`: as in [`Window`]."""
     batch, num_tokens = inputs.embeds.shape[:2]
     rows = inputs.num_loops - 1 if inputs.together else 1  # one call handles the loops of one token as batch rows
-    view = _CacheView(past + num_tokens, past, has_mask=is_token is not None)
+    view = CacheView(past + num_tokens, past, has_mask=is_token is not None)
     return {
-        "inputs_embeds": _shape_of(inputs.embeds).new_empty((rows * batch, num_tokens, 0)),
+        "inputs_embeds": shape_of(inputs.embeds).new_empty((rows * batch, num_tokens, 0)),
         "attention_mask": is_token if is_token is None else is_token.repeat(rows, 1),
         CACHE_NAME: None if inputs.cache is None else view,
     }
@@ -321,7 +292,7 @@ def _window_mask(config, arguments: dict, left: int, is_short: bool, window_has_
         before = is_token.cumsum(-1) - is_token.long()  # the number of tokens before each column
         within = lambda b, h, q, k: before[b, q] - before[b, k] <= left  # noqa: E731
         return create_causal_mask(config, and_mask_function=within, **arguments)
-    return create_sliding_window_causal_mask(_ConfigView(config, left), **arguments)
+    return create_sliding_window_causal_mask(ConfigView(config, left), **arguments)
 
 
 def _window_tokens(inputs, is_new: torch.Tensor | None, past: int) -> torch.Tensor | None:
@@ -360,7 +331,7 @@ def _cut_into_tiles(config, embeds, window: Window, segments: torch.Tensor) -> W
     as_matrices = embeds.device.type == "cpu" and embeds.dtype in (torch.float32, torch.bfloat16)
     kernel = "eager" if as_matrices else config._attn_implementation
     if get_kernel(kernel).adds_masks:
-        mask = as_additive(mask, _shape_of(embeds).dtype)
+        mask = as_additive(mask, shape_of(embeds).dtype)
     return replace(window, mask=mask, tile_size=size, tile_kernel=kernel)
 
 
@@ -389,8 +360,8 @@ def _tail_mask(config, embeds, global_mask, cache: Cache | None, num_queries: in
     time = embeds.shape[1]
     keys = time if cache is None else cache.get_mask_sizes(time, 0)[0]
     past_length = 0 if cache is None else cache.get_seq_length()
-    view = _CacheView(keys, past_length + time - num_queries, cache is not None and cache.is_compileable)
-    return create_causal_mask(config, _shape_of(embeds)[:, :num_queries], None, view)
+    view = CacheView(keys, past_length + time - num_queries, cache is not None and cache.is_compileable)
+    return create_causal_mask(config, shape_of(embeds)[:, :num_queries], None, view)
 
 
 def _layout_of_4d_mask(mask: torch.Tensor, left: int) -> Layout:

@@ -286,8 +286,7 @@ def _end_pass(layer, grid: LoopGrid, layout: Layout) -> None:
         layer.has_padding = True
     if (window := layout.window) is not None and window.order is not None:
         layer.update_tokens(window.is_token, window.keep, window.order)
-    carries = grid.next_carries()
-    if carries:
+    if carries := grid.next_carries():
         layer.update_carries(carries)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from ..configuration_plt import IQuestPLTCoderConfig
 from ..modeling_plt import IQuestPLTCoderForCausalLM
-from ..training.small import Recipe
+from ..training.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from ..configuration_plt import IQuestPLTCoderConfig
 from ..modeling_plt import IQuestPLTCoderForCausalLM
 from ..training.compiled import CompiledTraining
+from ..training.recipe import Recipe
 from ..training.run_files import write_json
-from ..training.small import Recipe
 from ..utils.timing import environment
 from .cells import Cell
 

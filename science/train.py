@@ -25,8 +25,8 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from ..training.compiled import CompiledTraining, seconds_per_step
+from ..training.recipe import build_model, load_stream
 from ..training.run_files import read_json, write_json
-from ..training.small import build_model, load_stream
 from ..utils.timing import environment
 from . import cells
 from .cells import CELLS, CORE, Cell

@@ -22,8 +22,8 @@ from ..modeling_plt import IQuestPLTCoderDecoderLayer, IQuestPLTCoderForCausalLM
 from . import data
 from .divergence import Guard
 from .optimizer import make_optimizer
+from .recipe import Recipe, build_model, prepare
 from .run_files import COMPILED, write_json
-from .small import Recipe, build_model, prepare
 
 
 MAX_GRAD_NORM = 1.0

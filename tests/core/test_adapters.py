@@ -48,12 +48,17 @@ def test_activated_adapters(invocation, num_loops):
     for row in range(2):
         ids[row, 4 + row : 4 + row + len(invocation)] = torch.tensor(invocation)
     arguments = {"attention_mask": torch.ones_like(ids), **GREEDY}
-    together = model.generate(input_ids=ids, **arguments)
-    assert torch.equal(together, model.generate(input_ids=ids, loop_schedule="sequence", **arguments))
+    text = model.generate(input_ids=ids, **arguments)
+    assert torch.equal(text, model.generate(input_ids=ids, loop_schedule="sequence", **arguments))
     for row in range(2):
-        assert torch.equal(together[row : row + 1], model.generate(input_ids=ids[row : row + 1], **GREEDY))
+        assert torch.equal(text[row : row + 1], model.generate(input_ids=ids[row : row + 1], **GREEDY))
     with model.disable_adapter():
-        assert not torch.equal(together, model.generate(input_ids=ids, **arguments))
+        assert not torch.equal(text, model.generate(input_ids=ids, **arguments))
+    if num_loops <= len(invocation):
+        assert torch.equal(text, model.generate(input_ids=ids, loop_schedule="together", **arguments))
+        return
+    with pytest.raises(ValueError, match="Leave out `loop_schedule`"):
+        model.generate(input_ids=ids, loop_schedule="together", **arguments)
 
 
 @pytest.mark.parametrize("num_loops", [1, 2, 3])

@@ -1,11 +1,14 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
-"""User-defined attention functions, registered with the library. They get contiguous keys, as from Llama's cache."""
+"""
+Attention functions registered with the library. User-defined ones get contiguous keys, as from Llama's cache. Flash
+attention gets a mask that hides the unused columns of a static cache.
+"""
 
 import pytest
 import torch
-from tiny import llama_of, tiny_model, tokens
-from transformers import AttentionInterface, AttentionMaskInterface
+from tiny import TOLERANCE, distance, llama_of, oracle, tiny_model, tokens
+from transformers import AttentionInterface, AttentionMaskInterface, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -43,3 +46,34 @@ def test_a_function_may_use_view(num_loops, padding, kernel):
     found = model.generate(ids, num_loops=num_loops, **options)
     assert torch.equal(found.sequences, expected.sequences)
     torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+
+
+def flash(module, query, key, value, attention_mask, sliding_window=None, is_causal=None, **kwargs):
+    """Computes, on a CPU, what the library's flash kernels compute for left-padded rows: causal from the end back."""
+    assert attention_mask is None or attention_mask.ndim == 2
+    length = key.shape[2] if attention_mask is None else attention_mask.shape[1]
+    key, value, new = key[:, :, :length], value[:, :, :length], query.shape[2]
+    mask = torch.ones(1, 1, new, length, dtype=torch.bool).tril(length - new)
+    if sliding_window is not None:
+        mask = mask.triu(length - new - sliding_window + 1)
+    if attention_mask is not None:
+        mask = mask & attention_mask[:, None, None].bool()
+    return sdpa_attention_forward(module, query, key, value, mask, is_causal=False, **kwargs)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("num_loops", [1, 2, 3])
+@torch.no_grad()
+def test_flash_attention_does_not_see_unused_columns_of_a_static_cache(num_loops, masked, monkeypatch):
+    monkeypatch.setitem(AttentionInterface._global_mapping, "flash_attention_2", flash)
+    model = tiny_model()
+    model.config._attn_implementation = "flash_attention_2"
+    ids, outputs, start = tokens(2, 12), [], 0
+    cache = StaticCache(model.config, max_cache_len=12)  # full in the end
+    for size in (2, 4, 1, 1, 3, 1):
+        mask = torch.ones(2, start + size, dtype=torch.long) if masked else None
+        new = ids[:, start : start + size]
+        outputs.append(model(new, attention_mask=mask, past_key_values=cache, num_loops=num_loops).logits)
+        start += size
+    for row, logits in enumerate(torch.cat(outputs, dim=1)):
+        assert distance(logits, oracle(model, ids[row], num_loops)) < TOLERANCE

@@ -100,16 +100,17 @@ def test_wrong_variants_are_caught(wrong):
     assert max(errors) > 1e-3, WRONG[wrong]
 
 
+@pytest.mark.parametrize("cache", [None, "static"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @torch.no_grad()
-def test_one_loop_is_llama(attention):
+def test_one_loop_is_llama(attention, cache):
     model = tiny_model(attention=attention, plt_num_loops=1)
     llama = llama_of(model)
     ids, mask = tokens(2, TIME), torch.ones(2, TIME, dtype=torch.long)
     mask[0, :5] = 0
     assert torch.equal(model(ids, attention_mask=mask).logits, llama(ids, attention_mask=mask).logits)
     arguments = {"attention_mask": mask, "max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
-    arguments |= {"output_logits": True, "return_dict_in_generate": True}
+    arguments |= {"cache_implementation": cache, "output_logits": True, "return_dict_in_generate": True}
     ours, theirs = model.generate(ids, **arguments), llama.generate(ids, **arguments)
     assert torch.equal(ours.sequences, theirs.sequences)
     for one, other in zip(ours.logits, theirs.logits, strict=True):

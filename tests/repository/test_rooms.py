@@ -12,7 +12,7 @@ from paths import ROOT
 
 
 PACKAGE, MODEL, INIT = "iquest_plt", "the model", "__init__.py"
-ROOMS = ("utils", "tokenization", "conversion", "diagnostics", "training", "serving", "cli", "benchmarks")
+ROOMS = ("utils", "tokenization", "conversion", "diagnostics", "training", "science", "serving", "cli", "benchmarks")
 FILES = {
     ".".join([PACKAGE, *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__"): path
     for path in (*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py")))

@@ -1,0 +1,1 @@
+../../../mask_views_plt.py
