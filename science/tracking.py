@@ -103,7 +103,7 @@ class TrackingTraining(CompiledTraining):
 def accuracy(model, length: int, block: int, seed: int, device: torch.device) -> float:
     """Returns the share of texts whose last state is right, when the model reads the states that it wrote itself."""
     ids, is_state = texts(TEST_TEXTS, length, block, torch.Generator().manual_seed(10_000 + seed))
-    ids, right = ids.to(device), ids[:, -1].to(device)
+    ids, right = ids.to(device), ids[:, -1].clone().to(device)  # a clone, because the states are overwritten
     for place in is_state.nonzero().flatten().tolist():
         logits = model(ids[:, :place], use_cache=False, logits_to_keep=1).logits[:, -1]
         ids[:, place] = logits[:, FIRST_STATE:].argmax(-1) + FIRST_STATE
