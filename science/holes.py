@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..diagnostics import metrics
 from ..grid_plt import Block, LoopGrid, Run
 from ..masks_plt import Cells, Window
 from ..modeling_plt import IQuestPLTCoderForCausalLM
@@ -103,12 +104,14 @@ Choice = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (entropies (N, 
 
 
 class Experiment:
-    """All rows after loop 0, from which every rule starts. `entropy`: as in `losses`."""
+    """All rows (N, T) after loop 0, from which every rule starts. `losses` and `entropy`: as in `_predict`."""
 
     def __init__(self, model: IQuestPLTCoderForCausalLM, rows: torch.Tensor):
         self.model, self.rows = model, rows.split(ROWS_AT_ONCE)
+        self.targets = F.pad(rows[:, 1:], (0, 1)).split(ROWS_AT_ONCE)
         self.first = [LoopsWithHoles(model, ids) for ids in self.rows]
-        self.losses, self.entropy = self._predict(self.first)
+        nothing = torch.zeros(rows.shape)
+        self.losses, self.entropy = self._predict(self.first, nothing, nothing)
 
     def run(self, choose: Choice) -> tuple[np.ndarray, list[int]]:
         """Returns the losses of each row in nats (N,), and the number of tokens that ran each loop."""
@@ -117,18 +120,29 @@ class Experiment:
             chosen = choose(entropy, torch.cat([batch.has_run for batch in batches]))
             parts = chosen.split(ROWS_AT_ONCE)
             batches = [batch.next_loop(part) for batch, part in zip(batches, parts, strict=True)]
-            losses, entropy = self._predict(batches)
+            losses, entropy = self._predict(batches, losses, entropy)
             counts.append(int(sum(batch.has_run.sum() for batch in batches)))
-        return losses.sum(dim=1).double().numpy(), counts
+        return row_losses(losses), counts
 
-    def _predict(self, batches: list[LoopsWithHoles]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the loss of each token but the first, (N, T - 1), and the entropy at each token, (N, T), in nats."""
-        losses, entropies = [], []
-        for ids, batch in zip(self.rows, batches, strict=True):
-            log_p = self.model.lm_head(batch.newest).float().log_softmax(-1)
-            entropies.append(torch.special.entr(log_p.exp()).sum(-1))
-            losses.append(F.nll_loss(log_p[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none"))
-        return torch.cat(losses), torch.cat(entropies)
+    def _predict(self, batches: list[LoopsWithHoles], losses, entropy) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Returns the loss of the token after each, and the entropy of its prediction, (N, T), in nats. Holes keep what
+        `losses` and `entropy` have.
+        """
+        found = []
+        old = zip(losses.split(ROWS_AT_ONCE), entropy.split(ROWS_AT_ONCE), strict=True)
+        for batch, targets, parts in zip(batches, self.targets, old, strict=True):
+            log_p = metrics.log_softmax(self.model.lm_head(batch.newest[batch.has_run]))
+            new = metrics.token_loss(log_p, targets[batch.has_run]), metrics.entropy(log_p, log_p.exp())
+            pairs = zip(parts, new, strict=True)
+            found.append([part.masked_scatter(batch.has_run, values.to(part.dtype)) for part, values in pairs])
+        losses, entropy = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return losses, entropy
+
+
+def row_losses(losses: torch.Tensor) -> np.ndarray:
+    """Sums the losses (N, T) of each row, without the last, which has no next token."""
+    return losses[:, :-1].sum(dim=1).double().numpy()
 
 
 def most(values: torch.Tensor, allowed: torch.Tensor, count: int) -> torch.Tensor:
@@ -178,7 +192,7 @@ def compare(model: IQuestPLTCoderForCausalLM, heldout: Heldout, shares: tuple[fl
             points.append(point | {"interval": [round(end, 5) for end in rows_interval(gain)]})
             print(points[-1], flush=True)
     everything, _ = experiment.run(lambda entropy, has_run: has_run)
-    return {"points": points, "all": bits(everything), "none": bits(experiment.losses)}
+    return {"points": points, "all": bits(everything), "none": bits(row_losses(experiment.losses))}
 
 
 def main(argv: list[str] | None = None) -> None:

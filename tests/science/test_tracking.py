@@ -11,6 +11,11 @@ import torch
 
 pytest.importorskip("accelerate", reason="training needs accelerate: pip install '.[training]'")
 tracking = pytest.importorskip("iquest_plt.science.tracking")
+
+from iquest_plt.science.cells import Cell  # noqa: E402
+from iquest_plt.training.small import Recipe  # noqa: E402
+
+
 CPU = torch.device("cpu")
 
 
@@ -79,17 +84,31 @@ def test_accuracy_of_models_whose_mistakes_are_known(things):
             assert tracking.accuracy(Calculator(group, block, wrong_at), group, 8, block, 0, CPU) == 0.0
 
 
-def test_the_command_learns_keeps_finished_runs_and_refuses_wrong_blocks(tmp_path, capsys):
-    options = ["--things", "3", "--layers", "1", "--size", "32", "--rows", "32", "--blocks", "1", "--seeds", "1"]
+def test_only_states_are_trained():
+    group = tracking.Permutations(3)
+    model = tracking.make_model(Cell(1), group.vocabulary, layers=1, size=16, seed=0)
+    recipe = Recipe(tokens=2 * 4 * 11, tokens_per_step=4 * 11, row=11, seed=0)
+    training = tracking.TrackingTraining(model, recipe, group, 8, CPU, compiled=False)
+    ids = training.batch(0)
+    assert ids.shape == (4, 1 + 16 + 2) and not torch.equal(ids, training.batch(1))  # fresh texts every step
+    log_p = training.model(ids, use_cache=False).logits.float().log_softmax(-1)
+    expected = -log_p[:, [8, 17]].gather(-1, ids[:, [9, 18], None]).mean()
+    assert (ids[:, [9, 18]] >= group.first_state).all()
+    states = training.model.model(ids, use_cache=False).last_hidden_state
+    torch.testing.assert_close(training.loss_of(states, ids), expected)
+
+
+def test_the_command_keeps_finished_runs_and_refuses_wrong_options(tmp_path, capsys):
+    options = ["--things", "3", "--layers", "1", "--size", "16", "--rows", "4", "--blocks", "16", "--seeds", "1"]
     options = ["--out", str(tmp_path), *options, "--device", "cpu", "--cells", "R = 1", "--steps"]
-    tracking.main([*options, "120"])
+    tracking.main([*options, "2"])
     (run,) = json.loads((tmp_path / "tracking.json").read_text())
-    assert run["accuracy"]["16"] == 1.0  # chance is 1/6
-    assert run["tokens_per_text"] == 33 and run["things"] == 3
-    tracking.main([*options, "120"])
+    assert run["accuracy"].keys() == {"16", "32"} and run["accuracy"]["16"] < 0.5  # chance is 1/6
+    assert run["tokens_per_text"] == 18 and run["things"] == 3
+    tracking.main([*options, "2"])
     tracking.main([*options, "1"])
-    first, untrained = json.loads((tmp_path / "tracking.json").read_text())
-    assert first == run and untrained["accuracy"]["16"] < 0.5
+    first, other = json.loads((tmp_path / "tracking.json").read_text())
+    assert first == run and other["steps"] == 1
     for wrong, message in ((["--blocks", "3"], "must divide 16"), (["--cells", "R = 9"], "unknown cell 'R = 9'")):
         with pytest.raises(SystemExit):
             tracking.main([*options, "1", *wrong])
