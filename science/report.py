@@ -189,11 +189,14 @@ def given_contrast_table(results: list[dict]) -> str:
 
 
 def holes_table(results: list[dict]) -> str:
-    """Bits per byte against the mean number of loops. Differences are to random choices, with intervals over rows."""
+    """
+    Bits per byte against the mean number of loops. Differences are to random choices, with intervals over rows. "whole
+    texts": some texts with all loops and the others with one, so that none has holes.
+    """
     rows = []
     for found in results:
         points = {(point["share"], point["rule"]): point for point in found["points"]}
-        rows.append([found["model"], "1.00", found["none"], "", ""])
+        rows.append([found["model"], "1.00", found["none"], "", "", found["none"]])
         for share in sorted({share for share, _ in points}):
             cells = []
             for rule in ("entropy", "before"):
@@ -201,9 +204,11 @@ def holes_table(results: list[dict]) -> str:
                 low, high = point["interval"]
                 cells.append(f"{point['bits_per_byte']} ({point['difference']:+.4f}; {low:+.4f} … {high:+.4f})")
             random = points[share, "random"]
-            rows.append([found["model"], f"{random['loops']:.2f}", random["bits_per_byte"], *cells])
-        rows.append([found["model"], f"{found['loops']:.2f}", found["all"], "", ""])
-    return table(["model", "mean loops", "random tokens", "by entropy", "by the entropy before"], rows)
+            share_of_texts = (random["loops"] - 1) / (found["loops"] - 1)
+            mixed = f"{found['none'] + share_of_texts * (found['all'] - found['none']):.5f}"
+            rows.append([found["model"], f"{random['loops']:.2f}", random["bits_per_byte"], *cells, mixed])
+        rows.append([found["model"], f"{found['loops']:.2f}", found["all"], "", "", found["all"]])
+    return table(["model", "mean loops", "random tokens", "by entropy", "by the entropy before", "whole texts"], rows)
 
 
 def tracking_table(runs: list[dict]) -> str:
