@@ -1,15 +1,21 @@
 # SPDX-FileCopyrightText: 2026 The iquest-plt authors
 # SPDX-License-Identifier: Apache-2.0
 """
-A task where depth matters: follow a state through permutations of five things.
+A task where depth matters: follow a state through permutations of three or five things.
 
     python -m iquest_plt.science.tracking --out runs/tracking
 
 A text is a start token and then blocks of k moves, each followed by the state after it, the product of all moves so
-far. The four moves generate all 120 permutations of five things, a group in which no constant depth computes such
-products (Barrington, 1989; Liu et al., arXiv 2210.10749). With k = 1 every step is written out, and a model only has to
-apply one move to a state that it can read: a chain of thought. With larger k it must apply k moves at once. Loops add
-depth, and written steps add tokens: R loops over T tokens cost as much as one loop over R · T tokens.
+far. The four moves of five things generate all 120 permutations, a group in which products need a depth that grows with
+their length, unless TC⁰ = NC¹ (Barrington, 1989; Liu et al., arXiv 2210.10749). With k = 1 every step is written out,
+and a model only has to apply one move to a state that it can read: a chain of thought. With larger k it must apply k
+moves at once. Loops add depth, and written steps add tokens: R loops over T tokens cost as much as one loop over R · T
+tokens.
+
+`--things 3` is the easier variant: two moves, and six states. Its products need only a constant depth, but one layer
+has less than that. A CPU learns it in minutes:
+
+    python -m iquest_plt.science.tracking --out runs/tracking --things 3 --layers 1 --size 64 --steps 1500 --rows 64
 
 Only the states are trained and tested. In a test the model reads its own earlier states, not the right ones.
 """
