@@ -7,7 +7,8 @@ Loops per token: what if loop r runs only for the tokens of which loop r - 1 is 
 
 A token that skips loop r is a hole. It skips all later loops, too, and
 
-    the window of loop r   has no key of it; windows still reach w columns back, holes included
+    the window of loop r   has no key of it, or with --lend its key and value of loop 0. Windows still reach w columns
+                           back, holes included
     loop r + 1, token i+1  reads its newest state, that is, of the last loop that it ran
     its prediction         is made from its newest state
 
@@ -23,14 +24,17 @@ Measures without training; the models never saw holes. Adds its result to docs/s
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from pathlib import Path
+from types import MethodType
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..attention_plt import IQuestPLTCoderAttention
 from ..diagnostics import metrics
 from ..grid_plt import Block, LoopGrid, Run
 from ..masks_plt import Cells, Window
@@ -54,17 +58,20 @@ class LoopsWithHoles:
         newest: the newest state of each token, (B, T, D).
         has_run: which tokens ran the last loop, (B, T).
 
+    Args:
+        lend: whether the windows have loop 0's keys and values of holes.
+
     Raises:
         ValueError: for the research controls, and for a model whose fed-back state is not normed.
     """
 
-    def __init__(self, model: IQuestPLTCoderForCausalLM, ids: torch.Tensor):
+    def __init__(self, model: IQuestPLTCoderForCausalLM, ids: torch.Tensor, lend: bool = False):
         config = model.config
         if config.plt_cross_loop_shift is not True or config.plt_loop_attention != "gated":
             raise ValueError("Holes are only defined with the shift and gated attention. Choose another model.")
         if not config.plt_normalize_per_loop or config._attn_implementation != "sdpa":
             raise ValueError("Holes need `plt_normalize_per_loop` and attn_implementation='sdpa'.")
-        self.model, self.loop, num_tokens = model.model, 0, ids.shape[1]
+        self.model, self.loop, self.lend, num_tokens = model.model, 0, lend, ids.shape[1]
         embeds = self.model.embed_tokens(ids)
         self.positions = self.model.rotary_emb(embeds, torch.arange(num_tokens, device=ids.device)[None])
         self.grid = LoopGrid(config, config.plt_num_loops, embeds)
@@ -84,8 +91,9 @@ class LoopsWithHoles:
         after.grid.states = [*self.grid.states[: self.loop], self.newest]
         after.has_run = chosen & self.has_run
         # Holes run too, since that is simpler. They see themselves, so that no row of the mask is empty.
-        mask = self.in_window & (after.has_run[:, None, None] | self.is_self)
-        states = after._states(Window(self.model.config.loop_window, mask))
+        mask = self.in_window if self.lend else self.in_window & (after.has_run[:, None, None] | self.is_self)
+        with lent_keys(self.model.layers, after.has_run) if self.lend else nullcontext():
+            states = after._states(Window(self.model.config.loop_window, mask))
         after.newest = torch.where(after.has_run[..., None], states, self.newest)
         return after
 
@@ -100,16 +108,34 @@ class LoopsWithHoles:
         return self.model.norm(hidden)
 
 
+@contextmanager
+def lent_keys(layers, has_run: torch.Tensor) -> Iterator[None]:
+    """Makes the windows of all layers use loop 0's keys and values for tokens that are not in `has_run` (B, T)."""
+    is_own = has_run[:, None, :, None]
+
+    def attend_later(self, query, key, value, shared, *args, **kwargs):
+        key, value = (torch.where(is_own, own, loop0) for own, loop0 in zip((key, value), shared, strict=True))
+        return IQuestPLTCoderAttention.attend_later(self, query, key, value, shared, *args, **kwargs)
+
+    for layer in layers:
+        layer.self_attn.attend_later = MethodType(attend_later, layer.self_attn)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.self_attn.attend_later
+
+
 Choice = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (entropies (N, T), has_run (N, T)) -> chosen (N, T)
 
 
 class Experiment:
     """All rows (N, T) after loop 0, from which every rule starts. `losses` and `entropy`: as in `_predict`."""
 
-    def __init__(self, model: IQuestPLTCoderForCausalLM, rows: torch.Tensor):
+    def __init__(self, model: IQuestPLTCoderForCausalLM, rows: torch.Tensor, lend: bool = False):
         self.model, self.rows = model, rows.split(ROWS_AT_ONCE)
         self.targets = F.pad(rows[:, 1:], (0, 1)).split(ROWS_AT_ONCE)
-        self.first = [LoopsWithHoles(model, ids) for ids in self.rows]
+        self.first = [LoopsWithHoles(model, ids, lend) for ids in self.rows]
         nothing = torch.zeros(rows.shape)
         self.losses, self.entropy = self._predict(self.first, nothing, nothing)
 
@@ -166,7 +192,9 @@ def rule(name: str, share: float, seed: int = 0) -> Choice:
 
 
 @torch.no_grad()
-def compare(model: IQuestPLTCoderForCausalLM, heldout: Heldout, shares: tuple[float, ...] = SHARES) -> dict:
+def compare(
+    model: IQuestPLTCoderForCausalLM, heldout: Heldout, shares: tuple[float, ...] = SHARES, lend: bool = False
+) -> dict:
     """
     Measures each share with all rules.
 
@@ -175,7 +203,7 @@ def compare(model: IQuestPLTCoderForCausalLM, heldout: Heldout, shares: tuple[fl
         the random draws with its interval over rows; `all` and `none`: bits per byte of all loops and of loop 0 alone.
     """
     units = heldout.units(len(heldout.rows))
-    experiment = Experiment(model, heldout.rows)
+    experiment = Experiment(model, heldout.rows, lend)
     bits = lambda nats: round(float(units * nats.sum()), 5)  # noqa: E731
     points = []
     for share in shares:
@@ -200,13 +228,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("model", type=Path, help="folder of a trained model")
     parser.add_argument("--name", help="name in the tables; default: the folder's")
     parser.add_argument("--rows", type=int, help="number of held-out rows; default: all")
+    parser.add_argument("--lend", action="store_true", help="windows have loop 0's keys of holes")
     parser.add_argument("--out", type=Path, default=FOLDER / "holes.json")
     args = parser.parse_args(argv)
     try:
         model = load_model(args.model)
         heldout = load_heldout(args.model, model, args.rows)
-        found = compare(model, heldout)
-        head = {"model": args.name or args.model.name, "loops": model.config.plt_num_loops}
+        found = compare(model, heldout, lend=args.lend)
+        name = (args.name or args.model.name) + (", lent keys" if args.lend else "")
+        head = {"model": name, "loops": model.config.plt_num_loops}
         size = {"rows": len(heldout.rows), "tokens": heldout.rows[:, 1:].numel()}
         add_result(args.out, head | size | found | {"environment": environment("cpu")})
     except (ValueError, OSError) as error:

@@ -28,7 +28,7 @@ def ids():
     return torch.randint(VOCAB, (ROWS, TOKENS), generator=torch.Generator().manual_seed(1))
 
 
-def reference(model, tokens: list[int], has_run: list[list[bool]]) -> torch.Tensor:
+def reference(model, tokens: list[int], has_run: list[list[bool]], lend: bool) -> torch.Tensor:
     """Returns the newest state of each token (T, D). Takes one cell at a time, and lists of keys without masks."""
     config, core = model.config, model.model
     newest: list[torch.Tensor] = []
@@ -38,6 +38,9 @@ def reference(model, tokens: list[int], has_run: list[list[bool]]) -> torch.Tens
         before = [torch.zeros(config.hidden_size).double(), *newest][: len(tokens)]
         for token, runs_here in enumerate(runs):
             if not runs_here:
+                for index in range(len(own) if lend else 0):
+                    for part in (0, 1):
+                        own[index][part].append(shared[index][part][token])
                 continue
             x = core.embed_tokens.weight[tokens[token]]
             if loop:
@@ -91,12 +94,13 @@ def test_no_holes_equal_the_model_and_all_holes_equal_loop_0(model, ids):
         assert not torch.allclose(expected[loop], expected[0], atol=0.1)
 
 
+@pytest.mark.parametrize("lend", [False, True])
 @torch.no_grad()
-def test_holes_equal_a_token_by_token_reference(model, ids):
+def test_holes_equal_a_token_by_token_reference(model, ids, lend):
     generator = torch.Generator().manual_seed(2)
     chosen = [torch.rand(ids.shape, generator=generator) < share for share in (0.6, 0.7)]
     chosen[0][:, 4:13] = False  # longer than a window
-    first = LoopsWithHoles(model, ids)
+    first = LoopsWithHoles(model, ids, lend)
     second = first.next_loop(chosen[0])
     third = second.next_loop(chosen[1])
     assert torch.equal(third.has_run, chosen[0] & chosen[1])
@@ -105,7 +109,7 @@ def test_holes_equal_a_token_by_token_reference(model, ids):
         for loops, found in enumerate((first, second, third), 1):
             # LlamaRMSNorm computes in float32, and so do the rotary embeddings.
             torch.testing.assert_close(
-                found.newest[row], reference(model, ids[row].tolist(), runs[:loops]), rtol=1e-4, atol=1e-5
+                found.newest[row], reference(model, ids[row].tolist(), runs[:loops], lend), rtol=1e-4, atol=1e-5
             )
 
 
