@@ -5,7 +5,8 @@ Writes every table and picture of the science report from the committed metrics:
 
     python -m iquest_plt.science.report
 
-Reads docs/science/runs.json and docs/science/tracking.json. Writes docs/science/tables.md and the pictures beside it.
+Reads runs.json, and tracking.json, contrast.json and holes.json if they exist, in docs/science. Writes tables.md and
+the pictures there.
 """
 
 import argparse
@@ -20,10 +21,10 @@ from matplotlib.figure import Figure
 from ..diagnostics.bootstrap import recommend
 from ..utils.figures import try_draw
 from .cells import Cell
+from .results import FOLDER, read_results
 from .statistics import Difference, interval, paired_difference, rows_interval
 
 
-FOLDER = Path(__file__).parent.parent / "docs" / "science"
 Losses = dict[Cell, dict[int, np.ndarray]]  # of each cell and seed: nats (loops, rows)
 
 
@@ -180,19 +181,58 @@ def offsets_table(family: Family) -> str:
     return table(head, rows)
 
 
+def given_contrast_table(results: list[dict]) -> str:
+    """As `contrast_table`, of the given models; with top-1."""
+    rows = []
+    for found in results:
+        low, high = found["interval"]
+        least, most = (f"{100 * end:+.2f}" for end in found["top1_interval"])
+        change = f"{found['difference']:+.5f} ({found['difference'] / found['bits_per_byte']:+.2%})"
+        top1 = [f"{found['top1']:.2%}", f"{100 * found['top1_difference']:+.2f} ({least} … {most})"]
+        rows.append(
+            [found["model"], found["weight"], found["bits_per_byte"], change, f"{low:+.5f} … {high:+.5f}", *top1]
+        )
+    head = ["model", "ω", "bits per byte without", "tested gain", "95 % over rows", "top-1 without", "gain, points"]
+    return table(head, rows)
+
+
+def holes_table(results: list[dict]) -> str:
+    """
+    Bits per byte against the mean number of loops. Differences are to random choices, with intervals over rows. "whole
+    texts": some texts with all loops and the others with one, so that none has holes.
+    """
+    rows = []
+    for found in results:
+        points = {(point["share"], point["rule"]): point for point in found["points"]}
+        rows.append([found["model"], "1.00", found["none"], "", "", found["none"]])
+        for share in sorted({share for share, _ in points}):
+            cells = []
+            for rule in ("entropy", "before"):
+                point = points[share, rule]
+                low, high = point["interval"]
+                cells.append(f"{point['bits_per_byte']} ({point['difference']:+.4f}; {low:+.4f} … {high:+.4f})")
+            random = points[share, "random"]
+            share_of_texts = (random["loops"] - 1) / (found["loops"] - 1)
+            mixed = f"{found['none'] + share_of_texts * (found['all'] - found['none']):.5f}"
+            rows.append([found["model"], f"{random['loops']:.2f}", random["bits_per_byte"], *cells, mixed])
+        rows.append([found["model"], f"{found['loops']:.2f}", found["all"], "", "", found["all"]])
+    return table(["model", "mean loops", "random tokens", "by entropy", "by the entropy before", "whole texts"], rows)
+
+
 def tracking_table(runs: list[dict]) -> str:
     groups: dict[tuple, list[dict]] = defaultdict(list)
     for run in runs:
-        groups[(run["block"], cell_of(run))].append(run)
+        setting = tuple(run[name] for name in ("things", "layers", "size", "steps", "rows", "block"))
+        groups[(*setting, order(cell_of(run)), cell_of(run))].append(run)
     rows = []
-    for (block, cell), found in sorted(groups.items(), key=lambda item: (item[0][0], order(item[0][1]))):
+    for (things, layers, size, steps, _, block, _, cell), found in sorted(groups.items()):
         cells = []
         for length in found[0]["accuracy"]:
             values = [run["accuracy"][length] for run in found]
             cells.append(" ".join(f"{value:.2f}" for value in values))
-        rows.append([block, cell, found[0]["loop_tokens_per_text"], *cells])
-    lengths = list(runs[0]["accuracy"])
-    return table(["k", "model", "passes per text", *(f"{n} moves, per seed" for n in lengths)], rows)
+        rows.append([things, f"{layers} x {size}", steps, block, cell, found[0]["loop_tokens_per_text"], *cells])
+    head = ["things", "layers", "steps", "k", "model", "passes per text"]
+    return table([*head, *(f"{n} moves, per seed" for n in runs[0]["accuracy"])], rows)
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------
@@ -241,11 +281,16 @@ def main(argv: list[str] | None = None) -> None:
         "Contrast of loops": contrast_table(family),
         "Learned offsets": offsets_table(family),
     }
-    tracking = folder / "tracking.json"
-    if tracking.exists():
-        sections["State tracking"] = tracking_table(json.loads(tracking.read_text()))
+    further = {
+        "Contrast of loops, further models": ("contrast.json", given_contrast_table),
+        "Loops per token": ("holes.json", holes_table),
+        "State tracking": ("tracking.json", tracking_table),
+    }
+    for title, (name, table_of) in further.items():
+        if results := read_results(folder / name):
+            sections[title] = table_of(results)
     text = "\n\n".join(f"## {title}\n\n{content}" for title, content in sections.items())
-    head = "# All numbers\n\nWritten by `python -m iquest_plt.science.report` from `runs.json` and `tracking.json`.\n\n"
+    head = "# All numbers\n\nWritten by `python -m iquest_plt.science.report` from the JSON files here.\n\n"
     (folder / "tables.md").write_text(head + text + "\n")
     try_draw("losses.png", draw_losses, folder / "losses.png", family)
 
