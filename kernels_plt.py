@@ -8,6 +8,7 @@ Shapes are suffixes: B batch, N queries, S keys, H query heads, K key/value head
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
@@ -36,6 +37,7 @@ class Kernel:
     takes_views: bool = True
 
 
+TILES_AT_ONCE = 128  # under eager attention, whose memory grows with the number of tiles
 KERNELS = {
     # Eager attention does not group a single query, so that one loop equals Llama bit for bit.
     "eager": Kernel(takes_tiles=True, groups_as_rows=2),
@@ -111,7 +113,11 @@ def attend_in_tiles(attention: nn.Module, query_BHNC, key_BKSC, value_BKSC, wind
     query = tiles(query_BHNC, num_tiles * size, size)
     key, value = (tiles(states, num_tiles * size + left, size + left) for states in (key_BKSC, value_BKSC))
     mask = window.mask[:, -num_tiles:].expand(batch, -1, -1, -1, -1).flatten(0, 1)
-    output = _attend_as_rows(attention, window.tile_kernel, query, key, value, mask, **kwargs)
+    parts = [(query, key, value, mask)]
+    if window.tile_kernel == "eager" and not torch.compiler.is_compiling():  # it stores all scores, several times
+        parts = list(zip(*(states.split(TILES_AT_ONCE) for states in parts[0]), strict=True))
+    outputs = [_attend_as_rows(attention, window.tile_kernel, *part, **kwargs) for part in parts]
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return output.reshape(batch, num_tiles * size, *output.shape[2:])[:, num_tiles * size - num_queries :]
 
 
