@@ -235,6 +235,36 @@ def tracking_table(runs: list[dict]) -> str:
     return table([*head, *(f"{n} moves, per seed" for n in runs[0]["accuracy"])], rows)
 
 
+TRACKING_COMPARISONS = [
+    (Cell(2), Cell(1)),
+    (Cell(4), Cell(1)),
+    (Cell(2, False), Cell(1)),
+    (Cell(4, False), Cell(1)),
+    (Cell(2), Cell(2, False)),
+    (Cell(4), Cell(4, False)),
+]
+
+
+def tracking_differences(runs: list[dict]) -> str:
+    """Differences of the accuracy at the trained length, paired by seed, where at least two seeds have both models."""
+    found: dict[tuple, dict[int, float]] = defaultdict(dict)
+    for run in runs:
+        setting = (run["things"], run["layers"], run["size"], run["steps"], run["rows"], run["block"])
+        found[(setting, cell_of(run))][run["seed"]] = next(iter(run["accuracy"].values()))
+    rows = []
+    for setting in sorted({setting for setting, _ in found}):
+        for cell, other in TRACKING_COMPARISONS:
+            ours, theirs = found.get((setting, cell), {}), found.get((setting, other), {})
+            seeds = sorted(set(ours) & set(theirs))
+            if len(seeds) > 1:
+                mean, low, high = interval(np.array([ours[seed] - theirs[seed] for seed in seeds]))
+                change = f"{low:+.3f} … {high:+.3f}"
+                rows.append([setting[0], setting[-1], f"{cell} over {other}", len(seeds), f"{mean:+.3f}", change])
+    if not rows:
+        return "No two models have two seeds in common."
+    return table(["things", "k", "difference in accuracy", "seeds", "mean", "95 % over seeds"], rows)
+
+
 # -- pictures ---------------------------------------------------------------------------------------------------------
 
 
@@ -284,7 +314,7 @@ def main(argv: list[str] | None = None) -> None:
     further = {
         "Contrast of loops, further models": ("contrast.json", given_contrast_table),
         "Loops per token": ("holes.json", holes_table),
-        "State tracking": ("tracking.json", tracking_table),
+        "State tracking": ("tracking.json", lambda runs: f"{tracking_table(runs)}\n\n{tracking_differences(runs)}"),
     }
     for title, (name, table_of) in further.items():
         if results := read_results(folder / name):
