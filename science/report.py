@@ -314,7 +314,8 @@ def main(argv: list[str] | None = None) -> None:
     further = {
         "Contrast of loops, further models": ("contrast.json", given_contrast_table),
         "Loops per token": ("holes.json", holes_table),
-        "State tracking": ("tracking.json", lambda runs: f"{tracking_table(runs)}\n\n{tracking_differences(runs)}"),
+        "State tracking": ("tracking.json", tracking_table),
+        "State tracking, differences": ("tracking.json", tracking_differences),
     }
     for title, (name, table_of) in further.items():
         if results := read_results(folder / name):

@@ -234,7 +234,8 @@ def without_overlap(documents: list[Document], others: list[Document]) -> list[D
     and none that would be in a cluster with a held-out one.
     """
     known = {document.sha256 for document in others}
-    combined = others + [document for document in documents if document.sha256 not in known]
+    new = {document.sha256: document for document in reversed(documents) if document.sha256 not in known}
+    combined = others + list(new.values())[::-1]
     dropped = set()
     for (i, j), overlap in overlaps([sketch(document.text) for document in combined]).items():
         limit = CLUSTER_OVERLAP if combined[i].split == "heldout" else DUPLICATE_OVERLAP

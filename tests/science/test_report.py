@@ -88,7 +88,12 @@ def test_further_results_have_sections(folder):
     holes = {"model": "small", "loops": 2, "none": 1.0, "all": 0.8, "points": points}
     tracking = [
         {"things": 3, "layers": 1, "size": 64, "steps": 9, "rows": 8, "block": 4, "shift": True, "attention": "gated"}
-        | {"loops": loops, "seed": seed, "loop_tokens_per_text": 21 * loops, "accuracy": {"16": 0.5 + seed / 10}}
+        | {
+            "loops": loops,
+            "seed": seed,
+            "loop_tokens_per_text": 21 * loops,
+            "accuracy": {"16": 0.5 + loops * seed / 10},
+        }
         for loops in (2, 1)
         for seed in (0, 1)
     ]
@@ -105,7 +110,11 @@ def test_further_results_have_sections(folder):
     ]
     assert found["State tracking"] == [
         "| 3 | 1 x 64 | 9 | 4 | R = 1 | 21 | 0.50 0.60 |",
-        "| 3 | 1 x 64 | 9 | 4 | R = 2, shift | 42 | 0.50 0.60 |",
+        "| 3 | 1 x 64 | 9 | 4 | R = 2, shift | 42 | 0.50 0.70 |",
+    ]
+    # Differences of 0 and 0.1: their standard deviation is 0.0707, and Student's t for two values 12.706.
+    assert found["State tracking, differences"] == [
+        "| 3 | 4 | R = 2, shift over R = 1 | 2 | +0.050 | -0.585 … +0.685 |"
     ]
 
 

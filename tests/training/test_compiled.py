@@ -12,7 +12,7 @@ from test_training import TINY, small
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from iquest_plt import IQuestPLTCoderForCausalLM
-from iquest_plt.training import compiled, export
+from iquest_plt.training import compiled, export, recipe
 from iquest_plt.training.optimizer import make_optimizer
 from iquest_plt.training.run_files import read_json
 
@@ -28,8 +28,7 @@ def prepared(library, tmp_path_factory):
 
 
 def model_of(tokenizer, **fields):
-    recipe = dataclasses.replace(RECIPE, model=RECIPE.model | fields)
-    return small.build_model(recipe, tokenizer, attention="sdpa")
+    return small.build_model(dataclasses.replace(RECIPE, model=RECIPE.model | fields), tokenizer, attention="sdpa")
 
 
 def test_losses_of_a_plain_loop(prepared):
@@ -94,7 +93,7 @@ def run(prepared, tmp_path, monkeypatch):
 
 
 def test_a_run_fits_its_time(prepared, run):
-    assert (small.load_stream(run, "train") == prepared[2]).all()
+    assert (recipe.load_stream(run, "train") == prepared[2]).all()
     assert read_json(run / "recipe.json")["tokens"] == 3 * RECIPE.tokens_per_step
     state = read_json(run / "compiled" / "trainer_state.json")
     assert state["global_step"] == state["max_steps"] == 3
@@ -116,7 +115,7 @@ def test_export_reads_a_run(run, library):
 def test_damaged_compressed_data(tmp_path):
     (tmp_path / "train.npy.xz").write_bytes(b"not a stream")
     with pytest.raises(ValueError, match=r"train\.npy cannot be read"):
-        small.load_stream(tmp_path, "train")
+        recipe.load_stream(tmp_path, "train")
 
 
 def test_gpu_needs_a_model():
