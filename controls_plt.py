@@ -30,6 +30,7 @@ from .attention_plt import IQuestPLTCoderAttention
 from .configuration_plt import MIXED_STATES
 from .grid_plt import LoopGrid, Run, states_before
 from .kernels_plt import KERNELS, attend, attend_from_one_position, get_kernel
+from .mask_views_plt import shape_of
 from .masks_plt import Cells, Layout, as_additive, create_layout
 
 
@@ -133,8 +134,7 @@ def _causal_mask(config, embeds_BTD: torch.Tensor, past, num_keys: int, left: in
     keys = torch.arange(num_keys, device=embeds_BTD.device)
     distance = torch.arange(embeds_BTD.shape[1], device=embeds_BTD.device)[:, None] + past - keys
     mask = ((distance >= 0) & (distance <= left))[None, None]
-    dtype = torch.float32 if embeds_BTD.dtype == torch.float64 else embeds_BTD.dtype
-    return as_additive(mask, dtype) if get_kernel(config._attn_implementation).adds_masks else mask
+    return as_additive(mask, shape_of(embeds_BTD).dtype) if get_kernel(config._attn_implementation).adds_masks else mask
 
 
 def layout_function(config):

@@ -20,6 +20,9 @@ import os
 import statistics
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import LlamaConfig
@@ -109,25 +112,50 @@ def in_sequence():
         model.split = split
 
 
-def measure(engines: dict, arguments: argparse.Namespace, batch: int) -> list[dict]:
-    """Times decode steps of all engines in turns, looped ones in both schedules; returns rows of `COLUMNS`."""
-    schedules = {"together": contextlib.nullcontext, "sequence": in_sequence}
-    runs = [("Llama", "-"), (1, "-")]
-    runs += [(loops, schedule) for loops in arguments.loops if loops > 1 for schedule in schedules]
-    times = {run: [] for run in runs}
-    for engine in engines.values():
-        add_requests(engine, [arguments.prompt] * batch, 2 * (arguments.tokens + WARM_UP) + batch + 2)
-        decode_begins(engine, batch)
+def step_times(
+    engines: dict,
+    arguments: argparse.Namespace,
+    batch: int,
+    runs: dict | None = None,
+    when_warm: Callable[[], None] = lambda: None,
+) -> dict[Any, list[float]]:
+    """
+    Decodes `batch` requests in every engine, step by step in turns. Returns the seconds of every step, by run.
+
+    Args:
+        runs: the engine's name, and a function that returns the context of its steps, for each run. An engine may have
+            several. By default each engine has one, of its own name.
+        when_warm: called before the first step that is timed.
+    """
+    runs = runs or {name: (name, contextlib.nullcontext) for name in engines}
+    most = max(Counter(name for name, _ in runs.values()).values())
+    times: dict[Any, list[float]] = {run: [] for run in runs}
+    for plugin in engines.values():
+        add_requests(plugin, [arguments.prompt] * batch, most * (arguments.tokens + WARM_UP) + batch + 2)
+        decode_begins(plugin, batch)
     for step in range(WARM_UP + arguments.tokens):
-        for name, schedule in runs:
-            with schedules.get(schedule, contextlib.nullcontext)():
+        if step == WARM_UP:
+            when_warm()
+        for run, (name, context) in runs.items():
+            with context():
                 start = time.perf_counter()
                 engines[name].step()
                 seconds = time.perf_counter() - start
             if step >= WARM_UP:
-                times[name, schedule].append(seconds)
-    for engine in engines.values():
-        stop(engine, batch)
+                times[run].append(seconds)
+    for plugin in engines.values():
+        stop(plugin, batch)
+    return times
+
+
+def measure(engines: dict, arguments: argparse.Namespace, batch: int) -> list[dict]:
+    """Times decode steps of all engines in turns, looped ones in both schedules; returns rows of `COLUMNS`."""
+    schedules = {"together": contextlib.nullcontext, "sequence": in_sequence}
+    runs = {("Llama", "-"): ("Llama", contextlib.nullcontext), (1, "-"): (1, contextlib.nullcontext)}
+    for loops in arguments.loops:
+        if loops > 1:
+            runs |= {(loops, schedule): (loops, context) for schedule, context in schedules.items()}
+    times = step_times(engines, arguments, batch, runs)
     return [
         {
             "batch": batch,
@@ -215,18 +243,7 @@ def compiled(arguments: argparse.Namespace) -> list[dict]:
         share_weights(engines[name, True], engines[name, False])
     results = []
     for batch in arguments.batch:
-        times = {run: [] for run in engines}
-        for plugin in engines.values():
-            add_requests(plugin, [arguments.prompt] * batch, arguments.tokens + WARM_UP + batch + 2)
-            decode_begins(plugin, batch)
-        for step in range(WARM_UP + arguments.tokens):
-            for run, plugin in engines.items():
-                start = time.perf_counter()
-                plugin.step()
-                if step >= WARM_UP:
-                    times[run].append(time.perf_counter() - start)
-        for plugin in engines.values():
-            stop(plugin, batch)
+        times = step_times(engines, arguments, batch)
         for name in ("Llama", *arguments.loops):
             pairs = zip(times[name, False], times[name, True], strict=True)
             ratio = round(statistics.median(compiled / plain for compiled, plain in pairs), 3)

@@ -15,14 +15,11 @@ from collections import defaultdict
 
 from .common import add_shape_arguments, parse, plt_config, report
 from .vllm_decode import (
-    WARM_UP,
     add_engine_arguments,
-    add_requests,
-    decode_begins,
     engine,
     keep_engines_in_this_process,
     share_weights,
-    stop,
+    step_times,
 )
 
 
@@ -95,21 +92,12 @@ def watch_engine(plugin) -> Timers:
 
 def measure(engines: dict, timers: dict[int, Timers], arguments: argparse.Namespace, batch: int) -> list[dict]:
     """Steps all engines in turns; returns each one's time over R = 1, and the share of each kind of work."""
-    times: dict[int, list[float]] = {loops: [] for loops in engines}
-    for plugin in engines.values():
-        add_requests(plugin, [arguments.prompt] * batch, arguments.tokens + WARM_UP + batch + 2)
-        decode_begins(plugin, batch)
-    for step in range(WARM_UP + arguments.tokens):
-        for loops, plugin in engines.items():
-            if step == WARM_UP:
-                timers[loops].seconds.clear()
-            start = time.perf_counter()
-            plugin.step()
-            if step >= WARM_UP:
-                times[loops].append(time.perf_counter() - start)
-    for plugin in engines.values():
-        stop(plugin, batch)
-    results = []
+
+    def forget_warm_up() -> None:
+        for of_engine in timers.values():
+            of_engine.seconds.clear()
+
+    times, results = step_times(engines, arguments, batch, when_warm=forget_warm_up), []
     for loops, of_loops in times.items():
         seconds, total = timers[loops].seconds, sum(of_loops)
         seconds["scheduler and host"] += total - sum(seconds.values())

@@ -15,7 +15,6 @@ import math
 import os
 import sysconfig
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -26,13 +25,10 @@ from ..conversion.tokenizer import load_tokenizer
 from ..modeling_plt import IQuestPLTCoderForCausalLM
 from .common import add_shape_arguments, median_ms, parse, plt_config, report
 from .vllm_decode import (
-    WARM_UP,
     add_engine_arguments,
-    add_requests,
-    decode_begins,
     engine,
     keep_engines_in_this_process,
-    stop,
+    step_times,
 )
 from .vllm_load import SMALL
 
@@ -72,23 +68,6 @@ def start_engines(arguments: argparse.Namespace) -> dict:
                 config.quantization_config = fields(name)
             engines[name, loops] = engine(config, arguments)
     return engines
-
-
-def measure(engines: dict, arguments: argparse.Namespace, batch: int) -> dict[tuple, list[float]]:
-    """Returns the seconds of every decode step, by engine. The engines take turns."""
-    times: dict[tuple, list[float]] = {run: [] for run in engines}
-    for plugin in engines.values():
-        add_requests(plugin, [arguments.prompt] * batch, arguments.tokens + WARM_UP + batch + 2)
-        decode_begins(plugin, batch)
-    for step in range(WARM_UP + arguments.tokens):
-        for run, plugin in engines.items():
-            start = time.perf_counter()
-            plugin.step()
-            if step >= WARM_UP:
-                times[run].append(time.perf_counter() - start)
-    for plugin in engines.values():
-        stop(plugin, batch)
-    return times
 
 
 def gigabytes(arguments: argparse.Namespace, name: str) -> float:
@@ -143,7 +122,7 @@ def main() -> None:
     engines, results = start_engines(arguments), []
     sizes = {name: round(gigabytes(arguments, name), 2) for name in SCHEMES}
     for batch in arguments.batch:
-        times = measure(engines, arguments, batch)
+        times = step_times(engines, arguments, batch)
         for (name, loops), seconds in times.items():
             step = median_ms(seconds)
             results.append(

@@ -18,7 +18,7 @@ import torch
 from ..modeling_plt import IQuestPLTCoderForCausalLM
 from ..utils.timing import environment
 from .heldout import Heldout, load_heldout, load_model
-from .measure import CONTRASTS
+from .measure import CONTRASTS, choose_contrast
 from .results import FOLDER, add_result
 from .statistics import rows_interval
 
@@ -49,11 +49,11 @@ def choose_and_test(nats: np.ndarray, right: np.ndarray, heldout: Heldout) -> di
     Returns:
         ω; of the tested rows, bits per byte and top-1 without contrast, and both differences with intervals over rows.
     """
-    best, plain = int(nats[:, 1::2].sum(axis=1).argmin()), CONTRASTS.index(0.0)
+    (best, gain), plain = choose_contrast(CONTRASTS, nats), CONTRASTS.index(0.0)
     tested, hits = nats[:, 0::2], right[:, 0::2]
     units = heldout.units(tested.shape[1])
     per_token = 1 / (tested.shape[1] * (heldout.rows.shape[1] - 1))
-    gain, more = units * (tested[best] - tested[plain]), per_token * (hits[best] - hits[plain])
+    gain, more = units * gain, per_token * (hits[best] - hits[plain])
     return {
         "weight": CONTRASTS[best],
         "bits_per_byte": round(float(units * tested[plain].sum()), 5),

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A trained model and the rows of its held-out files, for experiments that need no training."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from ..training.data import token_stream
 from ..training.evaluate import heldout_documents
 from ..training.run_files import read_json
 from .cells import ROW
-from .measure import heldout_rows
+from .measure import bits_per_byte_of_nats, heldout_rows
 
 
 @dataclass
@@ -31,7 +30,7 @@ class Heldout:
 
     def units(self, num_rows: int) -> float:
         """Returns the factor from nats summed over `num_rows` rows to bits per byte."""
-        return 1 / (math.log(2) * num_rows * (self.rows.shape[1] - 1) * self.bytes_per_token)
+        return bits_per_byte_of_nats(num_rows * (self.rows.shape[1] - 1), self.bytes_per_token)
 
 
 def load_model(folder: Path) -> IQuestPLTCoderForCausalLM:

@@ -7,6 +7,9 @@ The state after loop r does not depend on later loops, so one pass of R loops gi
 loops up to R.
 """
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -23,6 +26,25 @@ def heldout_rows(stream: np.ndarray, length: int, device: torch.device) -> torch
     """Cuts a held-out stream into rows (N, length). The rest is dropped."""
     count = len(stream) // length
     return torch.from_numpy(stream[: count * length].astype(np.int64)).view(count, length).to(device)
+
+
+def bits_per_byte_of_nats(num_tokens: int, bytes_per_token: float) -> float:
+    """Returns the factor from nats summed over `num_tokens` tokens to bits per byte."""
+    return 1 / (math.log(2) * num_tokens * bytes_per_token)
+
+
+def choose_contrast(weights: Sequence[float], nats: np.ndarray) -> tuple[int, np.ndarray]:
+    """
+    Chooses ω on every second row and tests it on the others.
+
+    Args:
+        weights: the values of ω, one of them 0.
+        nats: the losses (weights, N) of each ω and row.
+
+    Returns the index of ω, and the change of the loss in each tested row, those with an even number.
+    """
+    best, tested = int(nats[:, 1::2].sum(axis=1).argmin()), nats[:, 0::2]
+    return best, tested[best] - tested[list(weights).index(0.0)]
 
 
 @torch.no_grad()

@@ -11,7 +11,6 @@ the pictures there.
 
 import argparse
 import json
-import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from matplotlib.figure import Figure
 from ..diagnostics.bootstrap import recommend
 from ..utils.figures import try_draw
 from .cells import Cell
+from .measure import bits_per_byte_of_nats, choose_contrast
 from .results import FOLDER, read_results
 from .statistics import Difference, interval, paired_difference, rows_interval
 
@@ -43,8 +43,7 @@ class Family:
             self.runs[cell_of(run)][run["seed"]] = run
         first = runs[0]
         tokens = first["heldout"]["tokens_per_row"] * len(first["heldout"]["nats"][0])
-        # From nats summed over all held-out rows to bits per byte.
-        self.units = 1 / (math.log(2) * tokens * first["environment"]["heldout_bytes_per_token"])
+        self.units = bits_per_byte_of_nats(tokens, first["environment"]["heldout_bytes_per_token"])
 
     def nats(self, cell: Cell, seeds: list[int], loops: int | None = None) -> np.ndarray:
         """Returns the losses (seeds, rows) of a cell, run with its own number of loops or with another."""
@@ -155,12 +154,11 @@ def contrast_table(family: Family) -> str:
             contrast = run["heldout"]["contrast"]
             if contrast is None:
                 continue
-            nats = {float(weight): np.array(values) for weight, values in contrast.items()}
-            best = min(nats, key=lambda weight: nats[weight][1::2].sum())
-            gain = nats[best][0::2] - nats[0.0][0::2]
-            units = family.units * len(nats[0.0]) / len(gain)
+            weights, nats = [float(weight) for weight in contrast], np.array(list(contrast.values()))
+            best, gain = choose_contrast(weights, nats)
+            units = family.units * nats.shape[1] / len(gain)
             low, high = (units * end for end in rows_interval(gain))
-            rows.append([cell, seed, best, f"{units * gain.sum():+.5f}", f"{low:+.5f} … {high:+.5f}"])
+            rows.append([cell, seed, weights[best], f"{units * gain.sum():+.5f}", f"{low:+.5f} … {high:+.5f}"])
     if not rows:
         return "No contrasts were recorded."
     return table(["model", "seed", "ω", "tested gain, bits per byte", "95 % over rows"], rows)

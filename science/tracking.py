@@ -22,7 +22,6 @@ Only the states are trained and tested. In a test the model reads its own earlie
 
 import argparse
 import itertools
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +37,7 @@ from ..training.run_files import write_json
 from ..utils.timing import environment
 from .cells import CELLS as ALL_CELLS
 from .cells import Cell
+from .results import read_results
 
 
 # By the number of things. A move names, for each place, the place that its thing comes from.
@@ -208,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
     cells = [ALL_CELLS[name] for name in args.cells]
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "tracking.json"
-    runs = json.loads(file.read_text()) if file.exists() else []
+    runs = read_results(file)
     try:
         for seed, block, cell in itertools.product(range(args.seeds), args.blocks, cells):
             wanted = asdict(cell) | {"seed": seed, "block": block}

@@ -12,7 +12,6 @@ stopped: finished models are kept. A model is only begun if it will probably be 
 
 import argparse
 import hashlib
-import json
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from ..utils.timing import environment
 from . import cells
 from .cells import CELLS, CORE, Cell
 from .measure import heldout_rows, measure
+from .results import read_results
 
 
 MAX_LOOPS = 5  # loops that every model is measured with
@@ -58,7 +58,7 @@ class Family:
             "heldout_bytes_per_token": manifest["bytes"] / manifest["tokens"],
         }
         self.file = args.out / "runs.json"
-        self.runs = json.loads(self.file.read_text()) if self.file.exists() else []
+        self.runs = read_results(self.file)
         self.seconds_per_step: dict[Cell, float] = {}
         self.evaluation = 4.0  # seconds to measure a model
 

@@ -22,11 +22,10 @@ from ..modeling_plt import IQuestPLTCoderDecoderLayer, IQuestPLTCoderForCausalLM
 from . import data
 from .divergence import Guard
 from .optimizer import make_optimizer
-from .recipe import Recipe, build_model, prepare
+from .recipe import MAX_GRAD_NORM, Recipe, build_model, prepare
 from .run_files import COMPILED, write_json
 
 
-MAX_GRAD_NORM = 1.0
 MAX_GRAPHS = 64  # PyTorch stops compiling after 8 variants of a function and runs it uncompiled
 
 

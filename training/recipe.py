@@ -20,6 +20,9 @@ from .kernels import register_attention
 from .run_files import read_json, write_json
 
 
+MAX_GRAD_NORM = 1.0  # in all runs
+
+
 @dataclass
 class Recipe:
     """All settings that determine the result. Lengths are in tokens."""
@@ -185,4 +188,4 @@ def build_model(
     return model
 
 
-__all__ = ["Recipe", "build_model", "load_stream", "prepare"]
+__all__ = ["MAX_GRAD_NORM", "Recipe", "build_model", "load_stream", "prepare"]

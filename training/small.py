@@ -39,7 +39,7 @@ from .interrupts import saving_on_interrupt
 from .kernels import chunked_cross_entropy
 from .optimizer import make_optimizer
 from .progress import Progress
-from .recipe import Recipe, build_model, prepare
+from .recipe import MAX_GRAD_NORM, Recipe, build_model, prepare
 from .run_files import last_checkpoint, write_json
 
 
@@ -140,7 +140,7 @@ def train(
             per_device_eval_batch_size=rows_per_step,
             prediction_loss_only=True,
             label_names=["input_ids"],
-            max_grad_norm=1.0,
+            max_grad_norm=MAX_GRAD_NORM,
             logging_steps=recipe.log_steps,
             eval_strategy="steps",
             eval_steps=recipe.eval_steps,

@@ -216,6 +216,7 @@ def test_compiled_training_is_the_same(shift, attention):
 @needs_dynamo
 @pytest.mark.parametrize("attention", ["gated", "joint"])
 def test_compiled_layers_share_one_graph_per_loop(attention):
+    torch._dynamo.reset()  # what earlier tests compiled would count
     model, graphs = control(True, attention, num_hidden_layers=2).train(), CompileCounterWithBackend("aot_eager")
     expected = gradients(model, model)
     for layer in model.model.layers:
