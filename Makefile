@@ -29,13 +29,13 @@ run: $(RUNTIME)  ## complete Python code, and show what loops gain and cost; ARG
 	$(BIN)/python examples/complete.py $(ARGS)
 
 test: $(DEV)  ## run all tests except slow ones
-	$(BIN)/pytest tests -n $(JOBS) -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest tests -n $(JOBS) -m "not slow" $(ARGS)
 
 test-slow: $(DEV)  ## run the slow tests
-	$(BIN)/pytest tests -m slow $(ARGS)
+	$(BIN)/python -m pytest tests -m slow $(ARGS)
 
 test-core: $(DEV)  ## run the tests that must pass on every version of Transformers
-	$(BIN)/pytest tests -n $(JOBS) -m "core and not slow" $(ARGS)
+	$(BIN)/python -m pytest tests -n $(JOBS) -m "core and not slow" $(ARGS)
 
 test-versions:  ## run the core tests on older versions, each in a separate environment
 	set -e; for version in $(OLDER); do $(MAKE) test-core VERSION=$$version; done
@@ -44,7 +44,7 @@ test-newest:  ## run the tests on the newest versions that setup.cfg allows, bef
 	$(MAKE) test VERSION=newest
 
 test-real: $(DEV) $(REAL)  ## run the tests that need a real model (SmolLM2-135M; downloads 93 MB once)
-	$(BIN)/pytest tests/real -m real $(ARGS)
+	$(BIN)/python -m pytest tests/real -m real $(ARGS)
 
 demo: $(RUNTIME) $(REAL)  ## convert a real model and chat with it; /loops N sets the number of loops
 	test -d .real/plt || $(BIN)/iquest-plt convert $(REAL) .real/plt --num-loops 2
@@ -92,6 +92,7 @@ clean:  ## remove build leftovers and caches (.venv stays)
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+ifeq ($(filter 5.%,$(VERSION)),)
 # Install the pinned torch first. Otherwise a later requirement could pull in a build with gigabytes of unused files.
 $(RUNTIME): $(CONSTRAINTS) setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is required. Run: make PYTHON=python3.12 ...")'
@@ -103,6 +104,20 @@ $(RUNTIME): $(CONSTRAINTS) setup.cfg pyproject.toml
 $(DEV): $(RUNTIME)
 	$(PIP) install -q -c $(CONSTRAINTS) -e '.[conversion,serving,mlx,openvino,demo,diagnostics,training,evaluation,benchmarks,docs,dev]'
 	@touch $@
+else
+# Another version of Transformers takes its other packages from .venv: 150 MB instead of 3 GB.
+$(RUNTIME): $(CONSTRAINTS) setup.cfg pyproject.toml
+	$(MAKE) .venv/.dev-installed VERSION= VENV=.venv CONSTRAINTS=constraints.txt
+	rm -rf $(VENV)/lib
+	.venv/bin/python -m venv $(VENV)
+	echo "import site; site.addsitedir('$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+		> $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages-of-venv.pth
+	$(PIP) install -q -c $(CONSTRAINTS) transformers huggingface-hub
+	@touch $@
+
+$(DEV): $(RUNTIME)
+	@touch $@
+endif
 
 $(DOCS): $(RUNTIME)
 	$(PIP) install -q -c $(CONSTRAINTS) -e '.[docs]'
