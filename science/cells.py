@@ -62,16 +62,34 @@ SHAPE = {
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": ROW,
+    "max_position_embeddings": ROW,  # and the length of a training row
     "rope_theta": 10000.0,
 }
-SMOKE_SHAPE = SHAPE | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_key_value_heads": 4}
+# A quarter of the width, so 0.2 million parameters without embeddings: 20 tokens per parameter take a CPU minutes.
+SMALL_SHAPE = SHAPE | {"hidden_size": 64, "intermediate_size": 192, "max_position_embeddings": 512}
+SMOKE_SHAPE = SHAPE | {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 64,
+}
+SHAPES = {"base": SHAPE, "small": SMALL_SHAPE}
 
 
-def recipe_of(cell: Cell, seed: int, tokens: int, shape: dict = SHAPE, row: int = ROW, rows: int = 64) -> Recipe:
+def recipe_of(
+    cell: Cell,
+    seed: int,
+    tokens: int,
+    shape: dict = SHAPE,
+    rows: int = 64,
+    vocab_size: int = Recipe.vocab_size,
+) -> Recipe:
     """Returns the recipe of one run. Runs of one seed differ only in the fields of the cell."""
+    row = shape["max_position_embeddings"]
     return Recipe(
         model=shape | cell.fields,
+        vocab_size=vocab_size,
         tokens=tokens,
         tokens_per_step=rows * row,
         row=row,

@@ -43,8 +43,8 @@ class Family:
     def __init__(self, args: argparse.Namespace):
         self.args, self.device = args, torch.device(args.device)
         self.deadline = time.monotonic() + 60 * args.minutes
-        self.shape = cells.SMOKE_SHAPE if args.smoke else cells.SHAPE
-        self.row = 64 if args.smoke else cells.ROW
+        self.shape = cells.SMOKE_SHAPE if args.smoke else cells.SHAPES[args.shape]
+        self.row = self.shape["max_position_embeddings"]
         self.stream = load_stream(args.data, "train")
         manifest = read_json(args.data / "data_manifest.json")["totals"]["heldout"]
         self.rows = heldout_rows(load_stream(args.data, "heldout"), self.row, self.device)
@@ -64,7 +64,7 @@ class Family:
 
     def recipe(self, cell: Cell, seed: int):
         rows = 4 if self.args.smoke else self.args.rows
-        return cells.recipe_of(cell, seed, self.args.tokens, self.shape, self.row, rows)
+        return cells.recipe_of(cell, seed, self.args.tokens, self.shape, rows, len(self.tokenizer))
 
     def is_done(self, cell: Cell, seed: int) -> bool:
         wanted = asdict(cell) | {"seed": seed, "tokens": self.args.tokens}
@@ -72,7 +72,7 @@ class Family:
 
     def training(self, cell: Cell, seed: int) -> CompiledTraining:
         recipe = self.recipe(cell, seed)
-        model = build_model(recipe, self.tokenizer, attention="sdpa")
+        model = build_model(recipe, self.tokenizer, attention="sdpa" if self.device.type == "cuda" else None)
         return CompiledTraining(model, recipe, self.stream, self.device, compiled=not self.args.smoke)
 
     def calibrate(self, chosen: list[Cell]) -> None:
@@ -159,8 +159,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=1e6, help="time limit")
+    parser.add_argument("--shape", choices=list(cells.SHAPES), default="base", help="width of the models; see cells.py")
     parser.add_argument("--tokens", type=int, default=63_000_000, help="training tokens per model")
-    parser.add_argument("--rows", type=int, default=64, help=f"rows of {cells.ROW} tokens per step")
+    parser.add_argument("--rows", type=int, default=64, help="rows per step")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cells", nargs="+", default=[str(cell) for cell in CORE], help="names; see cells.py")
     parser.add_argument("--keep", nargs="*", default=[], help="cells whose first model is saved")

@@ -44,6 +44,8 @@ class Progress(TrainerCallback):
             line += f"  loss {logs['loss']:.3f}  grad {float(logs['grad_norm']):.2f}"
             line += f"  lr {logs['learning_rate']:.2e}  {self.tokens_per_step / seconds:.0f} tokens/s"
             line += f"  {left:.0f} min left"
+            if "repeated" in logs:  # by `unlikelihood.py`
+                line += f"  repeated tokens {logs['repeated']:.0%}"
         else:
             return
         print(line, flush=True)

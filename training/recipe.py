@@ -55,6 +55,7 @@ class Recipe:
     embedding_lr: float = 0.01
     embedding_std: float = 0.5
     weight_decay: float = 0.1
+    unlikelihood_weight: float = 0.0  # of the loss of `unlikelihood.py`, which only that script uses
     save_steps: int = 100
     eval_steps: int = 200
     eval_rows: int = 16
@@ -90,6 +91,19 @@ class Recipe:
             muon_lr=cls.muon_lr,
             adamw_lr=cls.adamw_lr,
             embedding_lr=cls.embedding_lr,
+        )
+
+    @classmethod
+    def without_repetition(cls, initial: str | Path, tokens: int) -> "Recipe":
+        """Returns the recipe of the last stage (`unlikelihood.py`): a tenth of the learning rates of a new model."""
+        return replace(
+            cls.continued(initial, tokens),
+            tokens_per_step=4096,
+            muon_lr=cls.muon_lr / 10,
+            adamw_lr=cls.adamw_lr / 10,
+            embedding_lr=cls.embedding_lr / 10,
+            unlikelihood_weight=1.0,
+            save_steps=50,
         )
 
     @property

@@ -183,7 +183,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, help="with --gpu: train on fewer tokens if that takes longer")
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="only evaluate and export the last checkpoint")
     args = parser.parse_args(argv)
-    try:
+
+    def script():
         if args.gpu:
             train_on_gpu(args)
             return
@@ -192,6 +193,14 @@ def main(argv: list[str] | None = None) -> None:
         folder = args.export or args.out / "export"
         export(args.out, folder)
         print(f"The model is in {folder}.", flush=True)
+
+    run_as_script(script)
+
+
+def run_as_script(script: Callable[[], None]) -> None:
+    """Runs a script. Expected errors, a diverged loss and Ctrl-C end the program with a one-line message."""
+    try:
+        script()
     except (ValueError, OSError, DivergedError) as error:
         raise SystemExit(f"error: {' '.join(str(error).split())}") from error
     except KeyboardInterrupt:

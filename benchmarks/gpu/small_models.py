@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ... import IQuestPLTCoderConfig, IQuestPLTCoderForCausalLM
-from ...science.cells import ROW, SHAPE, SMOKE_SHAPE, Cell, recipe_of
+from ...science.cells import SHAPE, SMOKE_SHAPE, Cell, recipe_of
 from ...training.compiled import CompiledTraining, seconds_per_step
 from .stage import Stage, peak_gb
 
@@ -22,8 +22,9 @@ VOCABULARY = 8192
 
 def trained(stage: Stage, cell: Cell, rows: int) -> dict:
     """Times steps of `rows` rows, after compiling."""
-    shape, row = (SMOKE_SHAPE, 64) if stage.smoke else (SHAPE, ROW)
-    recipe = recipe_of(cell, 0, 100 * rows * row, shape, row, rows)
+    shape = SMOKE_SHAPE if stage.smoke else SHAPE
+    row = shape["max_position_embeddings"]
+    recipe = recipe_of(cell, 0, 100 * rows * row, shape, rows)
     config = IQuestPLTCoderConfig(vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=None, **recipe.model)
     model = IQuestPLTCoderForCausalLM._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
     stream = np.random.default_rng(0).integers(VOCABULARY, size=400 * row).astype(np.uint16)

@@ -552,6 +552,8 @@ def test_sweep_table_picture_and_csv():
 def browser(page, tmp_path_factory):
     """Opens the page of hostile tokens from disk in headless Chromium, offline."""
     pytest.importorskip("selenium.webdriver", reason="pip install selenium")
+    from selenium.webdriver.support.ui import WebDriverWait
+
     from iquest_plt.utils.browser import CHROMIUM, DRIVER, MISSING, chromium
 
     if not (CHROMIUM and DRIVER):
@@ -563,6 +565,8 @@ def browser(page, tmp_path_factory):
         offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
         driver.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
         driver.get(path.as_uri())
+        # The page unpacks its data after it has loaded.
+        WebDriverWait(driver, 60).until(lambda driver: driver.find_elements("css selector", ".t"))
         yield driver
 
 
