@@ -3,6 +3,7 @@
 """The models of the family. They differ in the number of loops, the shift and the attention of later loops."""
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -56,7 +57,7 @@ FURTHER = (
 CELLS = {str(cell): cell for cell in CORE + FURTHER}
 
 ROW = 1024  # tokens
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 256,
     "intermediate_size": 768,
     "num_hidden_layers": 4,

@@ -73,7 +73,9 @@ class Family:
     def training(self, cell: Cell, seed: int) -> CompiledTraining:
         recipe = self.recipe(cell, seed)
         model = build_model(recipe, self.tokenizer, attention="sdpa" if self.device.type == "cuda" else None)
-        return CompiledTraining(model, recipe, self.stream, self.device, compiled=not self.args.smoke)
+        return CompiledTraining(
+            model, recipe, self.stream, self.device, compiled=not self.args.smoke, graph=not self.args.no_graph
+        )
 
     def calibrate(self, chosen: list[Cell]) -> None:
         """Measures the seconds per step of each cell, after compiling."""
@@ -168,6 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--calibrate", action="store_true", help="only measure the speed of each cell")
     parser.add_argument("--fit", action="store_true", help="cut the tokens so that all models fit into --minutes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--no-graph", action="store_true", help="do not record training steps as CUDA graphs")
     parser.add_argument("--commit", help="commit to record; default: that of the checkout")
     parser.add_argument("--smoke", action="store_true", help="tiny uncompiled models")
     args = parser.parse_args(argv)

@@ -22,7 +22,7 @@ tags: [plt, looped-transformer, python, code]
 A Parallel Loop Transformer of {parameters:.1f} million parameters that completes Python. It is small enough to ship
 with its code: for tests, demonstrations and benchmarks, not for real work. It was trained with R = {loops} loops on the
 sources of {sources}, with
-`python -m iquest_plt.training.small`.
+{commands}.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -58,7 +58,7 @@ method.
 * {greedy_summary};
 * with a repetition penalty of {penalty}: {summary}.
 
-A model of this size repeats itself. Here are the first {shown_samples} of the latter, not the best ones:
+A model of this size repeats itself{less}. Here are the first {shown_samples} of the latter, not the best ones:
 
 ```python
 {samples}
@@ -75,8 +75,8 @@ A model of this size repeats itself. Here are the first {shown_samples} of the l
   residual stream.
 {before}* {tokens:,} tokens in steps of {tokens_per_step:,}, in {rows_of_run}. Rows are
   contiguous slices of the token stream, in which an end token separates the files.
-* Muon for the layers' matrices (learning rate {muon_lr}), AdamW for the rest ({adamw_lr}, embeddings {embedding_lr});
-  warm-up, constant, then linear decay to 0. float32 weights, bf16 arithmetic.
+{unlikelihood}* Muon for the layers' matrices (learning rate {muon_lr}), AdamW for the rest ({adamw_lr}, embeddings
+  {embedding_lr}); warm-up, constant, then linear decay to 0. float32 weights, bf16 arithmetic.
 
 ## Limits and licence
 
@@ -87,6 +87,10 @@ Weights and code: Apache-2.0. The training text has other licences, under which 
 
 * Python's standard library: PSF-2.0, with the licences of the parts named there
 {licences}
+"""
+
+UNLIKELIHOOD = """* Each step of this run also continued 32 pieces of training text without sampling, and made the words
+  of repeated 6-grams less likely (`training/unlikelihood.py`, weight {weight}).
 """
 
 
@@ -105,8 +109,12 @@ def render_card(metrics: dict, manifest: dict, recipe: dict, greedy: list[Sample
     before = metrics["training"].get("tokens_before")
     row, early_row = recipe["row"], recipe["early_row"]
     later = f", {row} in the last {recipe['long_row_share']:.0%} of the run"
+    penalised = recipe.get("unlikelihood_weight", 0) > 0
     return TEMPLATE.format(
         sources=sources,
+        commands="`python -m iquest_plt.training.small`" + (" and `training.unlikelihood`" if penalised else ""),
+        less=", though its last stage was trained against that" if penalised else "",
+        unlikelihood=UNLIKELIHOOD.format(weight=recipe["unlikelihood_weight"]) if penalised else "",
         before=f"* {before:,} tokens in earlier runs, on the standard library alone at first; then:\n"
         if before
         else "",

@@ -4,7 +4,8 @@
 Trains a small model on one GPU, without Trainer: compiled layers, bf16 arithmetic, and data that stay on the device.
 
 The optimizer works on a float32 copy of the weights. All layers and loops of all models in a process share a few
-compiled graphs, so starting another model takes no time.
+compiled graphs, so starting another model takes no time. On a GPU, a whole step is recorded as one CUDA graph: a small
+model has hundreds of short kernels a step, which the host launches more slowly than the GPU runs them.
 """
 
 import copy
@@ -26,6 +27,7 @@ from .recipe import MAX_GRAD_NORM, Recipe, build_model, prepare
 from .run_files import COMPILED, write_json
 
 
+EAGER_STEPS = 3  # before a step is recorded, so that all buffers exist
 MAX_GRAPHS = 64  # PyTorch stops compiling after 8 variants of a function and runs it uncompiled
 
 
@@ -52,6 +54,7 @@ class CompiledTraining:
         model: in float32 on any device. It is copied.
         stream: None if a subclass makes the batches.
         compiled: False runs the layers uncompiled, for tests.
+        graph: record steps as a CUDA graph if the device is a GPU.
     """
 
     def __init__(
@@ -61,8 +64,10 @@ class CompiledTraining:
         stream: np.ndarray | None,
         device: torch.device,
         compiled: bool = True,
+        graph: bool = True,
     ):
         self.recipe, self.device = recipe, device
+        self.records = graph and device.type == "cuda"
         if stream is not None:
             self.rows = data.PackedRows(stream, recipe.row, recipe.steps * self.rows_per_step, recipe.seed)
             self.stream = torch.from_numpy(stream.astype(np.int16)).to(device)
@@ -72,6 +77,9 @@ class CompiledTraining:
             self.weights, recipe.muon_lr, recipe.adamw_lr, recipe.embedding_lr, recipe.weight_decay
         )
         self.learning_rates = [group["lr"] for group in self.optimizer.param_groups]
+        for group in self.optimizer.param_groups:
+            group["lr"] = torch.zeros((), device=device)
+        self.recorded: RecordedStep | None = None
         self.loss: Callable = next_token_loss
         if compiled:
             self._compile()
@@ -108,12 +116,8 @@ class CompiledTraining:
         history, guard, steps = History(), Guard(), self.recipe.steps if steps is None else steps
         start, recent = time.perf_counter(), []
         for step in range(steps):
-            ids = self.batch(step)
-            states = self.model.model(ids, use_cache=False).last_hidden_state
-            loss = self.loss_of(states, ids)
-            loss.backward()
-            self._update(step)
-            recent.append(loss.detach())
+            self._set_learning_rates(step)
+            recent.append(self._run(step))
             if (step + 1) % self.recipe.log_steps == 0 or step + 1 == steps:  # the host waits for the device only here
                 mean = torch.stack(recent).mean().item()
                 guard.check(mean, step + 1)
@@ -125,15 +129,41 @@ class CompiledTraining:
         history.tokens_per_second = steps * self.recipe.tokens_per_step / history.seconds
         return history
 
+    def _run(self, step: int) -> torch.Tensor:
+        """Runs a step and returns its loss. Records the step for later ones when it has run a few times."""
+        ids = self.batch(step)
+        if not self.records:
+            return self.step(ids)
+        if self.recorded is None and step >= EAGER_STEPS:
+            self.recorded = RecordedStep(self.step, ids)
+        if self.recorded is not None:
+            return self.recorded(ids)
+        side = torch.cuda.Stream()  # as recording needs it: https://docs.pytorch.org/docs/stable/notes/cuda.html
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            loss = self.step(ids)
+        torch.cuda.current_stream().wait_stream(side)
+        return loss
+
+    def step(self, ids: torch.Tensor) -> torch.Tensor:
+        """Trains on ids (B, T) and returns the loss. It never waits for the device."""
+        states = self.model.model(ids, use_cache=False).last_hidden_state
+        loss = self.loss_of(states, ids)
+        loss.backward()
+        self._update()
+        return loss.detach()
+
+    def _set_learning_rates(self, step: int) -> None:
+        for group, rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
+            group["lr"].fill_(rate * self.recipe.lr_factor(step))
+
     @torch.no_grad()
-    def _update(self, step: int) -> None:
+    def _update(self) -> None:
         weights, params = list(self.weights.parameters()), list(self.model.parameters())
         for weight, param in zip(weights, params, strict=True):
             weight.grad = None if param.grad is None else param.grad.float()
             param.grad = None
         torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
-        for group, rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
-            group["lr"] = rate * self.recipe.lr_factor(step)
         self.optimizer.step()
         torch._foreach_copy_(params, weights)
 
@@ -142,6 +172,21 @@ class CompiledTraining:
         for layer in self.model.model.layers:
             vars(layer).pop("forward", None)
         return self.model.eval()
+
+
+class RecordedStep:
+    """A training step as a CUDA graph. Its ids and loss are buffers, and every call runs the same kernels on them."""
+
+    def __init__(self, step: Callable[[torch.Tensor], torch.Tensor], ids: torch.Tensor):
+        """Records `step(ids)` without running it."""
+        self.ids, self.graph = ids.clone(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.loss = step(self.ids)
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        self.ids.copy_(ids)
+        self.graph.replay()
+        return self.loss.clone()
 
 
 def seconds_per_step(training: CompiledTraining, steps: int = 12) -> float:

@@ -26,21 +26,24 @@ LOOPS = (1, 2, 3)  # measured loop counts; the model is trained with 2
 GOLDEN_TOKENS, GOLDEN_POSITIONS = 128, 8  # tokens (more than the window), and last positions to keep
 
 
-def export(out: str | Path, folder: str | Path, stdlib: Path | None = None) -> dict:
-    """Writes the model folder for the last checkpoint of the run `out`, overwriting files, and returns its metrics."""
-    out, folder = Path(out), Path(folder)
+def export(out: str | Path, folder: str | Path, stdlib: Path | None = None, prepared: str | Path | None = None) -> dict:
+    """
+    Writes the model folder for the last checkpoint of the run `out`, overwriting files, and returns its metrics. The
+    data are described in the folder `prepared`; default: `out`.
+    """
+    out, folder, prepared = Path(out), Path(folder), Path(prepared or out)
     compiled = out / COMPILED
     checkpoint = compiled if compiled.exists() else last_checkpoint(out)
     if checkpoint is None:
         raise FileNotFoundError(f"{out} has no checkpoint. Train first.")
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = read_json(out / "data_manifest.json")
+    manifest = read_json(prepared / "data_manifest.json")
     recipe = read_json(out / "recipe.json")
     state = read_json(checkpoint / "trainer_state.json")
-    tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(prepared / "tokenizer")
 
     write_model(checkpoint, folder, tokenizer)
-    shutil.copyfile(out / "data_manifest.json", folder / "data_manifest.json")
+    shutil.copyfile(prepared / "data_manifest.json", folder / "data_manifest.json")
     documents = evaluate.heldout_documents(manifest, stdlib)
     write_golden(folder, tokenizer, documents[0].text)
     print("Measuring bits per byte ...", flush=True)

@@ -30,7 +30,10 @@ def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Each parameter group has `kind="muon"` or `kind="adamw"`, and its own learning rate and weight decay."""
+    """
+    Each parameter group has `kind="muon"` or `kind="adamw"`, and its own learning rate and weight decay. A learning
+    rate may be a tensor on the parameters' device, so that a CUDA graph of the step reads its current value.
+    """
 
     def __init__(self, params, lr=0.01, weight_decay=0.0, momentum=0.95, betas=(0.9, 0.95), eps=1e-8, kind="adamw"):
         super().__init__(
@@ -58,23 +61,22 @@ class MuonAdamW(torch.optim.Optimizer):
                 updates.append(param.grad.lerp(state["momentum"], group["momentum"]))
             scale = max(1, shape[0] / shape[1]) ** 0.5
             for param, update in zip(same, orthogonalize(torch.stack(updates)), strict=True):
-                param.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"] * scale)
+                param.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update * (group["lr"] * scale))
 
     def _adamw(self, group, params):
         beta1, beta2 = group["betas"]
         for param in params:
             state = self.state[param]
             if not state:
-                state["step"] = torch.tensor(0.0)
+                state["step"] = torch.zeros((), device=param.device)
                 state["exp_avg"] = torch.zeros_like(param)
                 state["exp_avg_sq"] = torch.zeros_like(param)
             state["step"] += 1
             state["exp_avg"].lerp_(param.grad, 1 - beta1)
             state["exp_avg_sq"].lerp_(param.grad.square(), 1 - beta2)
-            step = state["step"].item()
-            scale = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
-            param.mul_(1 - group["lr"] * group["weight_decay"])
-            param.addcdiv_(state["exp_avg"], scale, value=-group["lr"] / (1 - beta1**step))
+            mean = state["exp_avg"] / (1 - beta1 ** state["step"])
+            scale = (state["exp_avg_sq"] / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
+            param.mul_(1 - group["lr"] * group["weight_decay"]).sub_(mean.div_(scale).mul_(group["lr"]))
 
 
 def make_optimizer(

@@ -95,13 +95,14 @@ class Recipe:
 
     @classmethod
     def without_repetition(cls, initial: str | Path, tokens: int) -> "Recipe":
-        """Returns the recipe of the last stage (`unlikelihood.py`): a tenth of the learning rates of a new model."""
+        """Returns the recipe of the last stage (`unlikelihood.py`), with low learning rates."""
         return replace(
             cls.continued(initial, tokens),
             tokens_per_step=4096,
-            muon_lr=cls.muon_lr / 10,
-            adamw_lr=cls.adamw_lr / 10,
-            embedding_lr=cls.embedding_lr / 10,
+            muon_lr=cls.muon_lr / 60,
+            adamw_lr=cls.adamw_lr / 60,
+            embedding_lr=cls.embedding_lr / 60,
+            warmup_steps=10,
             unlikelihood_weight=1.0,
             save_steps=50,
         )

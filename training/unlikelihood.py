@@ -7,8 +7,9 @@ et al., arXiv 1908.04319, section 5.2).
     python -m iquest_plt.training.unlikelihood --init checkpoints/small --out runs/unlikelihood
 
 A small model that always takes its most likely token soon repeats a few lines for ever. Here it continues pieces of the
-training text that way, and every token that lies in a repeated n-gram is made less likely. Each step also has the usual
-loss on training text, so that the model forgets nothing.
+training text that way, and every word that lies in a repeated n-gram is made less likely. Indentation and punctuation
+are left alone, since a program needs them wherever they stand. Each step also has the usual loss on training text, so
+that the model forgets little.
 """
 
 import argparse
@@ -20,14 +21,15 @@ from typing import Any
 import torch
 from torch.func import functional_call
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from .data import PackedRows
 from .export import export
 from .recipe import Recipe
 from .small import SmallTrainer, run_as_script, train
 
 
-N = 4  # tokens in an n-gram
+N = 6  # tokens in an n-gram; text repeats shorter ones for good reasons
 PREFIX, NEW_TOKENS = 32, 128  # tokens given, and tokens that the model adds
 CONTINUATIONS = 32  # per step
 
@@ -41,6 +43,12 @@ def repeated_tokens(tokens: Sequence[int], n: int = N) -> list[bool]:
             repeated[start : start + n] = [True] * n
         seen.add(gram)
     return repeated
+
+
+def word_tokens(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """Returns, for each id of the vocabulary, whether its text has a letter or digit, (V,)."""
+    texts = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
+    return torch.tensor([any(character.isalnum() for character in text) for text in texts])
 
 
 def unlikelihood(logits: torch.Tensor, tokens: torch.Tensor, unwanted: torch.Tensor) -> torch.Tensor:
@@ -62,14 +70,17 @@ class UnlikelihoodTrainer(SmallTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.recent: list[dict[str, float]] = []  # numbers of the steps since the last log entry
+        stream, steps = self.train_dataset.stream, self.recipe.steps
+        self.prefixes = PackedRows(stream, PREFIX, CONTINUATIONS * steps, self.recipe.seed + 1)
+        self.is_word = word_tokens(AutoTokenizer.from_pretrained(self.recipe.initial))
 
     def compute_loss(self, model: PreTrainedModel, inputs: dict[str, Any], *args, **kwargs) -> Any:
-        prefixes = inputs["input_ids"].view(-1, PREFIX)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if not model.training:
             return loss
-        chosen = torch.linspace(0, len(prefixes) - 1, CONTINUATIONS).long()
-        penalty, numbers = self.continuation_loss(model, prefixes[chosen])
+        first = self.state.global_step * CONTINUATIONS
+        prefixes = [self.prefixes[first + index]["input_ids"] for index in range(CONTINUATIONS)]
+        penalty, numbers = self.continuation_loss(model, torch.tensor(prefixes, device=model.device))
         self.recent.append({"loss": loss.item(), "unlikelihood": penalty.item(), **numbers})
         return loss + self.recipe.unlikelihood_weight * penalty
 
@@ -78,7 +89,7 @@ class UnlikelihoodTrainer(SmallTrainer):
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """
         Continues `prefixes` (B, PREFIX). Returns the unlikelihood loss in nats per new token, the share of the new
-        tokens that are repeated, and their mean number.
+        tokens that lie in repeated n-grams, and their mean number.
         """
         texts = continue_greedily(model, prefixes)
         new = texts[:, PREFIX:]
@@ -91,6 +102,7 @@ class UnlikelihoodTrainer(SmallTrainer):
         logits = outputs.last_hidden_state[:, PREFIX - 1 :] @ model.lm_head.weight.bfloat16().T
         total = max(1, sum(lengths))
         numbers = {"repeated": unwanted.sum().item() / total, "length": total / len(lengths)}
+        unwanted &= self.is_word.to(new.device)[new]
         return unlikelihood(logits, new, unwanted) / total, numbers
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
@@ -116,13 +128,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--init", type=Path, metavar="FOLDER", required=True, help="the model to train")
     parser.add_argument("--out", type=Path, default=Path("runs/unlikelihood"), help="folder of the run")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder of an earlier run, to use its data again")
-    parser.add_argument("--tokens", type=int, default=1_228_800, help="tokens of training text")
+    parser.add_argument("--tokens", type=int, default=737_280, help="tokens of training text")
     args = parser.parse_args(argv)
 
     def script():
         recipe = Recipe.without_repetition(args.init, args.tokens)
         train(args.out, recipe, prepared=args.data, trainer_class=UnlikelihoodTrainer)
-        export(args.out, args.out / "export")
+        export(args.out, args.out / "export", prepared=args.data)
 
     run_as_script(script)
 

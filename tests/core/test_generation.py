@@ -243,12 +243,14 @@ def test_one_prompt_continued_several_ways():
         assert torch.equal(continued, model.generate(text, max_new_tokens=8, **GREEDY))
 
 
-QUANTIZATIONS = [{"backend": "quanto", "nbits": 4, "q_group_size": 32}]
+# quanto compiles its kernels at the first use.
+QUANTO = {"backend": "quanto", "nbits": 4, "q_group_size": 32}
+QUANTIZATIONS = [pytest.param(QUANTO, marks=pytest.mark.slow, id="quanto")]
 if "fp8" in QUANTIZED_LAYERS:
-    QUANTIZATIONS.append({"backend": "fp8"})
+    QUANTIZATIONS.append(pytest.param({"backend": "fp8"}, id="fp8"))
 
 
-@pytest.mark.parametrize("quantization", QUANTIZATIONS, ids=lambda q: q["backend"])
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @torch.no_grad()
 def test_quantized_cache(quantization):
     """Only loop 0's keys and values are quantized. The prompt's windows and carries equal those of a plain cache."""

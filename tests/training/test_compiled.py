@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_training import TINY, small
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from iquest_plt import IQuestPLTCoderForCausalLM
 from iquest_plt.training import compiled, export, recipe
@@ -19,6 +20,18 @@ from iquest_plt.training.run_files import read_json
 
 CPU = torch.device("cpu")
 RECIPE = dataclasses.replace(TINY, row=128, early_row=128)
+
+
+class Calls(TorchDispatchMode):
+    """Collects the names of the operations that are called, also in the backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(str(function))
+        return function(*args, **(kwargs or {}))
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +65,20 @@ def test_losses_of_a_plain_loop(prepared):
     assert [step for step, _ in history.losses] == [1, 2, 3, 4]
     assert expected[-1] < expected[0] - 0.02  # it learns, so the comparison is not between constants
     assert [loss for _, loss in history.losses] == pytest.approx(expected, abs=0.02)
+
+
+def test_a_step_never_waits_for_the_device(prepared):
+    """A CUDA graph cannot record a number that the host reads or sends."""
+    _, tokenizer, stream, _, _ = prepared
+    training = compiled.CompiledTraining(
+        model_of(tokenizer, plt_num_loops=3, plt_cross_loop_shift="learned"), RECIPE, stream, CPU, compiled=False
+    )
+    training.train(1)
+    ids = training.batch(1)
+    with Calls() as calls:
+        training.step(ids)
+    names = {name.split(".")[1] for name in calls.names}
+    assert "mm" in names and not names & {"_local_scalar_dense", "lift_fresh", "lift_fresh_copy", "nonzero"}
 
 
 def test_batches_are_the_rows_of_trainer(prepared):
