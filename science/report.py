@@ -5,8 +5,8 @@ Writes every table and picture of the science report from the committed metrics:
 
     python -m iquest_plt.science.report
 
-Reads runs.json, and tracking.json, contrast.json and holes.json if they exist, in docs/science. Writes tables.md and
-the pictures there.
+Reads runs.json, and runs_small.json, tracking.json, contrast.json and holes.json if they exist, in docs/science. Writes
+tables.md and the pictures there.
 """
 
 import argparse
@@ -42,6 +42,7 @@ class Family:
         for run in runs:
             self.runs[cell_of(run)][run["seed"]] = run
         first = runs[0]
+        self.size = f"{first['non_embedding_parameters'] / 1e6:.2f} million parameters"
         tokens = first["heldout"]["tokens_per_row"] * len(first["heldout"]["nats"][0])
         self.units = bits_per_byte_of_nats(tokens, first["environment"]["heldout_bytes_per_token"])
 
@@ -179,6 +180,15 @@ def offsets_table(family: Family) -> str:
     return table(head, rows)
 
 
+FAMILY_TABLES = {
+    "Held-out losses": losses_table,
+    "Differences": differences_table,
+    "The paper's rule": rule_table,
+    "Contrast of loops": contrast_table,
+    "Learned offsets": offsets_table,
+}
+
+
 def given_contrast_table(results: list[dict]) -> str:
     """As `contrast_table`, of the given models; with top-1."""
     rows = []
@@ -299,15 +309,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER)
     folder = parser.parse_args(argv).folder
     try:
-        family = Family(json.loads((folder / "runs.json").read_text()))
+        families = [Family(json.loads((folder / "runs.json").read_text()))]
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
+    if small := read_results(folder / "runs_small.json"):
+        families.append(Family(small))
     sections = {
-        "Held-out losses": losses_table(family),
-        "Differences": differences_table(family),
-        "The paper's rule": rule_table(family),
-        "Contrast of loops": contrast_table(family),
-        "Learned offsets": offsets_table(family),
+        f"{title}, {family.size}": table_of(family) for family in families for title, table_of in FAMILY_TABLES.items()
     }
     further = {
         "Contrast of loops, further models": ("contrast.json", given_contrast_table),
@@ -321,7 +329,8 @@ def main(argv: list[str] | None = None) -> None:
     text = "\n\n".join(f"## {title}\n\n{content}" for title, content in sections.items())
     head = "# All numbers\n\nWritten by `python -m iquest_plt.science.report` from the JSON files here.\n\n"
     (folder / "tables.md").write_text(head + text + "\n")
-    try_draw("losses.png", draw_losses, folder / "losses.png", family)
+    for family, name in zip(families, ("losses.png", "losses_small.png"), strict=False):
+        try_draw(name, draw_losses, folder / name, family)
 
 
 if __name__ == "__main__":

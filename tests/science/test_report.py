@@ -12,6 +12,7 @@ for module in ("scipy", "matplotlib"):
     pytest.importorskip(module, reason="the report needs scipy and matplotlib: pip install '.[training]'")
 report = pytest.importorskip("iquest_plt.science.report")
 
+SIZE = ", 3.15 million parameters"
 ROWS, TOKENS, BYTES_PER_TOKEN = 8, 10, 4.0
 NATS = math.log(2) * TOKENS * BYTES_PER_TOKEN  # of a row with one bit per byte
 
@@ -25,6 +26,7 @@ def made_up_run(loops: int, shift: bool, seed: int, bits: float) -> dict:
         "shift": shift,
         "attention": "gated",
         "seed": seed,
+        "non_embedding_parameters": 3_150_000,
         "losses": [[20, 5.0], [40, 4.0]],
         "offset_shares": None,
         "environment": {"heldout_bytes_per_token": BYTES_PER_TOKEN},
@@ -56,20 +58,31 @@ def sections(folder) -> dict[str, list[str]]:
 
 def test_tables_have_the_numbers_of_the_runs(folder):
     found = sections(folder)
-    losses = found["Held-out losses"]
+    losses = found["Held-out losses" + SIZE]
     assert losses[0].startswith("| R = 1 | 3 | 1.5000 ± 1.2421 | **1.500** | 1.600 | 1.700 |")  # t(2) · 0.5 / √3
     assert losses[1].startswith("| R = 2, no shift | 3 | 1.2500 ± 1.2421 | 1.350 | **1.250** |")
-    second, without, shift = found["Differences"]
+    second, without, shift = found["Differences" + SIZE]
     half = 4.3027 * 0.01 / math.sqrt(3)
     assert second.startswith(f"| second loop, shift | 3 | -0.2100 | {-0.21 - half:+.4f} … {-0.21 + half:+.4f} |")
     assert second.endswith("| yes |")
     assert without.startswith("| second loop, no shift | 3 | -0.2500 | -0.2500 … -0.2500 | -0.2500 … -0.2500 |")
     assert shift.startswith("| no shift over shift, R = 2 | 3 | -0.0400 |") and shift.endswith("| yes |")
-    assert found["The paper's rule"][0] == "| R = 1 | 1 1 1 | 1 1 1 | 1 1 1 |"
-    assert found["The paper's rule"][2] == "| R = 2, shift | 2 2 2 | 2 2 2 | 2 2 2 |"
-    assert "| R = 2, no shift | 0 | 0.1 | -0.01500 | -0.01500 … -0.01500 |" in found["Contrast of loops"]
+    assert found["The paper's rule" + SIZE][0] == "| R = 1 | 1 1 1 | 1 1 1 | 1 1 1 |"
+    assert found["The paper's rule" + SIZE][2] == "| R = 2, shift | 2 2 2 | 2 2 2 | 2 2 2 |"
+    assert "| R = 2, no shift | 0 | 0.1 | -0.01500 | -0.01500 … -0.01500 |" in found["Contrast of loops" + SIZE]
     assert (folder / "losses.png").stat().st_size > 10_000
     assert "State tracking" not in found
+
+
+def test_a_second_family_has_its_own_sections(folder):
+    runs = [made_up_run(1, True, 0, 1.0), made_up_run(2, True, 0, 0.75)]
+    (folder / "runs_small.json").write_text(json.dumps([run | {"non_embedding_parameters": 200_000} for run in runs]))
+    found = sections(folder)
+    assert found["Differences, 0.20 million parameters"] == [
+        "| second loop, shift | 1 | -0.2500 | one seed | -0.2500 … -0.2500 |  |  |"
+    ]
+    assert len(found["Differences" + SIZE]) == 3
+    assert (folder / "losses_small.png").stat().st_size > 10_000
 
 
 def test_same_runs_give_the_same_tables(folder):
