@@ -83,6 +83,7 @@ def test_pictures(monkeypatch, tmp_path, capsys):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_rehearsal(monkeypatch, tmp_path, capsys):
     """Runs all steps from a vendor's checkpoint to text, at a small size."""
     (tmp_path / "work").mkdir()

@@ -264,7 +264,7 @@ def test_stop_texts_end_the_reply(converted):
     code, shorter, _ = run(*arguments, "--stop", "no such text", "--stop", stop)
     assert code == 0 and stop in shorter and text.startswith(shorter[:-1]) and len(shorter) < len(text)
     assert shorter.rstrip("\n").find(stop) + len(stop) >= len(shorter.rstrip("\n")) - 8  # a token may go on after it
-    code, message, _ = run("chat", converted, "--message", "import os", "--greedy", "--stop", stop, "--json")
+    code, message, _ = run("chat", converted, "--message", "import os", *arguments[4:], "--stop", stop, "--json")
     assert code == 0 and json.loads(message)["message"]["role"] == "assistant"
     assert run(*arguments, "--stop", "")[0] == 2
 

@@ -600,24 +600,25 @@ def test_two_conversions_to_one_target(tmp_path):
 
 
 KILL = """
-import os, random, signal, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from iquest_plt.conversion.convert import convert
 from iquest_plt.conversion.verify import verify
 
 source, target, times = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+convert(source, target.with_name("warm-up"), dtype="bfloat16")
 start = time.perf_counter()
 convert(source, target.with_name("timed"), dtype="bfloat16")
 duration = time.perf_counter() - start
-random.seed(0)
 finished = 0
 for i in range(times):
     child = os.fork()
     if child == 0:
         convert(source, target, dtype="bfloat16")
         os._exit(0)
-    time.sleep(random.uniform(0, 1.5 * duration))
-    os.kill(child, signal.SIGKILL)
+    if i + 1 < times:  # the first is killed at once, and the last one ends by itself
+        time.sleep(1.2 * duration * i / times)
+        os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     if target.exists():
         report = verify(target)

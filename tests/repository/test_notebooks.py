@@ -40,6 +40,7 @@ def test_stored_outputs_are_small_and_name_no_machine(name):
     assert not any(output.get("name") == "stderr" for cell in code for output in cell.outputs)
 
 
+@pytest.mark.slow
 def test_first_steps():
     text = run("first_steps.ipynb")
     losses = [float(loss) for loss in re.findall(r"R = \d: ([\d.]+) nats per token", text)]
@@ -57,6 +58,7 @@ def test_loops():
     assert gates and all(0 <= gate <= 1 for gate in gates)
 
 
+@pytest.mark.slow
 def test_finetune():
     pytest.importorskip("accelerate", reason="pip install '.[training]' in a checkout of iquest-plt")
     text = run("finetune.ipynb")
