@@ -89,8 +89,8 @@ Weights and code: Apache-2.0. The training text has other licences, under which 
 {licences}
 """
 
-UNLIKELIHOOD = """* Each step of this run also continued 32 pieces of training text without sampling, and made the words
-  of repeated 6-grams less likely (`training/unlikelihood.py`, weight {weight}).
+UNLIKELIHOOD = """* Each step of this run also continued pieces of training text without sampling, and made the words of
+  repeated n-grams less likely (`training/unlikelihood.py`, weight {weight}).
 """
 
 

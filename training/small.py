@@ -43,6 +43,12 @@ from .recipe import MAX_GRAD_NORM, Recipe, build_model, prepare
 from .run_files import last_checkpoint, write_json
 
 
+def decode_in_bf16(model: PreTrainedModel, input_ids: torch.Tensor, **kwargs) -> Any:
+    """Runs the decoder on ids (B, T) in bf16, with gradients for its float32 weights."""
+    weights = {name: param.bfloat16() for name, param in model.model.named_parameters()}
+    return functional_call(model.model, weights, (input_ids,), {"use_cache": False, **kwargs})
+
+
 class SmallTrainer(Trainer):
     """Trainer with float32 weights, bf16 arithmetic, and the recipe's optimizer, schedule and row order."""
 
@@ -84,8 +90,7 @@ class SmallTrainer(Trainer):
         input_ids = inputs.pop("input_ids")
         if model.training and self.state.global_step < self.recipe.steps * (1 - self.recipe.long_row_share):
             input_ids = input_ids.view(-1, min(self.recipe.early_row, self.recipe.row))
-        weights = {name: param.bfloat16() for name, param in model.model.named_parameters()}
-        outputs = functional_call(model.model, weights, (input_ids,), {"use_cache": False, **inputs})
+        outputs = decode_in_bf16(model, input_ids, **inputs)
         if self.compute_loss_func is not None:
             loss = self.compute_loss_func(outputs, input_ids)
         else:

@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import PackedRows
 from .export import export
 from .recipe import Recipe
-from .small import SmallTrainer, run_as_script, train
+from .small import SmallTrainer, decode_in_bf16, run_as_script, train
 
 
 N = 6  # tokens in an n-gram; text repeats shorter ones for good reasons
@@ -97,9 +96,8 @@ class UnlikelihoodTrainer(SmallTrainer):
         unwanted = torch.zeros_like(new, dtype=torch.bool)
         for row, (tokens, length) in enumerate(zip(new.tolist(), lengths, strict=True)):
             unwanted[row, :length] = torch.tensor(repeated_tokens(tokens[:length]), dtype=torch.bool)
-        weights = {name: param.bfloat16() for name, param in model.model.named_parameters()}
-        outputs = functional_call(model.model, weights, (texts[:, :-1],), {"use_cache": False})
-        logits = outputs.last_hidden_state[:, PREFIX - 1 :] @ model.lm_head.weight.bfloat16().T
+        states = decode_in_bf16(model, texts[:, :-1]).last_hidden_state
+        logits = states[:, PREFIX - 1 :] @ model.lm_head.weight.bfloat16().T
         total = max(1, sum(lengths))
         numbers = {"repeated": unwanted.sum().item() / total, "length": total / len(lengths)}
         unwanted &= self.is_word.to(new.device)[new]
