@@ -99,16 +99,13 @@ def test_further_results_have_sections(folder):
     chosen = {"share": 0.5, "loops": 1.5, "bits_per_byte": 0.85, "difference": -0.05, "interval": [-0.06, -0.04]}
     points += [chosen | {"rule": "entropy"}, chosen | {"rule": "before", "bits_per_byte": 0.88, "difference": -0.02}]
     holes = {"model": "small", "loops": 2, "none": 1.0, "all": 0.8, "points": points}
+    setting = {"task": "three", "length": 8, "blocks": [4], "pack": 1, "size": 64, "steps": 9, "rows": 8}
     tracking = [
-        {"things": 3, "layers": 1, "size": 64, "steps": 9, "rows": 8, "block": 4, "shift": True, "attention": "gated"}
-        | {
-            "loops": loops,
-            "seed": seed,
-            "loop_tokens_per_text": 21 * loops,
-            "accuracy": {"16": 0.5 + loops * seed / 10},
-        }
-        for loops in (2, 1)
-        for seed in (0, 1)
+        setting
+        | {"shift": True, "attention": "gated", "loops": loops, "layers": layers, "seed": seed}
+        | {"tokens_per_text": {"4": 11}, "accuracy": {"4": {"8": 0.5 + loops * layers * seed / 10, "16": 1.0}}}
+        for loops, layers in ((2, 1), (1, 1), (1, 2))
+        for seed in (1, 0)
     ]
     for name, content in (("contrast", [contrast]), ("holes", [holes]), ("tracking", tracking)):
         (folder / f"{name}.json").write_text(json.dumps(content))
@@ -121,13 +118,17 @@ def test_further_results_have_sections(folder):
         "| small | 1.50 | 0.9 | 0.85 (-0.0500; -0.0600 … -0.0400) | 0.88 (-0.0200; -0.0600 … -0.0400) | 0.90000 |",
         "| small | 2.00 | 0.8 |  |  | 0.8 |",
     ]
+    trained = "| three things | 8 moves | 1 x 64, 9 steps, k in 4 | 4 |"
     assert found["State tracking"] == [
-        "| 3 | 1 x 64 | 9 | 4 | R = 1 | 21 | 0.50 0.60 |",
-        "| 3 | 1 x 64 | 9 | 4 | R = 2, shift | 42 | 0.50 0.70 |",
+        f"{trained} R = 1 | 11 | 0.50 0.60 | 1.00 1.00 |",
+        f"{trained} R = 2, shift | 22 | 0.50 0.70 | 1.00 1.00 |",
+        f"{trained.replace('1 x', '2 x')} R = 1 | 11 | 0.50 0.70 | 1.00 1.00 |",
     ]
     # Differences of 0 and 0.1: their standard deviation is 0.0707, and Student's t for two values 12.706.
     assert found["State tracking, differences"] == [
-        "| 3 | 4 | R = 2, shift over R = 1 | 2 | +0.050 | -0.585 … +0.685 |"
+        "| three things | 1 | 4 | 8 | R = 2, shift over R = 1 | 2 | +0.050 | -0.585 … +0.685 |",
+        "| three things | 1 | 4 | 8 | R = 1, twice the layers over R = 1 | 2 | +0.050 | -0.585 … +0.685 |",
+        "| three things | 1 | 4 | 8 | R = 1, twice the layers over R = 2, shift | 2 | +0.000 | +0.000 … +0.000 |",
     ]
 
 
