@@ -3,6 +3,7 @@
 """The folder of committed results, and lists of results that grow model by model."""
 
 import json
+import subprocess
 from pathlib import Path
 
 from ..training.run_files import write_json
@@ -21,3 +22,9 @@ def add_result(file: Path, result: dict) -> None:
     others = [known for known in read_results(file) if known["model"] != result["model"]]
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, [*others, result])
+
+
+def current_commit() -> str | None:
+    """Returns the commit of this checkout, if it is one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None

@@ -33,7 +33,7 @@ from ..training.run_files import write_json
 from ..utils.timing import environment
 from .cells import CELLS as ALL_CELLS
 from .cells import Cell
-from .results import read_results
+from .results import current_commit, read_results
 from .texts import TASKS, Task
 
 
@@ -136,12 +136,13 @@ def run(cell: Cell, seed: int, args: argparse.Namespace) -> dict:
     return asdict(cell) | {
         "name": str(cell),
         "seed": seed,
+        "texts": args.steps * rows * args.pack,
         **{name: getattr(args, name) for name in SETTINGS},
         "tokens_per_text": {str(k): count for k, count in tokens.items()},
         "seconds": round(history.seconds, 1),
         "losses": history.losses,
         "accuracy": found,
-        "environment": environment(args.device),
+        "environment": environment(args.device) | {"commit": current_commit()},
     }
 
 
@@ -166,7 +167,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=256, help="rows per step")
     parser.add_argument("--pack", type=int, default=1, help="texts per training row")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--blocks", type=int, nargs="+", default=list(BLOCKS), help="moves between answers, drawn anew for each step")
+    parser.add_argument(
+        "--blocks", type=int, nargs="+", default=list(BLOCKS), help="moves between answers, drawn anew for each step"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="compile the layers")
     args = parser.parse_args(argv)

@@ -12,7 +12,6 @@ stopped: finished models are kept. A model is only begun if it will probably be 
 
 import argparse
 import hashlib
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from ..utils.timing import environment
 from . import cells
 from .cells import CELLS, CORE, Cell
 from .measure import heldout_rows, measure
-from .results import read_results
+from .results import current_commit, read_results
 
 
 MAX_LOOPS = 5  # loops that every model is measured with
@@ -52,7 +51,7 @@ class Family:
             self.rows = self.rows[:20]
         self.tokenizer = AutoTokenizer.from_pretrained(args.data / "tokenizer")
         self.description = environment(str(self.device)) | {
-            "commit": args.commit or _commit(),
+            "commit": args.commit or current_commit(),
             "data_sha256": hashlib.sha256(self.stream.tobytes()).hexdigest(),
             "stream_tokens": len(self.stream),
             "heldout_bytes_per_token": manifest["bytes"] / manifest["tokens"],
@@ -143,12 +142,6 @@ class Family:
             self.run(cell, seed)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-
-
-def _commit() -> str | None:
-    folder = Path(__file__).parent
-    found = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True)
-    return found.stdout.strip() or None
 
 
 def order_of(chosen: list[Cell], seeds: int) -> Iterator[tuple[Cell, int]]:
