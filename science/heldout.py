@@ -33,15 +33,15 @@ class Heldout:
         return bits_per_byte_of_nats(num_rows * (self.rows.shape[1] - 1), self.bytes_per_token)
 
 
-def load_model(folder: Path) -> IQuestPLTCoderForCausalLM:
+def load_model(folder: Path, min_loops: int = 2) -> IQuestPLTCoderForCausalLM:
     """
     Loads a model in float32.
 
     Raises:
-        ValueError: if it was trained for one loop. Nothing can then be compared.
+        ValueError: if it was trained for fewer than `min_loops` loops. With one, no loops can be compared.
     """
     model = IQuestPLTCoderForCausalLM.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32).eval()
-    if model.config.plt_num_loops < 2:
+    if model.config.plt_num_loops < min_loops:
         raise ValueError(f"{folder} was trained for one loop. Choose a model with two or more.")
     return model
 

@@ -5,8 +5,8 @@ Writes every table and picture of the science report from the committed metrics:
 
     python -m iquest_plt.science.report
 
-Reads runs.json, and runs_small.json, tracking.json, contrast.json and holes.json if they exist, in docs/science. Writes
-tables.md and the pictures there.
+Reads runs.json, and runs_small.json, tracking.json, contrast.json, copying.json and holes.json if they exist, in
+docs/science. Writes tables.md and the pictures there.
 """
 
 import argparse
@@ -227,6 +227,19 @@ def holes_table(results: list[dict]) -> str:
     return table(["model", "mean loops", "random tokens", "by entropy", "by the entropy before", "whole texts"], rows)
 
 
+def copying_table(results: list[dict]) -> str:
+    """Copies: tokens that follow the two tokens before them as they did the last time in the row."""
+    rows = []
+    for found in results:
+        parts = []
+        for name in ("copies", "others"):
+            low, high = found[f"{name}_interval"]
+            parts.append(f"{found[name]:.3f} ({low:.3f} … {high:.3f})")
+        rows.append([found["model"], f"{found['share']:.1%}", *parts, f"{found['bits_per_byte']:.3f}"])
+    head = ["model", "copies among tokens", "nats per copy (95 % over rows)", "per other token", "bits per byte"]
+    return table(head, rows)
+
+
 SETTING = ("task", "length", "pack", "layers", "size", "steps", "rows")
 TRACKED = {"three": "three things", "five": "five things", "assignments": "assignments"}
 
@@ -354,6 +367,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     further = {
         "Contrast of loops, further models": ("contrast.json", given_contrast_table),
+        "Copies": ("copying.json", copying_table),
         "Loops per token": ("holes.json", holes_table),
         "State tracking": ("tracking.json", tracking_table),
         "State tracking, differences": ("tracking.json", tracking_differences),

@@ -12,6 +12,7 @@ stopped: finished models are kept. A model is only begun if it will probably be 
 
 import argparse
 import hashlib
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from ..modeling_plt import IQuestPLTCoderForCausalLM
 from ..training.compiled import CompiledTraining, seconds_per_step
 from ..training.recipe import build_model, load_stream
 from ..training.run_files import read_json, write_json
@@ -120,11 +122,16 @@ class Family:
         self.runs.append(result)
         write_json(self.file, self.runs, indent=None)
         self.seconds_per_step.setdefault(cell, history.seconds / training.recipe.steps)
-        if str(cell) in self.args.keep and seed == 0:
-            folder = self.args.out / str(cell).replace(" ", "").replace(",", "-")
-            model.save_pretrained(folder)
+        if str(cell) in self.args.keep:
+            self.save(model, f"{cell}, seed {seed}".replace(" ", "").replace(",", "-"))
         found = [f"{sum(nats) / self.rows[:, 1:].numel():.4f}" for nats in result["heldout"]["nats"]]
         print(f"{cell}, seed {seed}: {history.seconds:.1f} s, held-out nats by loop {' '.join(found)}", flush=True)
+
+    def save(self, model: IQuestPLTCoderForCausalLM, name: str) -> None:
+        """Saves a model with what its held-out text needs, for experiments without training."""
+        model.save_pretrained(self.args.out / name)
+        self.tokenizer.save_pretrained(self.args.out / name)
+        shutil.copy(self.args.data / "data_manifest.json", self.args.out / name)
 
     def fits(self, cell: Cell) -> bool:
         known = self.seconds_per_step
@@ -159,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=64, help="rows per step")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cells", nargs="+", default=[str(cell) for cell in CORE], help="names; see cells.py")
-    parser.add_argument("--keep", nargs="*", default=[], help="cells whose first model is saved")
+    parser.add_argument("--keep", nargs="*", default=[], help="cells whose models are saved")
     parser.add_argument("--calibrate", action="store_true", help="only measure the speed of each cell")
     parser.add_argument("--fit", action="store_true", help="cut the tokens so that all models fit into --minutes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -107,12 +107,17 @@ def test_further_results_have_sections(folder):
         for loops, layers in ((2, 1), (1, 1), (1, 2))
         for seed in (1, 0)
     ]
+    copying = {"model": "small", "share": 0.2, "bits_per_byte": 0.8, "copies": 0.5, "others": 2.0}
+    copying |= {"copies_interval": [0.4, 0.6], "others_interval": [1.9, 2.1]}
+    (folder / "copying.json").write_text(json.dumps([copying]))
     for name, content in (("contrast", [contrast]), ("holes", [holes]), ("tracking", tracking)):
         (folder / f"{name}.json").write_text(json.dumps(content))
     found = sections(folder)
     assert found["Contrast of loops, further models"] == [
         "| small | 0.1 | 0.8 | -0.00400 (-0.50%) | -0.00500 … -0.00300 | 50.00% | +1.00 (-0.20 … +2.20) |"
     ]
+    copies = "| small | 20.0% | 0.500 (0.400 … 0.600) | 2.000 (1.900 … 2.100) | 0.800 |"
+    assert found["Copies"] == [copies]
     assert found["Loops per token"] == [
         "| small | 1.00 | 1.0 |  |  | 1.0 |",
         "| small | 1.50 | 0.9 | 0.85 (-0.0500; -0.0600 … -0.0400) | 0.88 (-0.0200; -0.0600 … -0.0400) | 0.90000 |",

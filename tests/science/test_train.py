@@ -53,7 +53,8 @@ def test_a_smoke_run_goes_on_and_is_reported(data, tmp_path):
     runs = json.loads((tmp_path / "runs.json").read_text())
     assert runs[:2] == first  # finished runs are kept
     assert [run["name"] for run in runs] == cells and runs[2]["environment"]["commit"] == "def"
-    assert (tmp_path / "R=2-noshift" / "model.safetensors").exists()
+    kept = tmp_path / "R=2-noshift-seed0"
+    assert {"model.safetensors", "tokenizer.json", "data_manifest.json"} <= {file.name for file in kept.iterdir()}
     for run in runs:
         heldout = run["heldout"]
         assert heldout["tokens_per_row"] == 63

@@ -1,0 +1,85 @@
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
+"""
+Where does a model gain: on tokens that could be copied from earlier in the row, or on the others?
+
+    python -m iquest_plt.science.copying runs/science/R=1-seed0 --rows 96
+
+A token is a copy if the two tokens before it occurred earlier in the row and were followed by the same token the last
+time. Models learn to copy suddenly (Olsson et al., arXiv 2209.11895), so a small model's loss depends much on when it
+did. Adds its result to docs/science/copying.json.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from ..modeling_plt import IQuestPLTCoderForCausalLM
+from ..utils.timing import environment
+from .heldout import Heldout, load_heldout, load_model
+from .results import FOLDER, add_result
+from .statistics import rows_interval
+
+
+ROWS_AT_ONCE = 4
+
+
+def are_copies(ids: torch.Tensor) -> torch.Tensor:
+    """Returns which tokens of a row (T,) are copies, for all but the first, (T - 1,)."""
+    pairs = torch.stack((ids[:-1], ids[1:]), dim=1)  # (T - 1, 2)
+    same = (pairs[:, None] == pairs[None]).all(dim=-1)
+    columns = torch.arange(len(pairs))
+    last = torch.where(same & (columns < columns[:, None]), columns, -1).amax(dim=1)  # the same pair before, or -1
+    followed = ids[(last + 2).clamp(max=len(ids) - 1)]
+    copies = torch.zeros(len(ids) - 1, dtype=torch.bool)
+    copies[1:] = (last[:-1] >= 0) & (followed[:-1] == ids[2:])
+    return copies
+
+
+@torch.no_grad()
+def losses(model: IQuestPLTCoderForCausalLM, rows: torch.Tensor) -> torch.Tensor:
+    """Returns the loss of every token but the first of rows (N, T), in nats, (N, T - 1)."""
+    found = []
+    for ids in rows.split(ROWS_AT_ONCE):
+        logits = model(ids, use_cache=False).logits[:, :-1].float()
+        found.append(F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none"))
+    return torch.cat(found)
+
+
+def compare(model: IQuestPLTCoderForCausalLM, heldout: Heldout) -> dict:
+    """
+    Returns:
+        `share`: of copies among all tokens; `copies`, `others`: the mean loss in nats per token, with an interval over
+        rows; `bits_per_byte`: over all tokens.
+    """
+    copies = torch.stack([are_copies(row) for row in heldout.rows])
+    nats = losses(model, heldout.rows).double()
+    found: dict = {"share": round(copies.double().mean().item(), 5)}
+    for name, chosen in (("copies", copies), ("others", ~copies)):
+        per_row = ((nats * chosen).sum(dim=1) / chosen.sum()).numpy()
+        found[name] = round(float(np.sum(per_row)), 5)
+        found[f"{name}_interval"] = [round(end, 5) for end in rows_interval(per_row)]
+    return found | {"bits_per_byte": round(float(heldout.units(len(nats)) * nats.sum()), 5)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="folder of a trained model")
+    parser.add_argument("--name", help="name in the tables; default: the folder's")
+    parser.add_argument("--rows", type=int, help="number of held-out rows; default: all")
+    parser.add_argument("--out", type=Path, default=FOLDER / "copying.json")
+    args = parser.parse_args(argv)
+    try:
+        model = load_model(args.model, min_loops=1)
+        heldout = load_heldout(args.model, model, args.rows)
+        head = {"model": args.name or args.model.name, "rows": len(heldout.rows)}
+        add_result(args.out, head | compare(model, heldout) | {"environment": environment("cpu")})
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from error
+
+
+if __name__ == "__main__":
+    main()
