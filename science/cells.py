@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The models of the family. They differ in the number of loops, the shift and the attention of later loops."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -14,11 +14,15 @@ from ..training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Cell:
-    """A configuration: loops, `plt_cross_loop_shift` and `plt_loop_attention`."""
+    """
+    A configuration: loops, `plt_cross_loop_shift` and `plt_loop_attention`. An elastic model is trained with the mean
+    loss of 1 to `loops` loops.
+    """
 
     loops: int
     shift: bool | str = True
     attention: str = "gated"
+    elastic: bool = False
 
     def __str__(self) -> str:
         names = {True: "shift", False: "no shift", "learned": "learned offset", "mixed": "mix of four"}
@@ -26,6 +30,7 @@ class Cell:
         if self.loops > 1:
             parts.append(names[self.shift])
             parts += [] if self.attention == "gated" else [f"{self.attention} attention"]
+            parts += ["elastic"] if self.elastic else []
         return ", ".join(parts)
 
     @property
@@ -53,6 +58,7 @@ FURTHER = (
     Cell(2, True, "joint"),
     Cell(5),
     Cell(5, False),
+    Cell(3, elastic=True),
 )
 CELLS = {str(cell): cell for cell in CORE + FURTHER}
 
@@ -76,6 +82,11 @@ SMOKE_SHAPE = SHAPE | {
     "max_position_embeddings": 64,
 }
 SHAPES = {"base": SHAPE, "small": SMALL_SHAPE}
+
+
+def cell_of(run: dict) -> Cell:
+    """Returns the cell of a run's metrics. Older ones do not name fields that were added later."""
+    return Cell(**{field.name: run[field.name] for field in fields(Cell) if field.name in run})
 
 
 def recipe_of(

@@ -19,17 +19,13 @@ from matplotlib.figure import Figure
 
 from ..diagnostics.bootstrap import recommend
 from ..utils.figures import try_draw
-from .cells import Cell
+from .cells import Cell, cell_of
 from .measure import bits_per_byte_of_nats, choose_contrast
 from .results import FOLDER, read_results
 from .statistics import Difference, interval, paired_difference, rows_interval
 
 
 Losses = dict[Cell, dict[int, np.ndarray]]  # of each cell and seed: nats (loops, rows)
-
-
-def cell_of(run: dict) -> Cell:
-    return Cell(run["loops"], run["shift"], run["attention"])
 
 
 class Family:
@@ -72,7 +68,14 @@ def table(head: list[str], rows: list[list]) -> str:
 
 
 def order(cell: Cell) -> tuple:
-    return (cell.attention != "gated", cell.attention, str(cell.shift) not in ("True", "False"), cell.loops, str(cell))
+    return (
+        cell.elastic,
+        cell.attention != "gated",
+        cell.attention,
+        str(cell.shift) not in ("True", "False"),
+        cell.loops,
+        str(cell),
+    )
 
 
 def losses_table(family: Family) -> str:

@@ -97,8 +97,8 @@ class Assignments(Task):
         a = c  # 2 2 2
 
     A move gives a variable the value of another one, or a constant. The answer is a comment with the values of a, b and
-    c. A value is as many lookups away as its chain has copies since the last answer. Each line has two tokens, `c =` and
-    `b`. Token ids: targets, sources that are variables, "#", start, values.
+    c. A value is as many lookups away as its chain has copies since the last answer. Each line has two tokens, such as
+    `c =` and `b`. Token ids: targets, sources that are variables, "#", start, values.
     """
 
     VARIABLES, VALUES = 3, 4

@@ -32,7 +32,7 @@ from ..training.recipe import Recipe
 from ..training.run_files import write_json
 from ..utils.timing import environment
 from .cells import CELLS as ALL_CELLS
-from .cells import Cell
+from .cells import Cell, cell_of
 from .results import current_commit, read_results
 from .texts import TASKS, Task
 
@@ -185,8 +185,8 @@ def main(argv: list[str] | None = None) -> None:
     runs = read_results(file)
     try:
         for seed, cell in itertools.product(range(args.seeds), cells):
-            wanted = asdict(cell) | {"seed": seed} | {name: getattr(args, name) for name in SETTINGS}
-            if any(all(known[name] == value for name, value in wanted.items()) for known in runs):
+            wanted = {"seed": seed} | {name: getattr(args, name) for name in SETTINGS}
+            if any(cell_of(known) == cell and wanted.items() <= known.items() for known in runs):
                 continue
             runs.append(run(cell, seed, args))
             write_json(file, runs, indent=None)

@@ -29,7 +29,7 @@ from ..training.recipe import build_model, load_stream
 from ..training.run_files import read_json, write_json
 from ..utils.timing import environment
 from . import cells
-from .cells import CELLS, CORE, Cell
+from .cells import CELLS, CORE, Cell, cell_of
 from .measure import heldout_rows, measure
 from .results import current_commit, read_results
 
@@ -68,15 +68,13 @@ class Family:
         return cells.recipe_of(cell, seed, self.args.tokens, self.shape, rows, len(self.tokenizer))
 
     def is_done(self, cell: Cell, seed: int) -> bool:
-        wanted = asdict(cell) | {"seed": seed, "tokens": self.args.tokens}
-        return any(all(run[name] == value for name, value in wanted.items()) for run in self.runs)
+        return any((cell_of(run), run["seed"], run["tokens"]) == (cell, seed, self.args.tokens) for run in self.runs)
 
     def training(self, cell: Cell, seed: int) -> CompiledTraining:
         recipe = self.recipe(cell, seed)
         model = build_model(recipe, self.tokenizer, attention="sdpa" if self.device.type == "cuda" else None)
-        return CompiledTraining(
-            model, recipe, self.stream, self.device, compiled=not self.args.smoke, graph=not self.args.no_graph
-        )
+        options = {"compiled": not self.args.smoke, "graph": not self.args.no_graph, "elastic": cell.elastic}
+        return CompiledTraining(model, recipe, self.stream, self.device, **options)
 
     def calibrate(self, chosen: list[Cell]) -> None:
         """Measures the seconds per step of each cell, after compiling."""

@@ -55,6 +55,10 @@ class CompiledTraining:
         stream: None if a subclass makes the batches.
         compiled: False runs the layers uncompiled, for tests.
         graph: record steps as a CUDA graph if the device is a GPU.
+        elastic: train every number of loops up to the model's, with the mean of their losses.
+
+    Raises:
+        ValueError: for an elastic model with `plt_normalize_per_loop=False`.
     """
 
     def __init__(
@@ -65,8 +69,11 @@ class CompiledTraining:
         device: torch.device,
         compiled: bool = True,
         graph: bool = True,
+        elastic: bool = False,
     ):
-        self.recipe, self.device = recipe, device
+        if elastic and not model.config.plt_normalize_per_loop:
+            raise ValueError("Elastic training needs normed states after each loop: `plt_normalize_per_loop=True`.")
+        self.recipe, self.device, self.elastic = recipe, device, elastic
         self.records = graph and device.type == "cuda"
         if stream is not None:
             self.rows = data.PackedRows(stream, recipe.row, recipe.steps * self.rows_per_step, recipe.seed)
@@ -147,8 +154,9 @@ class CompiledTraining:
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """Trains on ids (B, T) and returns the loss. It never waits for the device."""
-        states = self.model.model(ids, use_cache=False).last_hidden_state
-        loss = self.loss_of(states, ids)
+        output = self.model.model(ids, use_cache=False, output_loop_states=self.elastic)
+        trained = output.loop_states if self.elastic else [output.last_hidden_state]
+        loss = torch.stack([self.loss_of(states, ids) for states in trained]).mean()
         loss.backward()
         self._update()
         return loss.detach()

@@ -33,7 +33,7 @@ def data(tmp_path_factory):
 
 
 def test_a_smoke_run_goes_on_and_is_reported(data, tmp_path):
-    cells = ["R = 1", "R = 2, shift", "R = 2, no shift"]
+    cells = ["R = 1", "R = 2, shift", "R = 2, no shift", "R = 3, shift, elastic"]
     options = [
         "--data",
         str(data),
@@ -62,6 +62,7 @@ def test_a_smoke_run_goes_on_and_is_reported(data, tmp_path):
         loss = sum(heldout["nats"][run["loops"] - 1]) / 630
         assert loss == pytest.approx(np.log(VOCAB), abs=1.0)  # random tokens cannot be predicted
         assert run["tokens"] == 512 and run["environment"]["heldout_bytes_per_token"] == 4.0
+    assert [run["elastic"] for run in runs] == [False, False, False, True]
     # One seed has the same initial weights and rows, so only the loops differ.
     assert runs[0]["heldout"]["nats"][0] != runs[1]["heldout"]["nats"][0]
     assert runs[0]["environment"]["data_sha256"] == runs[2]["environment"]["data_sha256"]

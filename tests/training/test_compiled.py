@@ -63,8 +63,23 @@ def test_losses_of_a_plain_loop(prepared):
         optimizer.zero_grad()
         expected.append(loss.item())
     assert [step for step, _ in history.losses] == [1, 2, 3, 4]
-    assert expected[-1] < expected[0] - 0.02  # it learns, so the comparison is not between constants
+    first = training.batch(0)
+    after = model(first, labels=first, use_cache=False).loss.item()
+    assert after < expected[0] - 0.02  # it learns, so the comparison is not between constants
     assert [loss for _, loss in history.losses] == pytest.approx(expected, abs=0.02)
+
+
+def test_an_elastic_step_has_the_mean_loss_of_all_numbers_of_loops(prepared):
+    _, tokenizer, stream, _, _ = prepared
+    model = model_of(tokenizer, plt_num_loops=3)
+    training = compiled.CompiledTraining(model, RECIPE, stream, CPU, compiled=False, elastic=True)
+    ids = training.batch(0)
+    expected = [model(ids, labels=ids, use_cache=False, num_loops=loops).loss for loops in (1, 2, 3)]
+    assert training.step(ids).item() == pytest.approx(torch.stack(expected).mean().item(), abs=0.01)  # bf16
+    assert expected[0] != expected[2]
+    model.config.plt_normalize_per_loop = False
+    with pytest.raises(ValueError, match="plt_normalize_per_loop=True"):
+        compiled.CompiledTraining(model, RECIPE, stream, CPU, compiled=False, elastic=True)
 
 
 def test_a_step_never_waits_for_the_device(prepared):
