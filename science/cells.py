@@ -58,7 +58,7 @@ FURTHER = (
     Cell(2, True, "joint"),
     Cell(5),
     Cell(5, False),
-    Cell(3, elastic=True),
+    Cell(3, elastic=True),  # every loop can predict, for experiments without training
 )
 CELLS = {str(cell): cell for cell in CORE + FURTHER}
 

@@ -9,17 +9,13 @@ The logits are z_R + ω (z_R - z_1); a negative ω averages the two. ω is chose
 and tested on the others. Adds its result to docs/science/contrast.json.
 """
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import torch
 
 from ..modeling_plt import IQuestPLTCoderForCausalLM
-from ..utils.timing import environment
-from .heldout import Heldout, load_heldout, load_model
+from .experiment import command_line, run
+from .heldout import Heldout
 from .measure import CONTRASTS, choose_contrast
-from .results import FOLDER, add_result
 from .statistics import rows_interval
 
 
@@ -67,20 +63,8 @@ def choose_and_test(nats: np.ndarray, right: np.ndarray, heldout: Heldout) -> di
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="folder of a trained model")
-    parser.add_argument("--name", help="name in the tables; default: the folder's")
-    parser.add_argument("--rows", type=int, help="number of held-out rows; default: all")
-    parser.add_argument("--out", type=Path, default=FOLDER / "contrast.json")
-    args = parser.parse_args(argv)
-    try:
-        model = load_model(args.model)
-        heldout = load_heldout(args.model, model, args.rows)
-        found = choose_and_test(*losses(model, heldout.rows), heldout)
-        head = {"model": args.name or args.model.name, "loops": model.config.plt_num_loops, "rows": len(heldout.rows)}
-        add_result(args.out, head | found | {"environment": environment("cpu")})
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {' '.join(str(error).split())}") from error
+    args = command_line(__doc__, "contrast.json").parse_args(argv)
+    run(args, lambda model, heldout: choose_and_test(*losses(model, heldout.rows), heldout))
 
 
 if __name__ == "__main__":

@@ -10,17 +10,13 @@ time. Models learn to copy suddenly (Olsson et al., arXiv 2209.11895), so a smal
 did. Adds its result to docs/science/copying.json.
 """
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from ..modeling_plt import IQuestPLTCoderForCausalLM
-from ..utils.timing import environment
-from .heldout import Heldout, load_heldout, load_model
-from .results import FOLDER, add_result
+from .experiment import command_line, run
+from .heldout import Heldout
 from .statistics import rows_interval
 
 
@@ -66,19 +62,7 @@ def compare(model: IQuestPLTCoderForCausalLM, heldout: Heldout) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="folder of a trained model")
-    parser.add_argument("--name", help="name in the tables; default: the folder's")
-    parser.add_argument("--rows", type=int, help="number of held-out rows; default: all")
-    parser.add_argument("--out", type=Path, default=FOLDER / "copying.json")
-    args = parser.parse_args(argv)
-    try:
-        model = load_model(args.model, min_loops=1)
-        heldout = load_heldout(args.model, model, args.rows)
-        head = {"model": args.name or args.model.name, "rows": len(heldout.rows)}
-        add_result(args.out, head | compare(model, heldout) | {"environment": environment("cpu")})
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {' '.join(str(error).split())}") from error
+    run(command_line(__doc__, "copying.json").parse_args(argv), compare, min_loops=1)
 
 
 if __name__ == "__main__":

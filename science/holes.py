@@ -23,11 +23,9 @@ Rules that choose the tokens, at equal numbers of tokens per loop:
 Measures without training; the models never saw holes. Adds its result to docs/science/holes.json.
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy
-from pathlib import Path
 from types import MethodType
 
 import numpy as np
@@ -39,9 +37,8 @@ from ..diagnostics import metrics
 from ..grid_plt import Block, LoopGrid, Run
 from ..masks_plt import Cells, Window
 from ..modeling_plt import IQuestPLTCoderForCausalLM
-from ..utils.timing import environment
-from .heldout import Heldout, load_heldout, load_model
-from .results import FOLDER, add_result
+from .experiment import command_line, run
+from .heldout import Heldout
 from .statistics import rows_interval
 
 
@@ -224,23 +221,14 @@ def compare(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="folder of a trained model")
-    parser.add_argument("--name", help="name in the tables; default: the folder's")
-    parser.add_argument("--rows", type=int, help="number of held-out rows; default: all")
+    parser = command_line(__doc__, "holes.json")
     parser.add_argument("--lend", action="store_true", help="windows have loop 0's keys of holes")
-    parser.add_argument("--out", type=Path, default=FOLDER / "holes.json")
     args = parser.parse_args(argv)
-    try:
-        model = load_model(args.model)
-        heldout = load_heldout(args.model, model, args.rows)
-        found = compare(model, heldout, lend=args.lend)
-        name = (args.name or args.model.name) + (", lent keys" if args.lend else "")
-        head = {"model": name, "loops": model.config.plt_num_loops}
-        size = {"rows": len(heldout.rows), "tokens": heldout.rows[:, 1:].numel()}
-        add_result(args.out, head | size | found | {"environment": environment("cpu")})
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {' '.join(str(error).split())}") from error
+
+    def measure(model: IQuestPLTCoderForCausalLM, heldout: Heldout) -> dict:
+        return {"tokens": heldout.rows[:, 1:].numel()} | compare(model, heldout, lend=args.lend)
+
+    run(args, measure, variant=", lent keys" if args.lend else "")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from .cells import Cell, cell_of
 from .measure import bits_per_byte_of_nats, choose_contrast
 from .results import FOLDER, read_results
 from .statistics import Difference, interval, paired_difference, rows_interval
+from .texts import tested_lengths
 
 
 Losses = dict[Cell, dict[int, np.ndarray]]  # of each cell and seed: nats (loops, rows)
@@ -269,7 +270,7 @@ def tracking_table(runs: list[dict]) -> str:
             found = [run for _, run in sorted(groups[setting][cell].items())]
             shares = [
                 " ".join(f"{run['accuracy'][str(block)][str(moves)]:.2f}" for run in found)
-                for moves in (length, 2 * length)
+                for moves in tested_lengths(length)
             ]
             trained = f"{layers} x {size}, {steps} steps, k in {', '.join(map(str, blocks))}"
             texts = f"{length} moves" + (f", {pack} texts per row" if pack > 1 else "")
@@ -305,7 +306,7 @@ def tracking_differences(runs: list[dict]) -> str:
         task, length, pack, layers, size, *rest, block = setting
         deeper = groups.get((task, length, pack, 2 * layers, size, *rest, block), {})
         models = {**{str(cell): found for cell, found in groups[setting].items()}, DEEPER: deeper.get(Cell(1), {})}
-        for moves in (length, 2 * length):
+        for moves in tested_lengths(length):
             shares = {
                 name: {seed: run["accuracy"][str(block)][str(moves)] for seed, run in found.items()}
                 for name, found in models.items()

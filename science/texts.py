@@ -46,6 +46,11 @@ class Task(ABC):
         """
 
 
+def tested_lengths(trained: int) -> tuple[int, int]:
+    """Returns the numbers of moves in tests of a model trained with `trained`."""
+    return trained, 2 * trained
+
+
 def check_blocks(length: int, block: int) -> None:
     if length % block:
         raise ValueError(f"A text of {length} moves cannot be cut into blocks of {block}.")

@@ -34,7 +34,7 @@ from ..utils.timing import environment
 from .cells import CELLS as ALL_CELLS
 from .cells import Cell, cell_of
 from .results import current_commit, read_results
-from .texts import TASKS, Task
+from .texts import TASKS, Task, tested_lengths
 
 
 TEST_TEXTS = 512
@@ -130,7 +130,9 @@ def run(cell: Cell, seed: int, args: argparse.Namespace) -> dict:
     history = training.train()
     model = training.trained_model()
     found: dict[str, dict] = {
-        str(k): {str(n): round(accuracy(model, task, n, k, seed, training.device), 4) for n in lengths(args.length)}
+        str(k): {
+            str(n): round(accuracy(model, task, n, k, seed, training.device), 4) for n in tested_lengths(args.length)
+        }
         for k in args.blocks
     }
     return asdict(cell) | {
@@ -144,11 +146,6 @@ def run(cell: Cell, seed: int, args: argparse.Namespace) -> dict:
         "accuracy": found,
         "environment": environment(args.device) | {"commit": current_commit()},
     }
-
-
-def lengths(trained: int) -> tuple[int, ...]:
-    """Returns the tested numbers of moves."""
-    return trained, 2 * trained
 
 
 CELLS = (Cell(1), Cell(2), Cell(2, False), Cell(4), Cell(4, False))
