@@ -5,9 +5,8 @@ Where does a model gain: on tokens that could be copied from earlier in the row,
 
     python -m iquest_plt.science.copying runs/science/R=1-seed0 --rows 96
 
-A token is a copy if the two tokens before it occurred earlier in the row and were followed by the same token the last
-time. Models learn to copy suddenly (Olsson et al., arXiv 2209.11895), so a small model's loss depends much on when it
-did. Adds its result to docs/science/copying.json.
+Copies are those of `copies.py`. The runs of `science.train` record the same for their own rows. Adds its result to
+docs/science/copying.json.
 """
 
 import numpy as np
@@ -15,24 +14,13 @@ import torch
 from torch.nn import functional as F
 
 from ..modeling_plt import IQuestPLTCoderForCausalLM
+from .copies import are_copies
 from .experiment import command_line, run
 from .heldout import Heldout
 from .statistics import rows_interval
 
 
 ROWS_AT_ONCE = 4
-
-
-def are_copies(ids: torch.Tensor) -> torch.Tensor:
-    """Returns which tokens of a row (T,) are copies, for all but the first, (T - 1,)."""
-    pairs = torch.stack((ids[:-1], ids[1:]), dim=1)  # (T - 1, 2)
-    same = (pairs[:, None] == pairs[None]).all(dim=-1)
-    columns = torch.arange(len(pairs))
-    last = torch.where(same & (columns < columns[:, None]), columns, -1).amax(dim=1)  # the same pair before, or -1
-    followed = ids[(last + 2).clamp(max=len(ids) - 1)]
-    copies = torch.zeros(len(ids) - 1, dtype=torch.bool)
-    copies[1:] = (last[:-1] >= 0) & (followed[:-1] == ids[2:])
-    return copies
 
 
 @torch.no_grad()

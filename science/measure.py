@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from ..diagnostics.metrics import effective_rank
+from .copies import are_copies
 
 
 ROWS_AT_ONCE = 16
@@ -55,6 +56,8 @@ def measure(model, rows: torch.Tensor, max_loops: int) -> dict:
     Returns:
         `nats`: for each loop, the sum of losses of each row. `top1`: for each loop, the share of right tokens.
         `effective_rank`: the mean over the first rows, for each loop.
+        `copies`: the number of tokens that are copies. `copied_nats`: the sum of their losses in each row, with the
+        number of loops that the model was trained for.
         `contrast`: for each ω of `CONTRASTS`, for each row, the loss of the logits z_R + ω (z_R - z_1), where R is the
         number of loops that the model was trained for.
     """
@@ -62,12 +65,16 @@ def measure(model, rows: torch.Tensor, max_loops: int) -> dict:
     nats: list[list[float]] = [[] for _ in range(max_loops)]
     right, ranks = torch.zeros(max_loops), torch.zeros(max_loops)
     contrast: list[list[float]] = [[] for _ in CONTRASTS]
-    for number, batch in enumerate(rows.split(ROWS_AT_ONCE)):
+    copies = torch.stack([are_copies(row) for row in rows.cpu()]).to(rows.device)
+    copied_nats: list[float] = []
+    for number, (batch, is_copy) in enumerate(zip(rows.split(ROWS_AT_ONCE), copies.split(ROWS_AT_ONCE), strict=True)):
         output = model.model(batch, use_cache=False, num_loops=max_loops, output_loop_states=True)
         targets, first = batch[:, 1:], None
         for loop, states in enumerate(output.loop_states):
             logits = model.lm_head(states[:, :-1]).float()
             nats[loop] += _losses(logits, targets)
+            if loop + 1 == trained:
+                copied_nats += _losses(logits, targets, is_copy)
             right[loop] += (logits.argmax(-1) == targets).float().sum().cpu()
             if number * ROWS_AT_ONCE < RANK_ROWS:
                 ranks[loop] += effective_rank(states).sum().cpu()
@@ -81,11 +88,15 @@ def measure(model, rows: torch.Tensor, max_loops: int) -> dict:
         "nats": nats,
         "top1": (right / (rows.shape[0] * (rows.shape[1] - 1))).tolist(),
         "effective_rank": (ranks / ranked).tolist(),
+        "copies": int(copies.sum()),
+        "copied_nats": copied_nats,
         "contrast": dict(zip(map(str, CONTRASTS), contrast, strict=True)) if trained > 1 else None,
     }
 
 
-def _losses(logits: torch.Tensor, targets: torch.Tensor) -> list[float]:
-    """Returns the sum of the losses of each row."""
-    losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").sum(-1)
-    return [round(value, 3) for value in losses.tolist()]
+def _losses(logits: torch.Tensor, targets: torch.Tensor, chosen: torch.Tensor | None = None) -> list[float]:
+    """Returns the sum of the losses of each row, or of its `chosen` tokens (N, T)."""
+    losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    if chosen is not None:
+        losses = losses * chosen
+    return [round(value, 3) for value in losses.sum(-1).tolist()]

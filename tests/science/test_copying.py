@@ -12,8 +12,10 @@ from tiny import VOCAB, tiny_model
 pytest.importorskip("scipy", reason="the statistics need scipy: pip install '.[training]'")
 pytest.importorskip("accelerate", reason="training needs accelerate: pip install '.[training]'")
 
-from iquest_plt.science.copying import are_copies, compare
+from iquest_plt.science.copies import are_copies
+from iquest_plt.science.copying import compare, losses
 from iquest_plt.science.heldout import Heldout
+from iquest_plt.science.measure import measure
 
 
 def copies_of(text: str) -> str:
@@ -50,3 +52,14 @@ def test_copies_and_others_are_the_whole_loss():
     for name in ("copies", "others"):
         low, high = found[f"{name}_interval"]
         assert low < found[name] < high
+
+
+def test_measuring_a_run_splits_the_same_loss():
+    rows = torch.randint(3, (20, 40), generator=torch.Generator().manual_seed(0))
+    model = tiny_model(plt_num_loops=2)
+    found = measure(model, rows, 3)
+    copies = torch.stack([are_copies(row) for row in rows])
+    own = losses(model, rows)  # with the model's own two loops
+    assert found["copies"] == copies.sum() > 0
+    assert found["copied_nats"] == pytest.approx((own * copies).sum(dim=1).tolist(), abs=2e-3)
+    assert found["nats"][1] == pytest.approx(own.sum(dim=1).tolist(), abs=2e-3)
