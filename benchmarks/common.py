@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from ..configuration_plt import IQuestPLTCoderConfig
 from ..conversion.layout import shared_fields
+from ..utils.markdown import table
 from ..utils.timing import environment, timed  # noqa: F401 (benchmarks import it from here)
 
 
@@ -161,9 +162,7 @@ def report(title: str, module: str, arguments: argparse.Namespace, columns: list
         "environment": environment(getattr(arguments, "device", "cpu")),
         **data,
     }
-    table = [columns, ["---"] * len(columns), *[[str(cell) for cell in row] for row in rows]]
-    lines = [f"# {title}", "", f"    python -m iquest_plt.benchmarks.{module} {flags}", ""]
-    lines += ["| " + " | ".join(row) + " |" for row in table]
+    lines = [f"# {title}", "", f"    python -m iquest_plt.benchmarks.{module} {flags}", "", table(columns, rows)]
     lines += ["", ", ".join(f"{k} {v}" for k, v in document["environment"].items()) + "."]
     print("\n".join(lines), end="\n\n")
     print(json.dumps(document))

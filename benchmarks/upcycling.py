@@ -27,6 +27,7 @@ from ..training.data import PackedRows, token_stream
 from ..training.kernels import chunked_cross_entropy, register_attention
 from ..training.run_files import write_json
 from ..utils.files import visible_files
+from ..utils.markdown import table
 from ..utils.timing import environment
 
 
@@ -140,13 +141,13 @@ def run(args) -> dict:
             "plt_hidden_scale": model.config.plt_hidden_scale,
         }
         write_json(file, result)
-        print(f"  {table_row(name, result['runs'][name])}", flush=True)
+        print(f"  {', '.join(cells_of(name, result['runs'][name]))}", flush=True)
     return result
 
 
-def table_row(name: str, entry: dict) -> str:
-    losses = " | ".join(f"{entry['heldout'][str(loops)]:.4f}" for loops in MEASURED_LOOPS)
-    return f"| {name} | {losses} | {entry['seconds']:.0f} |"
+def cells_of(name: str, entry: dict) -> list[str]:
+    losses = (f"{entry['heldout'][str(loops)]:.4f}" for loops in MEASURED_LOOPS)
+    return [name, *losses, f"{entry['seconds']:.0f}"]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -164,9 +165,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
     result = run(args)
-    print("| run | loss with R = 1 | R = 2 | seconds |\n|---|---|---|---|")
-    for name, entry in result["runs"].items():
-        print(table_row(name, entry))
+    head = ["run", *(f"loss with R = {loops}" for loops in MEASURED_LOOPS), "seconds"]
+    print(table(head, [cells_of(*item) for item in result["runs"].items()]))
 
 
 if __name__ == "__main__":

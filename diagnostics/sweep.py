@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from ..utils import markdown
 from . import bootstrap, interpretation
 from .loop_names import loops_text
 from .measurements import Curve, Measurements
@@ -229,11 +230,11 @@ def _share(share: float | None) -> str:
 
 def to_markdown(found: Sweep, picture: str | None = None, notes: Sequence[str] = ()) -> str:
     """Returns the page: sentences, table, picture and the conditions of the measurement."""
-    titles, *rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in table(found)]
+    titles, *rows = table(found)
     first = found.results[0]
     lines = [f"# How many loops: {', '.join(result.model['name'] for result in found.results)}", ""]
     lines += [f"* {sentence}" for sentence in sentences(found)]
-    lines += ["", *("| " + " | ".join(cells) + " |" for cells in (titles, ["---"] * len(titles), *rows)), ""]
+    lines += ["", markdown.table(titles, rows), ""]
     lines += [f"![Loss, time, memory, gain and cost of each number of loops]({picture})", ""] if picture else []
     lines += [
         f"The loss was measured on {first.tokens:,} tokens of {interpretation.documents_text(len(first.documents))}, "

@@ -89,6 +89,18 @@ def cell_of(run: dict) -> Cell:
     return Cell(**{field.name: run[field.name] for field in fields(Cell) if field.name in run})
 
 
+def order(cell: Cell) -> tuple:
+    """Sorts cells for tables: by what differs from the model of the papers, then by loops."""
+    return (
+        cell.elastic,
+        cell.attention != "gated",
+        cell.attention,
+        str(cell.shift) not in ("True", "False"),
+        cell.loops,
+        str(cell),
+    )
+
+
 def recipe_of(
     cell: Cell,
     seed: int,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..modeling_plt import IQuestPLTCoderForCausalLM
+from ..utils.scripts import one_line_errors
 from ..utils.timing import environment
 from .heldout import Heldout, load_heldout, load_model
 from .results import FOLDER, add_result
@@ -29,11 +30,9 @@ def run(
     min_loops: int = 2,
 ) -> None:
     """Adds the result of `compare` to the list. `variant` ends the model's name; `min_loops`: see `load_model`."""
-    try:
+    with one_line_errors():
         model = load_model(args.model, min_loops)
         heldout = load_heldout(args.model, model, args.rows)
         name = (args.name or args.model.name) + variant
         head = {"model": name, "loops": model.config.plt_num_loops, "rows": len(heldout.rows)}
         add_result(args.out, head | compare(model, heldout) | {"environment": environment("cpu")})
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {' '.join(str(error).split())}") from error

@@ -17,7 +17,6 @@ learns the easier tasks in minutes:
 
 import argparse
 import itertools
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,8 +27,10 @@ from torch.nn import functional as F
 from ..configuration_plt import IQuestPLTCoderConfig
 from ..modeling_plt import IQuestPLTCoderForCausalLM
 from ..training.compiled import CompiledTraining
+from ..training.divergence import DivergedError
 from ..training.recipe import Recipe
 from ..training.run_files import write_json
+from ..utils.scripts import one_line_errors
 from ..utils.timing import environment
 from .cells import CELLS as ALL_CELLS
 from .cells import Cell, cell_of
@@ -180,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "tracking.json"
     runs = read_results(file)
-    try:
+    with one_line_errors(DivergedError):
         for seed, cell in itertools.product(range(args.seeds), cells):
             wanted = {"seed": seed} | {name: getattr(args, name) for name in SETTINGS}
             if any(cell_of(known) == cell and wanted.items() <= known.items() for known in runs):
@@ -189,9 +190,6 @@ def main(argv: list[str] | None = None) -> None:
             write_json(file, runs, indent=None)
             result = runs[-1]
             print(f"{cell}, seed {seed}: {result['accuracy']}, {result['seconds']} s", flush=True)
-    except KeyboardInterrupt:
-        print("\nInterrupted. Run the same command again to go on.", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

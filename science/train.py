@@ -13,7 +13,6 @@ stopped: finished models are kept. A model is only begun if it will probably be 
 import argparse
 import hashlib
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -25,8 +24,10 @@ from transformers.utils import logging
 
 from ..modeling_plt import IQuestPLTCoderForCausalLM
 from ..training.compiled import CompiledTraining, seconds_per_step
+from ..training.divergence import DivergedError
 from ..training.recipe import build_model, load_stream
 from ..training.run_files import read_json, write_json
+from ..utils.scripts import one_line_errors
 from ..utils.timing import environment
 from . import cells
 from .cells import CELLS, CORE, Cell, cell_of
@@ -178,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.set_verbosity_error()
     args.out.mkdir(parents=True, exist_ok=True)
     chosen = [CELLS[name] for name in args.cells]
-    try:
+    with one_line_errors(DivergedError):
         family = Family(args)
         if args.calibrate or args.fit:
             family.calibrate(chosen)
@@ -186,11 +187,6 @@ def main(argv: list[str] | None = None) -> None:
             family.fit(chosen)
         if not args.calibrate:
             family.train_all(order_of(chosen, args.seeds))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {' '.join(str(error).split())}") from error
-    except KeyboardInterrupt:
-        print("\nInterrupted. Run the same command again to go on.", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

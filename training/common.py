@@ -27,6 +27,7 @@ from transformers.utils import logging
 from ..conversion.layout import check_json, read_plt_config
 from ..conversion.tokenizer import load_tokenizer
 from ..utils.files import visible_files
+from ..utils.scripts import one_line_errors
 from ..utils.terminal import printable
 from .divergence import DivergedError, Guard
 from .interrupts import saving_on_interrupt
@@ -231,19 +232,16 @@ def print_result(folder: Path) -> None:
 
 def run(script: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
     """Runs a script. Expected errors, a diverged loss and Ctrl-C end the program with a one-line message."""
+
+    def advice() -> str:
+        if any(args.out.glob("checkpoint-*")):
+            return f"Run the same command again to resume from the last checkpoint in {printable(args.out)}."
+        return "There is no checkpoint yet: the same command starts from the beginning."
+
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
         logging.disable_progress_bar()
-    try:
+    with one_line_errors(DivergedError, advice=advice):
         joined = TrainingArguments(**training_arguments(args))  # noqa: F841 (joins the process group)
         script(args)
-    except (ValueError, OSError, DivergedError) as error:
-        raise SystemExit(f"error: {printable(' '.join(str(error).split()))}") from error
-    except KeyboardInterrupt:
-        if any(args.out.glob("checkpoint-*")):
-            advice = f"Run the same command again to resume from the last checkpoint in {printable(args.out)}."
-        else:
-            advice = "There is no checkpoint yet: the same command starts from the beginning."
-        print(f"\nInterrupted. {advice}", file=sys.stderr)
-        raise SystemExit(130) from None  # as shells report Ctrl-C
     PartialState().destroy_process_group()

@@ -19,7 +19,6 @@ import json
 import math
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -32,7 +31,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..tokenization import bpe
 from ..utils.figures import try_draw
+from ..utils.scripts import one_line_errors
 from . import data, evaluate, small
+from .divergence import DivergedError
 from .elastic import ElasticLoops
 from .run_files import read_json, write_json
 
@@ -294,13 +295,8 @@ def main(argv: list[str] | None = None, stdlib: Path | None = None) -> None:
     recipe = recipe_of(Variant("", 1, True), 0, args.tokens, args.hidden, args.vocab)
     if recipe.steps < recipe.log_steps:  # the picture needs a loss
         parser.error(f"--tokens must be at least {recipe.log_steps * recipe.tokens_per_step}.")
-    try:
+    with one_line_errors(DivergedError):
         train_all(args, stdlib)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {' '.join(str(error).split())}") from error
-    except KeyboardInterrupt:
-        print("\nInterrupted. Run the same command again to resume.", file=sys.stderr)
-        raise SystemExit(130) from None  # as shells report Ctrl-C
 
 
 def train_all(args: argparse.Namespace, stdlib: Path | None) -> None:

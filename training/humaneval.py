@@ -32,7 +32,7 @@ from transformers.utils import logging
 from ..conversion.loading import load_model
 from ..conversion.tokenizer import render
 from ..tokenization.tool_calls import parse_response
-from ..utils.terminal import printable
+from ..utils.scripts import one_line_errors
 from .options import parse_humaneval
 from .run_files import read_json, write_json
 from .sandbox import Limits, Sandbox, Verdict
@@ -310,13 +310,8 @@ def self_check(args: argparse.Namespace) -> dict:
 def run_or_exit(args: argparse.Namespace) -> None:
     """Runs the command. Expected errors and Ctrl-C end the program with a one-line message."""
     logging.set_verbosity_error()
-    try:
+    with one_line_errors(MemoryError):
         summary = self_check(args) if args.self_check else run(args)
-    except (ValueError, OSError, MemoryError) as error:
-        sys.exit(f"error: {printable(' '.join(str(error).split()))}")
-    except KeyboardInterrupt:
-        print("\nInterrupted. Run the same command again to resume.", file=sys.stderr)
-        raise SystemExit(130) from None  # as shells report Ctrl-C
     if not args.self_check and not args.allow_code_execution:
         print("No code was run. Add --allow-code-execution to the command to run it.", file=sys.stderr)
     print(json.dumps(summary))

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..conversion.loading import load_model
 from ..conversion.tokenizer import as_list
+from ..utils.scripts import one_line_errors
 from ..utils.terminal import printable
 
 
@@ -135,10 +136,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.lines < 0 or args.new_tokens < 1:
         parser.error("--lines must be at least 0, and --new-tokens at least 1.")
-    try:
+    with one_line_errors():
         (samples,) = load_and_complete(args.model, [args.repetition_penalty], args.new_tokens)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {' '.join(str(error).split())}") from error
     for number, sample in enumerate(samples, 1):
         verdict = "parses" if sample.parses else "does not parse"
         print(f"--- {number}: {verdict}, {repetition([sample.tokens]):.0%} of 4-grams are repeats")

@@ -15,7 +15,6 @@ To see the logs: `tensorboard --logdir OUT/logs`.
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +31,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from ..utils.scripts import one_line_errors
 from . import data
 from .divergence import DivergedError, Guard
 from .export import export
@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="only evaluate and export the last checkpoint")
     args = parser.parse_args(argv)
 
-    def script():
+    with one_line_errors(DivergedError):
         if args.gpu:
             train_on_gpu(args)
             return
@@ -198,19 +198,6 @@ def main(argv: list[str] | None = None) -> None:
         folder = args.export or args.out / "export"
         export(args.out, folder)
         print(f"The model is in {folder}.", flush=True)
-
-    run_as_script(script)
-
-
-def run_as_script(script: Callable[[], None]) -> None:
-    """Runs a script. Expected errors, a diverged loss and Ctrl-C end the program with a one-line message."""
-    try:
-        script()
-    except (ValueError, OSError, DivergedError) as error:
-        raise SystemExit(f"error: {' '.join(str(error).split())}") from error
-    except KeyboardInterrupt:
-        print("\nInterrupted. Run the same command again to resume from the last checkpoint.", file=sys.stderr)
-        raise SystemExit(130) from None  # as shells report Ctrl-C
 
 
 if __name__ == "__main__":

@@ -22,10 +22,12 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..utils.scripts import one_line_errors
 from .data import PackedRows
+from .divergence import DivergedError
 from .export import export
 from .recipe import Recipe
-from .small import SmallTrainer, decode_in_bf16, run_as_script, train
+from .small import SmallTrainer, decode_in_bf16, train
 
 
 N = 6  # tokens in an n-gram; text repeats shorter ones for good reasons
@@ -129,12 +131,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=737_280, help="tokens of training text")
     args = parser.parse_args(argv)
 
-    def script():
+    with one_line_errors(DivergedError):
         recipe = Recipe.without_repetition(args.init, args.tokens)
         train(args.out, recipe, prepared=args.data, trainer_class=UnlikelihoodTrainer)
         export(args.out, args.out / "export", prepared=args.data)
-
-    run_as_script(script)
 
 
 if __name__ == "__main__":

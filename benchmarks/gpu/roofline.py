@@ -12,6 +12,7 @@ that a copy and a matrix product reach on an H100: 3.0 TB/s and 790 TFLOP/s in b
 import torch
 from transformers import AutoModelForCausalLM
 
+from ...utils.markdown import table
 from .models import bytes_per_step, full_size_config
 from .prompt import prompt_flops
 
@@ -19,7 +20,7 @@ from .prompt import prompt_flops
 BYTES_PER_SECOND, FLOPS_PER_SECOND = 3.0e12, 790e12
 
 
-def decode_rows(plt) -> list[str]:
+def decode_table(plt) -> str:
     rows = []
     for context in (512, 16384):
         for batch in (1, 8, 32):
@@ -29,17 +30,17 @@ def decode_rows(plt) -> list[str]:
                 one_loop = bytes_per_step(plt, batch, context, 1) / BYTES_PER_SECOND
                 cells = [batch, context, loops, f"{1e3 * reading:.2f}", f"{1e3 * computing:.2f}"]
                 rows.append([*cells, f"{max(reading, computing) / one_loop:.3f}"])
-    return ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return table(["batch", "context", "R", "reading, ms", "computing, ms", "over R = 1"], rows)
 
 
-def prompt_rows(config) -> list[str]:
+def prompt_table(config) -> str:
     rows = []
     for length in (2048, 8192, 32768, 131072):
         whole = prompt_flops(config, length, 1)
         for loops in (1, 2, 4):
             end = whole + sum(_flops_of_end(config, length, later) for later in range(1, loops))
             rows.append([length, loops, f"{1e3 * end / FLOPS_PER_SECOND:.0f}", f"{end / whole:.3f}", loops])
-    return ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return table(["tokens", "R", "ms", "over R = 1", "all positions over R = 1"], rows)
 
 
 def _flops_of_end(config, length: int, later: int) -> float:
@@ -56,10 +57,7 @@ def main() -> None:
         plt = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     print("# What the hardware allows\n\nWritten by `python -m iquest_plt.benchmarks.gpu.roofline` for an H100 with")
     print("3.0 TB/s and 790 TFLOP/s in bf16. Small operations, launches and the host are not included.\n")
-    print("## Decode\n\n| batch | context | R | reading, ms | computing, ms | over R = 1 |\n|---|---|---|---|---|---|")
-    print("\n".join(decode_rows(plt)))
-    print("\n## First token\n\n| tokens | R | ms | over R = 1 | all positions over R = 1 |\n|---|---|---|---|---|")
-    print("\n".join(prompt_rows(config)))
+    print(f"## Decode\n\n{decode_table(plt)}\n\n## First token\n\n{prompt_table(config)}")
 
 
 if __name__ == "__main__":

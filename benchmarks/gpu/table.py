@@ -5,6 +5,8 @@
 import json
 from pathlib import Path
 
+from ...utils.markdown import table
+
 
 ORDER = ("right", "decode", "drafts", "prompt", "train", "small_models")
 HIDDEN = {
@@ -54,13 +56,12 @@ def _rows(cases: dict[str, dict]) -> list[str]:
     """Returns a table of the values that are not in the case's name, with ratios to the same case at R = 1."""
     columns = ["case", "ms", "over R = 1"]
     columns += sorted({key for case in cases.values() for key in case} - HIDDEN)
-    rows = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    rows = []
     for name, case in cases.items():
         base = cases.get(_with_one_loop(name), {}).get("ms")
         ratio = f"{case['ms'] / base:.3f}" if base else ""
-        cells = [name, case["ms"], ratio, *(case.get(key, "") for key in columns[3:])]
-        rows.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    return [*rows, ""]
+        rows.append([name, case["ms"], ratio, *(case.get(key, "") for key in columns[3:])])
+    return [table(columns, rows), ""]
 
 
 def _with_one_loop(name: str) -> str:

@@ -4,6 +4,7 @@
 
 import json
 import math
+import statistics
 
 import pytest
 
@@ -12,7 +13,7 @@ for module in ("scipy", "matplotlib"):
     pytest.importorskip(module, reason="the report needs scipy and matplotlib: pip install '.[training]'")
 report = pytest.importorskip("iquest_plt.science.report")
 
-SIZE = ", 3.15 million parameters"
+SIZE = ", 3.15 million parameters, 63.0 million tokens"
 ROWS, TOKENS, BYTES_PER_TOKEN = 8, 10, 4.0
 NATS = math.log(2) * TOKENS * BYTES_PER_TOKEN  # of a row with one bit per byte
 
@@ -26,6 +27,7 @@ def made_up_run(loops: int, shift: bool, seed: int, bits: float) -> dict:
         "shift": shift,
         "attention": "gated",
         "seed": seed,
+        "tokens": 63_000_000,
         "non_embedding_parameters": 3_150_000,
         "losses": [[20, 5.0], [40, 4.0]],
         "offset_shares": None,
@@ -78,11 +80,31 @@ def test_a_second_family_has_its_own_sections(folder):
     runs = [made_up_run(1, True, 0, 1.0), made_up_run(2, True, 0, 0.75)]
     (folder / "runs_small.json").write_text(json.dumps([run | {"non_embedding_parameters": 200_000} for run in runs]))
     found = sections(folder)
-    assert found["Differences, 0.20 million parameters"] == [
+    assert found["Differences, 0.20 million parameters, 63.0 million tokens"] == [
         "| second loop, shift | 1 | -0.2500 | one seed | -0.2500 … -0.2500 |  |  |"
     ]
     assert len(found["Differences" + SIZE]) == 3
     assert (folder / "losses_small.png").stat().st_size > 10_000
+
+
+def test_losses_are_split_into_copies_and_other_tokens(folder):
+    runs = json.loads((folder / "runs.json").read_text())
+    for run in runs:  # a quarter of the 80 tokens are copies, with the same losses in every row
+        own = run["heldout"]["nats"][run["loops"] - 1][0]
+        copied = own / 2 if run["loops"] == 1 else own / 4
+        run["heldout"] |= {"copies": 20, "copied_nats": [copied] * ROWS}
+    (folder / "runs.json").write_text(json.dumps(runs))
+    found = sections(folder)["Copies" + SIZE]
+    # 1 bit per byte is 2.7726 nats per token: of R = 1, half on the quarter of copies, so 5.5452 and 1.8484 per token.
+    assert found[0] == "| R = 1 | 5.545 8.318 11.090 | 1.848 2.773 3.697 |"
+    assert found[2] == "| R = 2, shift | 2.218 3.577 4.935 | 2.218 3.577 4.935 |"
+    second = next(line for line in found if line.startswith("| second loop, shift |"))
+    copies = [2.77259 * value for value in (0.8 - 2.0, 1.29 - 3.0, 1.78 - 4.0)]
+    others = [2.77259 * value for value in (0.8 - 2 / 3, 1.29 - 1.0, 1.78 - 4 / 3)]
+    for values, cell in zip((copies, others), second.split(" | ")[2:], strict=True):
+        mean = sum(values) / 3
+        half = 4.30265 * statistics.stdev(values) / math.sqrt(3)
+        assert cell.rstrip(" |") == f"{mean:+.4f} ({mean - half:+.4f} … {mean + half:+.4f})"
 
 
 def test_same_runs_give_the_same_tables(folder):
@@ -117,7 +139,7 @@ def test_further_results_have_sections(folder):
         "| small | 0.1 | 0.8 | -0.00400 (-0.50%) | -0.00500 … -0.00300 | 50.00% | +1.00 (-0.20 … +2.20) |"
     ]
     copies = "| small | 20.0% | 0.500 (0.400 … 0.600) | 2.000 (1.900 … 2.100) | 0.800 |"
-    assert found["Copies"] == [copies]
+    assert found["Copies, further models"] == [copies]
     assert found["Loops per token"] == [
         "| small | 1.00 | 1.0 |  |  | 1.0 |",
         "| small | 1.50 | 0.9 | 0.85 (-0.0500; -0.0600 … -0.0400) | 0.88 (-0.0200; -0.0600 … -0.0400) | 0.90000 |",
@@ -141,5 +163,5 @@ def test_missing_runs_are_an_error(tmp_path):
     with pytest.raises(SystemExit, match=r"error: .*runs\.json"):
         report.main(["--folder", str(tmp_path)])
     (tmp_path / "runs.json").write_text("[]")
-    with pytest.raises(SystemExit, match="There are no runs"):
+    with pytest.raises(SystemExit, match="has no runs"):
         report.main(["--folder", str(tmp_path)])

@@ -1,0 +1,31 @@
+# SPDX-FileCopyrightText: 2026 The iquest-plt authors
+# SPDX-License-Identifier: Apache-2.0
+"""How scripts end: expected errors and Ctrl-C print one line instead of a traceback."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from .terminal import printable
+
+
+INTERRUPTED = 130  # the exit status with which shells report Ctrl-C
+RESUME = "Run the same command again to resume."
+
+
+@contextmanager
+def one_line_errors(*further: type[Exception], advice: str | Callable[[], str] = RESUME) -> Iterator[None]:
+    """
+    Ends the program with a one-line message on ValueError, OSError, one of `further`, or Ctrl-C.
+
+    Args:
+        advice: what to do after Ctrl-C, or a function that says it.
+    """
+    expected: tuple[type[Exception], ...] = (ValueError, OSError, *further)
+    try:
+        yield
+    except expected as error:
+        raise SystemExit(f"error: {printable(' '.join(str(error).split()))}") from error
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. {advice if isinstance(advice, str) else advice()}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
