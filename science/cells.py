@@ -60,7 +60,16 @@ FURTHER = (
     Cell(5, False),
     Cell(3, elastic=True),  # every loop can predict, for experiments without training
 )
-CELLS = {str(cell): cell for cell in CORE + FURTHER}
+# The same parts on a task where loops help: see `tracking.py`.
+TRACKED = (
+    Cell(4, "learned"),
+    Cell(4, False, "joint"),  # as LPT (arXiv 2610.02383): no shift, one softmax
+    Cell(2, False, "joint"),
+    Cell(2, "mixed"),
+    Cell(2, True, "shared"),
+    Cell(2, True, "own"),
+)
+CELLS = {str(cell): cell for cell in CORE + FURTHER + TRACKED}
 
 ROW = 1024  # tokens
 SHAPE: dict[str, Any] = {

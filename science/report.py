@@ -25,6 +25,7 @@ FURTHER_TABLES = {
     "Loops per token": ("holes.json", report_models.holes_table),
     "State tracking": ("tracking.json", report_tracking.accuracy_table),
     "State tracking, differences": ("tracking.json", report_tracking.differences_table),
+    "State tracking, learned offsets": ("tracking.json", report_tracking.offsets_table),
 }
 HEAD = "# All numbers\n\nWritten by `python -m iquest_plt.science.report` from the JSON files here."
 

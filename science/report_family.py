@@ -181,19 +181,29 @@ def contrast_table(family: Family) -> str:
     return table(["model", "seed", "ω", "tested gain, bits per byte", "95 % over rows"], rows)
 
 
+OFFSET_COLUMNS = ["mean share of each state", "largest share of the second", "channels where it dominates"]
+
+
+def describe_offset(shares_of_states: list[list[float]]) -> list[str]:
+    """
+    Returns the cells of a table's row, from the shares per channel. The first state is that of the token before. The
+    second is that of the token itself with a learned offset, and of the token before the last with a mix of four.
+    """
+    shares = np.array(shares_of_states)
+    means = " ".join(f"{value:.3f}" for value in shares.mean(axis=1))
+    return [means, f"{shares[1].max():.3f}", f"{(shares[1] > 0.5).mean():.1%}"]
+
+
 def offsets_table(family: Family) -> str:
     rows = []
     for cell in sorted(family.runs, key=order):
         for seed, run in sorted(family.runs[cell].items()):
             if run["offset_shares"] is None:
                 continue
-            shares = np.array(run["offset_shares"])
-            means = " ".join(f"{value:.3f}" for value in shares.mean(axis=1))
-            rows.append([cell, seed, means, f"{shares[1].max():.3f}", f"{(shares[1] > 0.5).mean():.1%}"])
+            rows.append([cell, seed, *describe_offset(run["offset_shares"])])
     if not rows:
         return "No model with a learned offset was trained."
-    head = ["model", "seed", "mean share of each state", "largest share of the second", "channels where it dominates"]
-    return table(head, rows)
+    return table(["model", "seed", *OFFSET_COLUMNS], rows)
 
 
 FAMILY_TABLES: dict[str, Callable[[Family], str]] = {

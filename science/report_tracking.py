@@ -8,6 +8,7 @@ import numpy as np
 
 from ..utils.markdown import table
 from .cells import Cell, cell_of, order
+from .report_family import OFFSET_COLUMNS, describe_offset
 from .statistics import interval
 from .texts import tested_lengths
 
@@ -58,6 +59,16 @@ TRACKING_COMPARISONS = [
     ("R = 4, no shift", "R = 2, no shift"),
     ("R = 2, shift", "R = 2, no shift"),
     ("R = 4, shift", "R = 4, no shift"),
+    ("R = 2, learned offset", "R = 2, shift"),
+    ("R = 2, learned offset", "R = 2, no shift"),
+    ("R = 4, learned offset", "R = 4, shift"),
+    ("R = 4, learned offset", "R = 4, no shift"),
+    ("R = 2, mix of four", "R = 2, shift"),
+    ("R = 2, shift, joint attention", "R = 2, shift"),
+    ("R = 2, shift, shared attention", "R = 2, shift"),
+    ("R = 2, shift, own attention", "R = 2, shift"),
+    ("R = 2, no shift, joint attention", "R = 2, no shift"),
+    ("R = 4, no shift, joint attention", "R = 4, no shift"),
     (DEEPER, "R = 1"),
     (DEEPER, "R = 2, shift"),
 ]
@@ -91,3 +102,13 @@ def differences_table(runs: list[dict]) -> str:
     if not rows:
         return "No two models have two seeds in common."
     return table(["task", "layers", "k", "moves", "difference in accuracy", "seeds", "mean", "95 % over seeds"], rows)
+
+
+def offsets_table(runs: list[dict]) -> str:
+    rows = []
+    for run in sorted(runs, key=lambda run: (run["task"], order(cell_of(run)), run["seed"])):
+        if run.get("offset_shares") is not None:
+            rows.append([TRACKED[run["task"]], cell_of(run), run["seed"], *describe_offset(run["offset_shares"])])
+    if not rows:
+        return "No model with a learned offset was trained."
+    return table(["task", "model", "seed", *OFFSET_COLUMNS], rows)

@@ -33,7 +33,7 @@ from ..training.run_files import write_json
 from ..utils.scripts import one_line_errors
 from ..utils.timing import environment
 from .cells import CELLS as ALL_CELLS
-from .cells import Cell, cell_of
+from .cells import Cell, cell_of, offset_shares
 from .results import current_commit, read_results
 from .texts import TASKS, Task, tested_lengths
 
@@ -144,6 +144,7 @@ def run(cell: Cell, seed: int, args: argparse.Namespace) -> dict:
         "tokens_per_text": {str(k): count for k, count in tokens.items()},
         "seconds": round(history.seconds, 1),
         "losses": history.losses,
+        "offset_shares": offset_shares(model),
         "accuracy": found,
         "environment": environment(args.device) | {"commit": current_commit()},
     }

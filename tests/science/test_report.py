@@ -157,6 +157,12 @@ def test_further_results_have_sections(folder):
         "| three things | 1 | 4 | 8 | R = 1, twice the layers over R = 1 | 2 | +0.050 | -0.585 … +0.685 |",
         "| three things | 1 | 4 | 8 | R = 1, twice the layers over R = 2, shift | 2 | +0.000 | +0.000 … +0.000 |",
     ]
+    assert found["State tracking, learned offsets"] == []
+    tracking[0] |= {"shift": "learned", "offset_shares": [[0.9, 0.4], [0.1, 0.6]]}
+    (folder / "tracking.json").write_text(json.dumps(tracking))
+    assert sections(folder)["State tracking, learned offsets"] == [
+        "| three things | R = 2, learned offset | 1 | 0.650 0.350 | 0.600 | 50.0% |"
+    ]
 
 
 def test_missing_runs_are_an_error(tmp_path):

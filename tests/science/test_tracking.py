@@ -183,7 +183,10 @@ def test_the_command_keeps_finished_runs_and_refuses_wrong_options(tmp_path, cap
     tracking.main([*options, "2"])
     tracking.main([*options, "1"])
     first, other = json.loads((tmp_path / "tracking.json").read_text())
-    assert first == run and other["steps"] == 1
+    assert first == run and other["steps"] == 1 and run["offset_shares"] is None
+    tracking.main([*options, "1", "--cells", "R = 2, learned offset"])
+    *_, learned = json.loads((tmp_path / "tracking.json").read_text())
+    assert all(sum(pair) == pytest.approx(1, abs=1e-2) for pair in zip(*learned["offset_shares"], strict=True))
     for wrong, message in ((["--blocks", "3"], "must divide 16"), (["--cells", "R = 9"], "unknown cell 'R = 9'")):
         with pytest.raises(SystemExit):
             tracking.main([*options, "1", *wrong])
