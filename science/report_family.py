@@ -146,7 +146,7 @@ def rule_table(family: Family) -> str:
     """The paper's rule against the loss, for every model, measured with 1 to 5 loops."""
     counts: dict[Cell, list] = defaultdict(list)
     for cell in sorted(family.runs, key=order):
-        for run in family.runs[cell].values():
+        for _, run in sorted(family.runs[cell].items()):
             if run["heldout"]["effective_rank"] is None:
                 continue
             losses = np.array(run["heldout"]["nats"]).sum(axis=1)
