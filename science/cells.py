@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The models of the family. They differ in the number of loops, the shift and the attention of later loops."""
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -16,19 +17,21 @@ from ..training.recipe import Recipe
 class Cell:
     """
     A configuration: loops, `plt_cross_loop_shift` and `plt_loop_attention`. An elastic model is trained with the mean
-    loss of 1 to `loops` loops.
+    loss of 1 to `loops` loops. A learned offset starts with `own_share` for the token itself, or else with 0.02.
     """
 
     loops: int
     shift: bool | str = True
     attention: str = "gated"
     elastic: bool = False
+    own_share: float | None = None
 
     def __str__(self) -> str:
         names = {True: "shift", False: "no shift", "learned": "learned offset", "mixed": "mix of four"}
         parts = [f"R = {self.loops}"]
         if self.loops > 1:
-            parts.append(names[self.shift])
+            start = "" if self.own_share is None else f" from {self.own_share:.0%}"
+            parts.append(names[self.shift] + start)
             parts += [] if self.attention == "gated" else [f"{self.attention} attention"]
             parts += ["elastic"] if self.elastic else []
         return ", ".join(parts)
@@ -68,6 +71,9 @@ TRACKED = (
     Cell(2, "mixed"),
     Cell(2, True, "shared"),
     Cell(2, True, "own"),
+    Cell(2, "learned", own_share=0.5),
+    Cell(2, "learned", own_share=0.98),
+    Cell(4, "learned", own_share=0.5),
 )
 CELLS = {str(cell): cell for cell in CORE + FURTHER + TRACKED}
 
@@ -140,6 +146,15 @@ def non_embedding_parameters(model: IQuestPLTCoderForCausalLM) -> int:
 
 def describe(cell: Cell, config: IQuestPLTCoderConfig) -> dict:
     return asdict(cell) | {"name": str(cell), "window": config.loop_window}
+
+
+@torch.no_grad()
+def start_offset(model: IQuestPLTCoderForCausalLM, cell: Cell) -> None:
+    """Sets a learned offset to its start."""
+    if cell.own_share is not None:
+        mix = model.model.shift_mix
+        mix.logits.zero_()
+        mix.logits += math.log(1 / cell.own_share - 1) - torch.logit(mix.shares()[0])  # relative to the default start
 
 
 def offset_shares(model: IQuestPLTCoderForCausalLM) -> list[list[float]] | None:

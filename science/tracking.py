@@ -33,7 +33,7 @@ from ..training.run_files import write_json
 from ..utils.scripts import one_line_errors
 from ..utils.timing import environment
 from .cells import CELLS as ALL_CELLS
-from .cells import Cell, cell_of, offset_shares
+from .cells import Cell, cell_of, offset_shares, start_offset
 from .results import current_commit, read_results
 from .texts import TASKS, Task, tested_lengths
 
@@ -127,6 +127,7 @@ def run(cell: Cell, seed: int, args: argparse.Namespace) -> dict:
         seed=seed,
     )
     model = make_model(cell, task.vocabulary, args.layers, args.size, seed)
+    start_offset(model, cell)
     training = TrackingTraining(model, recipe, task, args.length, args.blocks, args.pack, args.device, args.compile)
     history = training.train()
     model = training.trained_model()

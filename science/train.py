@@ -74,6 +74,7 @@ class Family:
     def training(self, cell: Cell, seed: int) -> CompiledTraining:
         recipe = self.recipe(cell, seed)
         model = build_model(recipe, self.tokenizer, attention="sdpa" if self.device.type == "cuda" else None)
+        cells.start_offset(model, cell)
         options = {"compiled": not self.args.smoke, "graph": not self.args.no_graph, "elastic": cell.elastic}
         return CompiledTraining(model, recipe, self.stream, self.device, **options)
 

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("accelerate", reason="training needs accelerate: pip install '.[training]'")
 tracking = pytest.importorskip("iquest_plt.science.tracking")
 
-from iquest_plt.science.cells import Cell  # noqa: E402
+from iquest_plt.science.cells import Cell, start_offset  # noqa: E402
 from iquest_plt.science.texts import MOVES, TASKS, Assignments, Permutations  # noqa: E402
 from iquest_plt.training.small import Recipe  # noqa: E402
 
@@ -170,6 +170,16 @@ def test_each_step_draws_the_moves_between_answers():
         lengths[ids.shape[1]] = len(training.places)
         assert (ids[:, training.places + 1] >= training.task.first_answer).all()
     assert lengths == {1 + 8 * 2 + 8 * 4: 24, 1 + 8 * 2 + 4: 3}
+
+
+@pytest.mark.parametrize("share", [0.5, 0.98])
+def test_a_learned_offset_starts_as_the_cell_says(share):
+    cell = Cell(2, "learned", own_share=share)
+    model = tracking.make_model(cell, 20, layers=1, size=16, seed=0)
+    start_offset(model, cell)
+    previous, own = model.model.shift_mix.shares()
+    torch.testing.assert_close(own, torch.full_like(own, share))
+    torch.testing.assert_close(previous + own, torch.ones_like(own))
 
 
 def test_the_command_keeps_finished_runs_and_refuses_wrong_options(tmp_path, capsys):
