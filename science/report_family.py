@@ -230,13 +230,14 @@ def draw_losses(path: Path, family: Family) -> None:
         if points:
             x, y, error = zip(*points, strict=True)
             left.errorbar(np.array(x) + 0.04 * (not shift), y, yerr=error, fmt=style, capsize=3, label=label)
-    left.set(xlabel="loops R", ylabel="held-out bits per byte, over R = 1 of the same seed")
+    left.set(xlabel="loops R", ylabel="held-out bits per byte, over R = 1")
     left.xaxis.get_major_locator().set_params(integer=True)
     for cell in sorted(family.runs, key=order):
         run = next(iter(family.runs[cell].values()))
         if run["losses"]:
             steps, losses = zip(*run["losses"], strict=True)
             right.plot(steps, losses, linewidth=0.8, label=str(cell))
+    right.set(xlabel="step", ylabel="training loss, nats per token")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
