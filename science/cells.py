@@ -150,11 +150,19 @@ def describe(cell: Cell, config: IQuestPLTCoderConfig) -> dict:
 
 @torch.no_grad()
 def start_offset(model: IQuestPLTCoderForCausalLM, cell: Cell) -> None:
-    """Sets a learned offset to its start."""
-    if cell.own_share is not None:
-        mix = model.model.shift_mix
-        mix.logits.zero_()
-        mix.logits += math.log(1 / cell.own_share - 1) - torch.logit(mix.shares()[0])  # relative to the default start
+    """
+    Sets a learned offset to its start.
+
+    Raises:
+        ValueError: if the cell has a start and no learned offset.
+    """
+    if cell.own_share is None:
+        return
+    mix = model.model.shift_mix
+    if mix is None or cell.shift != "learned":
+        raise ValueError("`own_share` needs a learned offset: shift='learned'.")
+    mix.logits.zero_()
+    mix.logits += math.log(1 / cell.own_share - 1) - torch.logit(mix.shares()[0])  # relative to the default start
 
 
 def offset_shares(model: IQuestPLTCoderForCausalLM) -> list[list[float]] | None:

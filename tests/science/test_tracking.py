@@ -180,6 +180,8 @@ def test_a_learned_offset_starts_as_the_cell_says(share):
     previous, own = model.model.shift_mix.shares()
     torch.testing.assert_close(own, torch.full_like(own, share))
     torch.testing.assert_close(previous + own, torch.ones_like(own))
+    with pytest.raises(ValueError, match="needs a learned offset"):
+        start_offset(model, Cell(2, "mixed", own_share=share))
 
 
 def test_the_command_keeps_finished_runs_and_refuses_wrong_options(tmp_path, capsys):
