@@ -162,7 +162,8 @@ def start_offset(model: IQuestPLTCoderForCausalLM, cell: Cell) -> None:
     if mix is None or cell.shift != "learned":
         raise ValueError("`own_share` needs a learned offset: shift='learned'.")
     mix.logits.zero_()
-    mix.logits += math.log(1 / cell.own_share - 1) - torch.logit(mix.shares()[0])  # relative to the default start
+    start = torch.logit(mix.shares()[0])  # which `logits` are relative to
+    mix.logits.copy_(math.log(1 / cell.own_share - 1) - start)
 
 
 def offset_shares(model: IQuestPLTCoderForCausalLM) -> list[list[float]] | None:
