@@ -161,9 +161,7 @@ def start_offset(model: IQuestPLTCoderForCausalLM, cell: Cell) -> None:
     mix = model.model.shift_mix
     if mix is None or cell.shift != "learned":
         raise ValueError("`own_share` needs a learned offset: shift='learned'.")
-    mix.logits.zero_()
-    start = torch.logit(mix.shares()[0])  # which `logits` are relative to
-    mix.logits.copy_(math.log(1 / cell.own_share - 1) - start)
+    mix.logits.add_(math.log(1 / cell.own_share - 1) - torch.logit(mix.shares()[0]))  # a difference of logits
 
 
 def offset_shares(model: IQuestPLTCoderForCausalLM) -> list[list[float]] | None:

@@ -9,6 +9,11 @@ Models learn to copy suddenly (Olsson et al., arXiv 2209.11895), so a small mode
 import torch
 
 
+def copies_in(rows: torch.Tensor) -> torch.Tensor:
+    """Returns which tokens of rows (N, T) are copies, for all but the first, (N, T - 1), on the device of the rows."""
+    return torch.stack([are_copies(row) for row in rows.cpu()]).to(rows.device)
+
+
 def are_copies(ids: torch.Tensor) -> torch.Tensor:
     """Returns which tokens of a row (T,) are copies, for all but the first, (T - 1,)."""
     pairs = torch.stack((ids[:-1], ids[1:]), dim=1)  # (T - 1, 2)

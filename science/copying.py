@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from ..modeling_plt import IQuestPLTCoderForCausalLM
-from .copies import are_copies
+from .copies import copies_in
 from .experiment import command_line, run
 from .heldout import Heldout
 from .statistics import rows_interval
@@ -39,7 +39,7 @@ def compare(model: IQuestPLTCoderForCausalLM, heldout: Heldout) -> dict:
         `share`: of copies among all tokens; `copies`, `others`: the mean loss in nats per token, with an interval over
         rows; `bits_per_byte`: over all tokens.
     """
-    copies = torch.stack([are_copies(row) for row in heldout.rows])
+    copies = copies_in(heldout.rows)
     nats = losses(model, heldout.rows).double()
     found: dict = {"share": round(copies.double().mean().item(), 5)}
     for name, chosen in (("copies", copies), ("others", ~copies)):

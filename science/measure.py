@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from ..diagnostics.metrics import effective_rank
-from .copies import are_copies
+from .copies import copies_in
 
 
 ROWS_AT_ONCE = 16
@@ -65,23 +65,24 @@ def measure(model, rows: torch.Tensor, max_loops: int) -> dict:
     nats: list[list[float]] = [[] for _ in range(max_loops)]
     right, ranks = torch.zeros(max_loops), torch.zeros(max_loops)
     contrast: list[list[float]] = [[] for _ in CONTRASTS]
-    copies = torch.stack([are_copies(row) for row in rows.cpu()]).to(rows.device)
+    copies = copies_in(rows)
     copied_nats: list[float] = []
     for number, (batch, is_copy) in enumerate(zip(rows.split(ROWS_AT_ONCE), copies.split(ROWS_AT_ONCE), strict=True)):
         output = model.model(batch, use_cache=False, num_loops=max_loops, output_loop_states=True)
         targets, first = batch[:, 1:], None
         for loop, states in enumerate(output.loop_states):
             logits = model.lm_head(states[:, :-1]).float()
-            nats[loop] += _losses(logits, targets)
+            losses = _losses(logits, targets)
+            nats[loop] += _row_sums(losses)
             if loop + 1 == trained:
-                copied_nats += _losses(logits, targets, is_copy)
+                copied_nats += _row_sums(losses * is_copy)
             right[loop] += (logits.argmax(-1) == targets).float().sum().cpu()
             if number * ROWS_AT_ONCE < RANK_ROWS:
                 ranks[loop] += effective_rank(states).sum().cpu()
             first = logits if loop == 0 else first
             if loop + 1 == trained and trained > 1:
                 for index, weight in enumerate(CONTRASTS):
-                    contrast[index] += _losses(logits + weight * (logits - first), targets)
+                    contrast[index] += _row_sums(_losses(logits + weight * (logits - first), targets))
     ranked = min(-(-RANK_ROWS // ROWS_AT_ONCE) * ROWS_AT_ONCE, len(rows))
     return {
         "tokens_per_row": rows.shape[1] - 1,
@@ -94,9 +95,9 @@ def measure(model, rows: torch.Tensor, max_loops: int) -> dict:
     }
 
 
-def _losses(logits: torch.Tensor, targets: torch.Tensor, chosen: torch.Tensor | None = None) -> list[float]:
-    """Returns the sum of the losses of each row, or of its `chosen` tokens (N, T)."""
-    losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-    if chosen is not None:
-        losses = losses * chosen
+def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+
+
+def _row_sums(losses: torch.Tensor) -> list[float]:
     return [round(value, 3) for value in losses.sum(-1).tolist()]

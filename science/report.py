@@ -9,6 +9,7 @@ Reads the JSON files in docs/science; only runs.json must exist. Writes tables.m
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from ..utils.figures import try_draw
@@ -19,13 +20,15 @@ from .results import FOLDER, read_results
 
 
 FAMILIES = {"runs.json": "losses.png", "runs_small.json": "losses_small.png", "runs_longer.json": "losses_longer.png"}
-FURTHER_TABLES = {
-    "Contrast of loops, further models": ("contrast.json", report_models.contrast_table),
-    "Copies, further models": ("copying.json", report_models.copying_table),
-    "Loops per token": ("holes.json", report_models.holes_table),
-    "State tracking": ("tracking.json", report_tracking.accuracy_table),
-    "State tracking, differences": ("tracking.json", report_tracking.differences_table),
-    "State tracking, learned offsets": ("tracking.json", report_tracking.offsets_table),
+FURTHER_TABLES: dict[str, dict[str, Callable[[list[dict]], str]]] = {
+    "contrast.json": {"Contrast of loops, further models": report_models.contrast_table},
+    "copying.json": {"Copies, further models": report_models.copying_table},
+    "holes.json": {"Loops per token": report_models.holes_table},
+    "tracking.json": {
+        "State tracking": report_tracking.accuracy_table,
+        "State tracking, differences": report_tracking.differences_table,
+        "State tracking, learned offsets": report_tracking.offsets_table,
+    },
 }
 HEAD = "# All numbers\n\nWritten by `python -m iquest_plt.science.report` from the JSON files here."
 
@@ -43,9 +46,9 @@ def write_report(folder: Path) -> None:
             family = Family(runs)
             sections += [f"## {title}, {family}\n\n{table_of(family)}" for title, table_of in FAMILY_TABLES.items()]
             try_draw(picture, draw_losses, folder / picture, family)
-    for title, (file, table_of) in FURTHER_TABLES.items():
+    for file, tables in FURTHER_TABLES.items():
         if results := read_results(folder / file):
-            sections.append(f"## {title}\n\n{table_of(results)}")
+            sections += [f"## {title}\n\n{table_of(results)}" for title, table_of in tables.items()]
     (folder / "tables.md").write_text("\n\n".join(sections) + "\n")
 
 

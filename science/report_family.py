@@ -3,7 +3,7 @@
 """Tables and the picture of a trained family, from its runs."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -181,29 +181,34 @@ def contrast_table(family: Family) -> str:
     return table(["model", "seed", "ω", "tested gain, bits per byte", "95 % over rows"], rows)
 
 
-OFFSET_COLUMNS = ["mean share of each state", "largest share of the second", "channels where it dominates"]
-
-
-def describe_offset(shares_of_states: list[list[float]]) -> list[str]:
-    """
-    Returns the cells of a table's row, from the shares per channel. The first state is that of the token before. The
-    second is that of the token itself with a learned offset, and of the token before the last with a mix of four.
-    """
-    shares = np.array(shares_of_states)
-    means = " ".join(f"{value:.3f}" for value in shares.mean(axis=1))
-    return [means, f"{shares[1].max():.3f}", f"{(shares[1] > 0.5).mean():.1%}"]
-
-
 def offsets_table(family: Family) -> str:
+    labelled = (
+        ([cell, seed], run["offset_shares"])
+        for cell in sorted(family.runs, key=order)
+        for seed, run in sorted(family.runs[cell].items())
+    )
+    return shares_table(["model", "seed"], labelled)
+
+
+def shares_table(head: list[str], labelled: Iterable[tuple[list, list[list[float]] | None]]) -> str:
+    """
+    Returns a table of the shares of the states that loops read, per channel.
+
+    Args:
+        labelled: for each run, the cells below `head`, and the shares; None for a run with nothing learned. The first
+            state is that of the token before. The second is that of the token itself with a learned offset, and of the
+            token before the last with a mix of four.
+    """
     rows = []
-    for cell in sorted(family.runs, key=order):
-        for seed, run in sorted(family.runs[cell].items()):
-            if run["offset_shares"] is None:
-                continue
-            rows.append([cell, seed, *describe_offset(run["offset_shares"])])
+    for labels, shares_of_states in labelled:
+        if shares_of_states is not None:
+            shares = np.array(shares_of_states)
+            means = " ".join(f"{value:.3f}" for value in shares.mean(axis=1))
+            rows.append([*labels, means, f"{shares[1].max():.3f}", f"{(shares[1] > 0.5).mean():.1%}"])
     if not rows:
         return "No model with a learned offset was trained."
-    return table(["model", "seed", *OFFSET_COLUMNS], rows)
+    columns = ["mean share of each state", "largest share of the second", "channels where it dominates"]
+    return table([*head, *columns], rows)
 
 
 FAMILY_TABLES: dict[str, Callable[[Family], str]] = {

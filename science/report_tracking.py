@@ -8,13 +8,13 @@ import numpy as np
 
 from ..utils.markdown import table
 from .cells import Cell, cell_of, order
-from .report_family import OFFSET_COLUMNS, describe_offset
+from .report_family import shares_table
 from .statistics import interval
 from .texts import tested_lengths
 
 
 SETTING = ("task", "length", "pack", "layers", "size", "steps", "rows")
-TRACKED = {"three": "three things", "five": "five things", "assignments": "assignments"}
+TASK_TITLES = {"three": "three things", "five": "five things", "assignments": "assignments"}
 
 
 def tracked(runs: list[dict]) -> dict[tuple, dict[Cell, dict[int, dict]]]:
@@ -44,13 +44,13 @@ def accuracy_table(runs: list[dict]) -> str:
             trained = f"{layers} x {size}, {steps} steps, k in {', '.join(map(str, blocks))}"
             texts = f"{length} moves" + (f", {pack} texts per row" if pack > 1 else "")
             passes = cell.loops * found[0]["tokens_per_text"][str(block)]
-            rows.append([TRACKED[task], texts, trained, block, cell, passes, *shares])
+            rows.append([TASK_TITLES[task], texts, trained, block, cell, passes, *shares])
     head = ["task", "trained texts", "trained with", "k", "model", "passes per text", "as long", "twice as long"]
     return table(head, rows)
 
 
 DEEPER = "R = 1, twice the layers"  # costs as much as R = 2
-TRACKING_COMPARISONS = [
+COMPARISONS = [
     ("R = 2, shift", "R = 1"),
     ("R = 4, shift", "R = 1"),
     ("R = 4, shift", "R = 2, shift"),
@@ -95,12 +95,12 @@ def differences_table(runs: list[dict]) -> str:
             }
             if min(share for found in shares.values() for share in found.values()) > 0.99:
                 continue
-            for name, other in TRACKING_COMPARISONS:
+            for name, other in COMPARISONS:
                 ours, theirs = shares.get(name, {}), shares.get(other, {})
                 seeds = sorted(set(ours) & set(theirs))
                 if len(seeds) > 1:
                     mean, low, high = interval(np.array([ours[seed] - theirs[seed] for seed in seeds]))
-                    names = [TRACKED[task], layers, block, moves, f"{name} over {other}", len(seeds)]
+                    names = [TASK_TITLES[task], layers, block, moves, f"{name} over {other}", len(seeds)]
                     rows.append([*names, f"{mean:+.3f}", f"{low:+.3f} … {high:+.3f}"])
     if not rows:
         return "No two models have two seeds in common."
@@ -108,10 +108,7 @@ def differences_table(runs: list[dict]) -> str:
 
 
 def offsets_table(runs: list[dict]) -> str:
-    rows = []
-    for run in sorted(runs, key=lambda run: (run["task"], order(cell_of(run)), run["seed"])):
-        if run.get("offset_shares") is not None:
-            rows.append([TRACKED[run["task"]], cell_of(run), run["seed"], *describe_offset(run["offset_shares"])])
-    if not rows:
-        return "No model with a learned offset was trained."
-    return table(["task", "model", "seed", *OFFSET_COLUMNS], rows)
+    ordered = sorted(runs, key=lambda run: (run["task"], order(cell_of(run)), run["seed"]))
+    labels = ([TASK_TITLES[run["task"]], cell_of(run), run["seed"]] for run in ordered)
+    shares = (run.get("offset_shares") for run in ordered)  # older runs did not record them
+    return shares_table(["task", "model", "seed"], zip(labels, shares, strict=True))

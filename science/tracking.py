@@ -30,7 +30,7 @@ from ..training.compiled import CompiledTraining
 from ..training.divergence import DivergedError
 from ..training.recipe import Recipe
 from ..training.run_files import write_json
-from ..utils.scripts import one_line_errors
+from ..utils.scripts import RESUME, one_line_errors
 from ..utils.timing import environment
 from .cells import CELLS as ALL_CELLS
 from .cells import Cell, cell_of, offset_shares, start_offset
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "tracking.json"
     runs = read_results(file)
-    with one_line_errors(DivergedError):
+    with one_line_errors(DivergedError, advice=RESUME):
         for seed, cell in itertools.product(range(args.seeds), cells):
             wanted = {"seed": seed} | {name: getattr(args, name) for name in SETTINGS}
             if any(cell_of(known) == cell and wanted.items() <= known.items() for known in runs):

@@ -27,7 +27,7 @@ from ..training.compiled import CompiledTraining, seconds_per_step
 from ..training.divergence import DivergedError
 from ..training.recipe import build_model, load_stream
 from ..training.run_files import read_json, write_json
-from ..utils.scripts import one_line_errors
+from ..utils.scripts import RESUME, one_line_errors
 from ..utils.timing import environment
 from . import cells
 from .cells import CELLS, CORE, Cell, cell_of
@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.set_verbosity_error()
     args.out.mkdir(parents=True, exist_ok=True)
     chosen = [CELLS[name] for name in args.cells]
-    with one_line_errors(DivergedError):
+    with one_line_errors(DivergedError, advice=RESUME):
         family = Family(args)
         if args.calibrate or args.fit:
             family.calibrate(chosen)

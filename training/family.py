@@ -31,7 +31,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..tokenization import bpe
 from ..utils.figures import try_draw
-from ..utils.scripts import one_line_errors
+from ..utils.scripts import RESUME, one_line_errors
 from . import data, evaluate, small
 from .divergence import DivergedError
 from .elastic import ElasticLoops
@@ -295,7 +295,7 @@ def main(argv: list[str] | None = None, stdlib: Path | None = None) -> None:
     recipe = recipe_of(Variant("", 1, True), 0, args.tokens, args.hidden, args.vocab)
     if recipe.steps < recipe.log_steps:  # the picture needs a loss
         parser.error(f"--tokens must be at least {recipe.log_steps * recipe.tokens_per_step}.")
-    with one_line_errors(DivergedError):
+    with one_line_errors(DivergedError, advice=RESUME):
         train_all(args, stdlib)
 
 

@@ -32,7 +32,7 @@ from transformers.utils import logging
 from ..conversion.loading import load_model
 from ..conversion.tokenizer import render
 from ..tokenization.tool_calls import parse_response
-from ..utils.scripts import one_line_errors
+from ..utils.scripts import RESUME, one_line_errors
 from .options import parse_humaneval
 from .run_files import read_json, write_json
 from .sandbox import Limits, Sandbox, Verdict
@@ -310,7 +310,7 @@ def self_check(args: argparse.Namespace) -> dict:
 def run_or_exit(args: argparse.Namespace) -> None:
     """Runs the command. Expected errors and Ctrl-C end the program with a one-line message."""
     logging.set_verbosity_error()
-    with one_line_errors(MemoryError):
+    with one_line_errors(MemoryError, advice=RESUME):
         summary = self_check(args) if args.self_check else run(args)
     if not args.self_check and not args.allow_code_execution:
         print("No code was run. Add --allow-code-execution to the command to run it.", file=sys.stderr)

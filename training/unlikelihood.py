@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..utils.scripts import one_line_errors
+from ..utils.scripts import RESUME_CHECKPOINT, one_line_errors
 from .data import PackedRows
 from .divergence import DivergedError
 from .export import export
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=737_280, help="tokens of training text")
     args = parser.parse_args(argv)
 
-    with one_line_errors(DivergedError):
+    with one_line_errors(DivergedError, advice=RESUME_CHECKPOINT):
         recipe = Recipe.without_repetition(args.init, args.tokens)
         train(args.out, recipe, prepared=args.data, trainer_class=UnlikelihoodTrainer)
         export(args.out, args.out / "export", prepared=args.data)

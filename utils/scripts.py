@@ -11,15 +11,16 @@ from .terminal import printable
 
 INTERRUPTED = 130  # the exit status with which shells report Ctrl-C
 RESUME = "Run the same command again to resume."
+RESUME_CHECKPOINT = "Run the same command again to resume from the last checkpoint."
 
 
 @contextmanager
-def one_line_errors(*further: type[Exception], advice: str | Callable[[], str] = RESUME) -> Iterator[None]:
+def one_line_errors(*further: type[Exception], advice: str | Callable[[], str] = "") -> Iterator[None]:
     """
     Ends the program with a one-line message on ValueError, OSError, one of `further`, or Ctrl-C.
 
     Args:
-        advice: what to do after Ctrl-C, or a function that says it.
+        advice: what to do after Ctrl-C, or a function that says it. `RESUME` is for scripts that can resume.
     """
     expected: tuple[type[Exception], ...] = (ValueError, OSError, *further)
     try:
@@ -27,5 +28,6 @@ def one_line_errors(*further: type[Exception], advice: str | Callable[[], str] =
     except expected as error:
         raise SystemExit(f"error: {printable(' '.join(str(error).split()))}") from error
     except KeyboardInterrupt:
-        print(f"\nInterrupted. {advice if isinstance(advice, str) else advice()}", file=sys.stderr)
+        said = advice if isinstance(advice, str) else advice()
+        print(f"\nInterrupted. {said}".rstrip(), file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None

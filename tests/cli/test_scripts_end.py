@@ -29,3 +29,9 @@ def test_ctrl_c_says_how_to_resume(advice, said, capsys):
         raise KeyboardInterrupt
     assert raised.value.code == 130
     assert capsys.readouterr().err == f"\nInterrupted. {said}\n"
+
+
+def test_ctrl_c_promises_nothing_where_nothing_resumes(capsys):
+    with pytest.raises(SystemExit, match="130"), one_line_errors():
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == "\nInterrupted.\n"
