@@ -141,6 +141,10 @@ def run(args) -> dict:
             "plt_hidden_scale": model.config.plt_hidden_scale,
         }
         write_json(file, result)
+        if args.keep and name in RUNS:
+            folder = args.out / name.replace(" ", "-").replace(",", "")
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
         print(f"  {', '.join(cells_of(name, result['runs'][name]))}", flush=True)
     return result
 
@@ -162,6 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--start-share", type=float, default=0.04, help="share of the state at the start")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", nargs="*", help="names of runs")
+    parser.add_argument("--keep", action="store_true", help="save the trained models in OUT")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
     result = run(args)

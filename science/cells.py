@@ -10,6 +10,7 @@ import torch
 
 from ..configuration_plt import IQuestPLTCoderConfig
 from ..modeling_plt import IQuestPLTCoderForCausalLM
+from ..training.data import WHEELS
 from ..training.recipe import Recipe
 
 
@@ -97,6 +98,8 @@ SMOKE_SHAPE = SHAPE | {
     "max_position_embeddings": 64,
 }
 SHAPES = {"base": SHAPE, "small": SMALL_SHAPE}
+# What each of them reads, by default: fields of the recipe.
+TEXTS: dict[str, dict[str, Any]] = {"base": {"wheels": tuple(WHEELS)}, "small": {"vocab_size": 2048}}
 
 
 def cell_of(run: dict) -> Cell:

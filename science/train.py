@@ -3,9 +3,10 @@
 """
 Trains the family of `cells.py`, seed by seed, on one GPU or slowly on a CPU:
 
-    python -m iquest_plt.science.train --data runs/data --out runs/science --minutes 8
+    python -m iquest_plt.science.train --prepare --data runs/data --out runs/science --minutes 8
 
-DATA is the folder of a run of `iquest_plt.training.small`: it holds `train.npy` or `train.npy.xz`, `heldout.npy`,
+`--prepare` makes DATA from the standard library, and for the larger shape from wheels that pip downloads. DATA may also
+be the folder of a run of `iquest_plt.training.small`: it holds `train.npy` or `train.npy.xz`, `heldout.npy`,
 `data_manifest.json` and the tokenizer. OUT/runs.json is rewritten after every model. The same command goes on where it
 stopped: finished models are kept. A model is only begun if it will probably be finished in time.
 """
@@ -25,7 +26,7 @@ from transformers.utils import logging
 from ..modeling_plt import IQuestPLTCoderForCausalLM
 from ..training.compiled import CompiledTraining, seconds_per_step
 from ..training.divergence import DivergedError
-from ..training.recipe import build_model, load_stream
+from ..training.recipe import Recipe, build_model, load_stream, prepare
 from ..training.run_files import read_json, write_json
 from ..utils.scripts import RESUME, one_line_errors
 from ..utils.timing import environment
@@ -156,9 +157,10 @@ def order_of(chosen: list[Cell], seeds: int) -> Iterator[tuple[Cell, int]]:
     return ((cell, seed) for seed in range(seeds) for cell in chosen)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, stdlib: Path | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="folder of token streams and their tokenizer")
+    parser.add_argument("--prepare", action="store_true", help="make DATA first, unless it exists")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=1e6, help="time limit")
     parser.add_argument("--shape", choices=list(cells.SHAPES), default="base", help="width of the models; see cells.py")
@@ -181,6 +183,10 @@ def main(argv: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     chosen = [CELLS[name] for name in args.cells]
     with one_line_errors(DivergedError, advice=RESUME):
+        if args.prepare:
+            prepare(args.data, Recipe(**cells.TEXTS[args.shape]), stdlib)
+        elif not (args.data / "data_manifest.json").exists():
+            raise ValueError(f"{args.data} holds no data. Add --prepare to make them.")
         family = Family(args)
         if args.calibrate or args.fit:
             family.calibrate(chosen)

@@ -77,9 +77,23 @@ def test_too_little_time_leaves_runs_out(data, tmp_path, capsys):
     assert not (tmp_path / "runs.json").exists()
 
 
+def test_data_are_made_once(library, tmp_path, capsys):
+    data = tmp_path / "data"
+    options = ["--data", str(data), "--out", str(tmp_path), "--shape", "small", "--smoke", "--device", "cpu"]
+    options += ["--tokens", "512", "--seeds", "1", "--cells", "R = 1"]
+    train.main([*options, "--prepare"], library)
+    (run,) = json.loads((tmp_path / "runs.json").read_text())
+    totals = json.loads((data / "data_manifest.json").read_text())["totals"]
+    assert run["environment"]["stream_tokens"] == totals["train"]["tokens"]
+    assert run["recipe"]["vocab_size"] == 2048
+    made = (data / "train.npy").stat().st_mtime_ns
+    train.main([*options, "--prepare"])  # would otherwise read the whole standard library
+    assert (data / "train.npy").stat().st_mtime_ns == made
+
+
 def test_unknown_cells_and_missing_data_are_errors(tmp_path, capsys):
     with pytest.raises(SystemExit):
         train.main(["--data", str(tmp_path), "--out", str(tmp_path), "--cells", "R = 9"])
     assert "unknown cell 'R = 9'" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="error: "):
+    with pytest.raises(SystemExit, match=r"holds no data\. Add --prepare"):
         train.main(["--data", str(tmp_path), "--out", str(tmp_path)])
