@@ -85,8 +85,8 @@ def differences_table(runs: list[dict]) -> str:
     rows = []
     groups = tracked(runs)
     for setting in sorted(groups):
-        task, length, pack, layers, size, *rest, block = setting
-        deeper = groups.get((task, length, pack, 2 * layers, size, *rest, block), {})
+        task, length, pack, layers, size, steps, *rest, block = setting
+        deeper = groups.get((task, length, pack, 2 * layers, size, steps, *rest, block), {})
         models = {**{str(cell): found for cell, found in groups[setting].items()}, DEEPER: deeper.get(Cell(1), {})}
         for moves in tested_lengths(length):
             shares = {
@@ -100,11 +100,12 @@ def differences_table(runs: list[dict]) -> str:
                 seeds = sorted(set(ours) & set(theirs))
                 if len(seeds) > 1:
                     mean, low, high = interval(np.array([ours[seed] - theirs[seed] for seed in seeds]))
-                    names = [TASK_TITLES[task], layers, block, moves, f"{name} over {other}", len(seeds)]
+                    names = [TASK_TITLES[task], layers, steps, block, moves, f"{name} over {other}", len(seeds)]
                     rows.append([*names, f"{mean:+.3f}", f"{low:+.3f} … {high:+.3f}"])
     if not rows:
         return "No two models have two seeds in common."
-    return table(["task", "layers", "k", "moves", "difference in accuracy", "seeds", "mean", "95 % over seeds"], rows)
+    head = ["task", "layers", "steps", "k", "moves", "difference in accuracy", "seeds", "mean", "95 % over seeds"]
+    return table(head, rows)
 
 
 def offsets_table(runs: list[dict]) -> str:

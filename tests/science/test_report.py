@@ -153,9 +153,9 @@ def test_further_results_have_sections(folder):
     ]
     # Differences of 0 and 0.1: their standard deviation is 0.0707, and Student's t for two values 12.706.
     assert found["State tracking, differences"] == [
-        "| three things | 1 | 4 | 8 | R = 2, shift over R = 1 | 2 | +0.050 | -0.585 … +0.685 |",
-        "| three things | 1 | 4 | 8 | R = 1, twice the layers over R = 1 | 2 | +0.050 | -0.585 … +0.685 |",
-        "| three things | 1 | 4 | 8 | R = 1, twice the layers over R = 2, shift | 2 | +0.000 | +0.000 … +0.000 |",
+        "| three things | 1 | 9 | 4 | 8 | R = 2, shift over R = 1 | 2 | +0.050 | -0.585 … +0.685 |",
+        "| three things | 1 | 9 | 4 | 8 | R = 1, twice the layers over R = 1 | 2 | +0.050 | -0.585 … +0.685 |",
+        "| three things | 1 | 9 | 4 | 8 | R = 1, twice the layers over R = 2, shift | 2 | +0.000 | +0.000 … +0.000 |",
     ]
     assert found["State tracking, learned offsets"] == []
     tracking[0] |= {"shift": "learned", "offset_shares": [[0.9, 0.4], [0.1, 0.6]]}
