@@ -31,7 +31,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..utils.scripts import RESUME_CHECKPOINT, one_line_errors
+from ..utils.scripts import NO_CHECKPOINT, RESUME_CHECKPOINT, one_line_errors
 from . import data
 from .divergence import DivergedError, Guard
 from .export import export
@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="only evaluate and export the last checkpoint")
     args = parser.parse_args(argv)
 
-    with one_line_errors(DivergedError, advice=RESUME_CHECKPOINT):
+    with one_line_errors(DivergedError, advice=NO_CHECKPOINT if args.gpu else RESUME_CHECKPOINT):
         if args.gpu:
             train_on_gpu(args)
             return

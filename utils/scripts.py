@@ -12,6 +12,7 @@ from .terminal import printable
 INTERRUPTED = 130  # the exit status with which shells report Ctrl-C
 RESUME = "Run the same command again to resume."
 RESUME_CHECKPOINT = "Run the same command again to resume from the last checkpoint."
+NO_CHECKPOINT = "No checkpoint was saved. The same command starts from the beginning."
 
 
 @contextmanager

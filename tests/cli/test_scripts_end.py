@@ -4,7 +4,7 @@
 
 import pytest
 
-from iquest_plt.utils.scripts import RESUME, one_line_errors
+from iquest_plt.utils.scripts import NO_CHECKPOINT, RESUME, RESUME_CHECKPOINT, one_line_errors
 
 
 class Diverged(RuntimeError):
@@ -35,3 +35,17 @@ def test_ctrl_c_promises_nothing_where_nothing_resumes(capsys):
     with pytest.raises(SystemExit, match="130"), one_line_errors():
         raise KeyboardInterrupt
     assert capsys.readouterr().err == "\nInterrupted.\n"
+
+
+@pytest.mark.parametrize("options, advice", [([], RESUME_CHECKPOINT), (["--gpu"], NO_CHECKPOINT)])
+def test_small_training_resumes_only_where_it_saves(options, advice, monkeypatch, capsys):
+    small = pytest.importorskip("iquest_plt.training.small", reason="pip install '.[training]'")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    for name in ("train", "train_on_gpu"):
+        monkeypatch.setattr(small, name, interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        small.main(options)
+    assert capsys.readouterr().err == f"\nInterrupted. {advice}\n"
