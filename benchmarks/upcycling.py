@@ -140,11 +140,11 @@ def run(args) -> dict:
             "seconds": round(time.monotonic() - started, 1),
             "plt_hidden_scale": model.config.plt_hidden_scale,
         }
-        write_json(file, result)
         if args.keep and name in RUNS:
             folder = args.out / name.replace(" ", "-").replace(",", "")
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+        write_json(file, result)  # last: marks the run as finished
         print(f"  {', '.join(cells_of(name, result['runs'][name]))}", flush=True)
     return result
 

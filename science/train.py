@@ -20,14 +20,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from ..modeling_plt import IQuestPLTCoderForCausalLM
 from ..training.compiled import CompiledTraining, seconds_per_step
 from ..training.divergence import DivergedError
-from ..training.recipe import Recipe, build_model, load_stream, prepare
-from ..training.run_files import read_json, write_json
+from ..training.recipe import Recipe, build_model, load_data, make_data
+from ..training.run_files import write_json
 from ..utils.scripts import RESUME, one_line_errors
 from ..utils.timing import environment
 from . import cells
@@ -48,17 +47,16 @@ class Family:
         self.deadline = time.monotonic() + 60 * args.minutes
         self.shape = cells.SMOKE_SHAPE if args.smoke else cells.SHAPES[args.shape]
         self.row = self.shape["max_position_embeddings"]
-        self.stream = load_stream(args.data, "train")
-        manifest = read_json(args.data / "data_manifest.json")["totals"]["heldout"]
-        self.rows = heldout_rows(load_stream(args.data, "heldout"), self.row, self.device)
+        self.tokenizer, self.stream, heldout, manifest = load_data(args.data)
+        totals = manifest["totals"]["heldout"]
+        self.rows = heldout_rows(heldout, self.row, self.device)
         if args.smoke:
             self.rows = self.rows[:20]
-        self.tokenizer = AutoTokenizer.from_pretrained(args.data / "tokenizer")
         self.description = environment(str(self.device)) | {
             "commit": args.commit or current_commit(),
             "data_sha256": hashlib.sha256(self.stream.tobytes()).hexdigest(),
             "stream_tokens": len(self.stream),
-            "heldout_bytes_per_token": manifest["bytes"] / manifest["tokens"],
+            "heldout_bytes_per_token": totals["bytes"] / totals["tokens"],
         }
         self.file = args.out / "runs.json"
         self.runs = read_results(self.file)
@@ -184,7 +182,7 @@ def main(argv: list[str] | None = None, stdlib: Path | None = None) -> None:
     chosen = [CELLS[name] for name in args.cells]
     with one_line_errors(DivergedError, advice=RESUME):
         if args.prepare:
-            prepare(args.data, Recipe(**cells.TEXTS[args.shape]), stdlib)
+            make_data(args.data, Recipe(**cells.TEXTS[args.shape]), stdlib)
         elif not (args.data / "data_manifest.json").exists():
             raise ValueError(f"{args.data} holds no data. Add --prepare to make them.")
         family = Family(args)

@@ -124,7 +124,13 @@ class Recipe:
 def prepare(
     out: Path, recipe: Recipe, stdlib: Path | None = None
 ) -> tuple[PreTrainedTokenizerBase, np.ndarray, np.ndarray, dict]:
-    """Makes or loads the data. Returns the tokenizer, the training and held-out streams, and the data manifest."""
+    """Makes the data if they do not exist, and loads them: see `load_data`."""
+    make_data(out, recipe, stdlib)
+    return load_data(out)
+
+
+def make_data(out: Path, recipe: Recipe, stdlib: Path | None = None) -> None:
+    """Makes the data if they do not exist."""
     done = out / "data_manifest.json"
     if not done.exists():
         out.mkdir(parents=True, exist_ok=True)
@@ -147,9 +153,13 @@ def prepare(
             np.save(out / f"{name}.npy", stream)
             manifest["totals"][name]["tokens"] = len(stream)
         write_json(done, manifest)  # written last: marks the other files as complete
-    manifest = read_json(done)
-    streams = [load_stream(out, name) for name in ("train", "heldout")]
-    return AutoTokenizer.from_pretrained(out / "tokenizer"), *streams, manifest
+
+
+def load_data(folder: Path) -> tuple[PreTrainedTokenizerBase, np.ndarray, np.ndarray, dict]:
+    """Returns the tokenizer, the training and held-out streams, and the data manifest."""
+    manifest = read_json(folder / "data_manifest.json")
+    streams = [load_stream(folder, name) for name in ("train", "heldout")]
+    return AutoTokenizer.from_pretrained(folder / "tokenizer"), *streams, manifest
 
 
 def load_stream(folder: Path, name: str) -> np.ndarray:
@@ -203,4 +213,4 @@ def build_model(
     return model
 
 
-__all__ = ["MAX_GRAD_NORM", "Recipe", "build_model", "load_stream", "prepare"]
+__all__ = ["MAX_GRAD_NORM", "Recipe", "build_model", "load_data", "load_stream", "make_data", "prepare"]

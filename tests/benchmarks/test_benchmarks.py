@@ -108,12 +108,15 @@ def test_upcycling_trains_each_run_once(tmp_path, capsys, monkeypatch):
         f"--model {CHECKPOINT} --data {tmp_path}/texts --heldout {tmp_path}/texts --tokens 256 --length 64 --batch 2"
     )
     for expected in (3, 0):  # the second call finds all runs done
-        upcycling.main([*options.split(), "--device", "cpu", "--lr", "1e-4", "--out", str(tmp_path / "out")])
+        upcycling.main([*options.split(), "--device", "cpu", "--lr", "1e-4", "--out", str(tmp_path / "out"), "--keep"])
         lines = capsys.readouterr().out.splitlines()
         assert sum(line in ("before training", "two loops", "dense") for line in lines) == expected
     runs = json.loads((tmp_path / "out" / "upcycling.json").read_text())["runs"]
     assert [len(run["training_loss"]) for run in runs.values()] == [0, 2, 2]
     before, two, dense = (run["heldout"] for run in runs.values())
     assert two["2"] < before["2"] and dense["1"] < before["1"]
+    for name in ("two-loops", "dense"):
+        kept = {file.name for file in (tmp_path / "out" / name).iterdir()}
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= kept
     with pytest.raises(ValueError, match="other settings"):
         upcycling.main([*options.split(), "--device", "cpu", "--lr", "2e-3", "--out", str(tmp_path / "out")])
